@@ -1,0 +1,115 @@
+package backfill
+
+import (
+	"log/slog"
+	"time"
+
+	"crossfade/backfill/imapconn"
+)
+
+// Job names one mailbox and where it lies on both sides.
+type Job struct {
+	User   string // key of the ledger: the user's address
+	Source imapconn.Account
+	Dest   imapconn.Account
+	// Domain is our own host name: messages that carry a Received line of ours
+	// with the same queue id are one message delivered to both sides.
+	Host string
+}
+
+// Options are how a pass is made.
+type Options struct {
+	// Final asks for a walk that trusts no shortcut: every folder is looked at.
+	Final bool
+	// Progress is called from time to time, at most a few times a second.
+	Progress func(Progress)
+}
+
+// Progress is how far a pass has come.
+type Progress struct {
+	Folder       string `json:"folder"`
+	Folders      int    `json:"folders"`
+	FoldersDone  int    `json:"folders_done"`
+	Messages     int    `json:"messages"` // to copy in this pass, as far as known
+	MessagesDone int    `json:"messages_done"`
+	Bytes        int64  `json:"bytes"`
+	BytesDone    int64  `json:"bytes_done"`
+}
+
+// Problem is a message, a folder or a flag that could not be carried over as
+// it is. It is never skipped silently: the report has all of them.
+type Problem struct {
+	Folder string `json:"folder"`
+	UID    uint32 `json:"uid,omitempty"` // on the source
+	Class  string `json:"class"`         // refused, unreadable, vanished, flag, name
+	Text   string `json:"text"`          // the server's words, or what happened
+}
+
+// Report is the result of a pass.
+type Report struct {
+	Folders  int           `json:"folders"`
+	Messages int           `json:"messages"` // on the source, when it was looked at
+	Copied   int           `json:"copied"`   // appended to the destination
+	Adopted  int           `json:"adopted"`  // found there already, by content key, and paired
+	Flagged  int           `json:"flagged"`  // flags brought over after the copy
+	Bytes    int64         `json:"bytes"`    // appended
+	Problems []Problem     `json:"problems,omitempty"`
+	Took     time.Duration `json:"took"`
+}
+
+// Clean tells whether the pass found nothing to copy and nothing wrong that a
+// further pass could mend.
+func (r Report) Clean() bool {
+	if r.Copied+r.Adopted+r.Flagged > 0 {
+		return false
+	}
+	for _, p := range r.Problems {
+		if p.Class == ClassUnreadable {
+			return false
+		}
+	}
+	return true
+}
+
+// The classes of a Problem.
+const (
+	ClassRefused    = "refused"    // the destination does not take the message
+	ClassUnreadable = "unreadable" // the source does not hand it out
+	ClassVanished   = "vanished"   // gone from the source meanwhile
+	ClassFlag       = "flag"       // a keyword that the destination cannot keep
+	ClassName       = "name"       // a folder name that had to change
+)
+
+// Verification is the comparison of both sides, folder by folder, by content
+// key as a multiset.
+type Verification struct {
+	User     string        `json:"user"`
+	At       time.Time     `json:"at"`
+	Folders  []FolderCheck `json:"folders"`
+	Missing  int           `json:"missing"` // on the source and not on the destination
+	Problems []Problem     `json:"problems,omitempty"`
+}
+
+// OK tells whether nothing of the source is missing on the destination.
+func (v Verification) OK() bool { return v.Missing == 0 }
+
+// FolderCheck compares one folder.
+type FolderCheck struct {
+	Source   string   `json:"source"`
+	Dest     string   `json:"dest"`
+	OnSource int      `json:"on_source"`
+	OnDest   int      `json:"on_dest"`
+	Matched  int      `json:"matched"`
+	Missing  []uint32 `json:"missing,omitempty"` // UIDs on the source
+}
+
+// Copier makes passes. Its methods may run at once for different users, never
+// for the same user.
+type Copier struct {
+	Ledger Ledger
+	Log    *slog.Logger // nil: silent
+	// BatchMessages and BatchBytes bound what is in flight for one user; zero
+	// means 100 messages and 8 MiB.
+	BatchMessages int
+	BatchBytes    int64
+}

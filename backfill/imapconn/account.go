@@ -1,0 +1,41 @@
+// Package imapconn opens IMAP connections and moves messages over them: reading
+// through go-imap behind an adapter that survives what real servers send, and
+// appending on the raw connection.
+//
+// Start reading at [Account].
+package imapconn
+
+import "crypto/tls"
+
+// TLSMode says how a connection is protected.
+type TLSMode string
+
+// The modes.
+const (
+	TLSImplicit TLSMode = "imaps"         // TLS from the first byte
+	TLSStart    TLSMode = "imap+starttls" // STARTTLS, required
+	TLSNone     TLSMode = "imap+insecure"
+)
+
+// Server is an IMAP server.
+type Server struct {
+	Address string // host:port
+	Mode    TLSMode
+	TLS     *tls.Config // nil: the system's roots, the name of Address
+}
+
+// Login says who logs in, and as whom.
+type Login struct {
+	User     string // the name that the password belongs to (authentication identity)
+	Password string
+	// Authz is the user whose mailbox is wanted when it is not User (SASL PLAIN
+	// authorization identity, RFC 4616). Empty: User itself; master users by
+	// suffix have it in User already, as "user*master".
+	Authz string
+}
+
+// Account is one user's mailbox on one server.
+type Account struct {
+	Server Server
+	Login  Login
+}

@@ -1,0 +1,56 @@
+package cutover
+
+import (
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/router"
+)
+
+// Phase is what the conductor does for a user just now.
+type Phase string
+
+// The phases, in order.
+const (
+	PhaseWaiting Phase = "waiting" // for a free place, its wave or its time
+	PhaseCopy    Phase = "copy"    // backfill passes
+	PhaseReady   Phase = "ready"   // in sync, waiting for the word
+	PhaseDrain   Phase = "drain"   // held; deliveries under the old epoch end
+	PhaseFinal   Phase = "final"   // held; the last difference is copied
+	PhaseFlip    Phase = "flip"    // held; verified, being set to new
+	PhaseDone    Phase = "done"
+	PhaseFailed  Phase = "failed" // see Err; tried again at Next when that is set
+)
+
+// Request asks for a user to be moved.
+type Request struct {
+	User   string // address
+	By     string // who asks, for the history
+	Reason string
+	// Sync stops at ready; otherwise the user goes all the way to new.
+	Sync bool
+}
+
+// Status is where the conductor stands with one user.
+type Status struct {
+	User     string             `json:"user"`
+	State    router.State       `json:"state"`
+	Phase    Phase              `json:"phase"`
+	Progress backfill.Progress  `json:"progress"`
+	Passes   int                `json:"passes"`
+	Copied   int                `json:"copied"`
+	Bytes    int64              `json:"bytes"`
+	Problems []backfill.Problem `json:"problems,omitempty"`
+	HoldTime time.Duration      `json:"hold_ns,omitempty"` // of the last flip, from held to released
+	Err      string             `json:"error,omitempty"`
+	Attempts int                `json:"attempts,omitempty"`
+	Started  time.Time          `json:"started"`
+	Updated  time.Time          `json:"updated"`
+	Next     time.Time          `json:"next,omitzero"`
+	Flip     bool               `json:"flip"` // asked to go on to new
+}
+
+// Active tells whether the conductor still works on the user.
+func (s Status) Active() bool {
+	return s.Phase != PhaseDone && s.Phase != PhaseFailed && s.Phase != PhaseReady
+}
