@@ -1,0 +1,150 @@
+package cutover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/router"
+)
+
+// cleanPasses is how many final passes in a row must find nothing.
+const cleanPasses = 2
+
+// flip holds the user and carries the hold to its end. A pass right before it
+// keeps the hold short.
+func (m *move) flip(ctx context.Context, u router.User) error {
+	m.phase(PhaseCopy)
+	rep, err := m.pass(ctx, u, false)
+	if err != nil {
+		return err
+	}
+	if err := blocking(rep); err != nil {
+		return err
+	}
+	req := m.request()
+	held, err := m.c.set(ctx, u, router.StateCutover, req.By, req.Reason)
+	if err != nil {
+		return fmt.Errorf("holding the user: %w", err)
+	}
+	m.note(func(s *Status) { s.State = held.State })
+	return m.held(ctx, held)
+}
+
+// held finishes a hold, begun just now or by an earlier process. Whatever goes
+// wrong, the user does not stay held: he is ready again and reads old.
+func (m *move) held(ctx context.Context, u router.User) error {
+	deadline := u.Since.Add(m.c.cfg.MaxHold)
+	hctx, cancel := context.WithDeadlineCause(ctx, deadline, fmt.Errorf("the hold took longer than max_hold (%s)", m.c.cfg.MaxHold))
+	defer cancel()
+	err := m.finishHold(hctx, u)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // we are stopping: the next process goes on, within max_hold
+	}
+	if cause := context.Cause(hctx); cause != nil {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return m.giveBack(ctx, u, err)
+}
+
+// finishHold drains, copies the last difference and flips.
+func (m *move) finishHold(ctx context.Context, u router.User) error {
+	m.phase(PhaseDrain)
+	if err := m.drain(ctx, u.Address); err != nil {
+		return fmt.Errorf("waiting for deliveries to old: %w", err)
+	}
+	m.phase(PhaseFinal)
+	for clean := 0; clean < cleanPasses; {
+		rep, err := m.pass(ctx, u, true)
+		if err != nil {
+			return err
+		}
+		if err := blocking(rep); err != nil {
+			return err
+		}
+		clean++
+		if !rep.Clean() {
+			clean = 0
+		}
+	}
+	m.phase(PhaseFlip)
+	req := m.request()
+	flipped, err := m.c.set(ctx, u, router.StateNew, req.By, "the final pass found nothing left to copy")
+	if err != nil {
+		return fmt.Errorf("setting the user new: %w", err)
+	}
+	hold := flipped.Since.Sub(u.Since)
+	m.note(func(s *Status) {
+		s.State, s.Phase, s.HoldTime, s.Err, s.Attempts, s.Next = flipped.State, PhaseDone, hold, "", 0, time.Time{}
+	})
+	m.c.cfg.Log.Info("cutover: flipped", "user", u.Address, "hold", hold)
+	return nil
+}
+
+// drain waits until nothing is being delivered to old under an epoch from
+// before the hold.
+func (m *move) drain(ctx context.Context, user string) error {
+	wait := 2 * time.Millisecond
+	for {
+		busy, err := m.c.cfg.Table.Busy(ctx, user)
+		if err != nil {
+			return err
+		}
+		if busy == 0 {
+			return nil
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("%d still being sent: %w", busy, ctx.Err())
+		case <-t.C:
+		}
+		wait = min(2*wait, 100*time.Millisecond)
+	}
+}
+
+// blocking says why a user may not flip although nothing is left to copy: mail
+// that could not be copied would be missing from the mailbox that he reads.
+func blocking(rep backfill.Report) error {
+	var n int
+	var first backfill.Problem
+	for _, p := range rep.Problems {
+		if p.Class == backfill.ClassRefused || p.Class == backfill.ClassUnreadable {
+			if n == 0 {
+				first = p
+			}
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d messages cannot be copied, first UID %d in %q (%s: %s): move or delete them on old, or set the user new with force",
+		n, first.UID, first.Folder, first.Class, first.Text)
+}
+
+// giveBack ends a hold that did not work: mail goes to old again.
+func (m *move) giveBack(ctx context.Context, u router.User, cause error) error {
+	for {
+		cur, err := m.c.cfg.Table.User(ctx, u.Address)
+		if err == nil && (cur.State != router.StateCutover || cur.Epoch != u.Epoch) {
+			return cause // an operator was quicker, or the flip went through and only its reply was lost
+		}
+		if err == nil {
+			_, err = m.c.set(ctx, cur, router.StateReady, "crossfade", cause.Error())
+		}
+		if err == nil || errors.Is(err, router.ErrNoUser) {
+			return cause
+		}
+		m.c.cfg.Log.Error("cutover: a user cannot be released from his hold; trying again", "user", u.Address, "cause", cause, "err", err)
+		if !m.sleep(ctx, time.Second) {
+			return cause
+		}
+	}
+}

@@ -1,0 +1,296 @@
+package cutover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/router"
+)
+
+// smallPass is how much a pass may still have found for its user to count as
+// in sync; the rest is a matter of the hold.
+const smallPass = 20
+
+// maxPasses bounds the passes of one attempt in syncing, for a mailbox that
+// changes faster than it can be copied: the hold ends that race.
+const maxPasses = 8
+
+// move is one user on his way. Its goroutine is run.
+type move struct {
+	c    *Conductor
+	user string
+
+	// Guarded by Conductor.mu.
+	running  bool
+	finished bool
+
+	mu     sync.Mutex
+	req    Request
+	status Status
+	again  chan struct{} // one token: the request changed
+	cancel context.CancelFunc
+	gone   bool // stop was called
+}
+
+func newMove(c *Conductor, u router.User, req Request) *move {
+	now := time.Now()
+	return &move{
+		c: c, user: u.Address, req: req, again: make(chan struct{}, 1),
+		status: Status{User: u.Address, State: u.State, Phase: PhaseWaiting, Started: now, Updated: now, Flip: !req.Sync},
+	}
+}
+
+// ask changes how far the user goes.
+func (m *move) ask(req Request) {
+	m.mu.Lock()
+	m.req = req
+	m.status.Flip = !req.Sync
+	m.mu.Unlock()
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
+func (m *move) request() Request {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.req
+}
+
+func (m *move) snapshot() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status
+}
+
+// note changes the status and tells who listens.
+func (m *move) note(f func(*Status)) {
+	m.mu.Lock()
+	f(&m.status)
+	m.status.Updated = time.Now()
+	s := m.status
+	m.mu.Unlock()
+	if m.c.cfg.Publish != nil {
+		m.c.cfg.Publish(s)
+	}
+}
+
+func (m *move) phase(p Phase) { m.note(func(s *Status) { s.Phase = p }) }
+
+// stop ends the move's work; its goroutine returns soon after.
+func (m *move) stop() {
+	m.mu.Lock()
+	m.gone = true
+	cancel := m.cancel
+	m.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// finish says that nothing is left to do for this move.
+func (m *move) finish() {
+	m.c.mu.Lock()
+	m.finished = true
+	m.c.mu.Unlock()
+}
+
+// run works on the user until he has arrived, was taken back, or ctx ends.
+func (m *move) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m.mu.Lock()
+	m.cancel = cancel
+	gone := m.gone
+	m.mu.Unlock()
+	if gone {
+		m.finish()
+		return
+	}
+	for ctx.Err() == nil {
+		wait, err := m.step(ctx)
+		switch {
+		case ctx.Err() != nil:
+		case errors.Is(err, errArrived):
+			m.finish()
+			return
+		case errors.Is(err, router.ErrEpoch):
+			// Somebody else changed the user: look at him afresh.
+		case err != nil:
+			wait = m.failed(err)
+		}
+		if wait > 0 && !m.sleep(ctx, wait) {
+			break
+		}
+	}
+	m.mu.Lock()
+	gone = m.gone
+	m.mu.Unlock()
+	if gone {
+		m.note(func(s *Status) { s.State, s.Phase, s.Flip = router.StateOld, PhaseDone, false })
+		m.finish()
+	}
+}
+
+// errArrived ends a move: there is no state that needs its work.
+var errArrived = errors.New("arrived")
+
+// sleep waits, or less when the request changes; false when ctx ended.
+func (m *move) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-m.again:
+	case <-t.C:
+	}
+	return true
+}
+
+// failed notes an error and gives the time to wait before the next try.
+func (m *move) failed(err error) time.Duration {
+	cfg := m.c.cfg
+	attempts := m.snapshot().Attempts + 1
+	wait := cfg.RetryFirst
+	for i := 1; i < attempts && wait < cfg.RetryMax; i++ {
+		wait *= 2
+	}
+	wait = min(wait, cfg.RetryMax)
+	m.note(func(s *Status) {
+		s.Phase, s.Err, s.Attempts, s.Next = PhaseFailed, err.Error(), attempts, time.Now().Add(wait)
+	})
+	cfg.Log.Warn("cutover: attempt failed", "user", m.user, "attempt", attempts, "next_in", wait, "err", err)
+	return wait
+}
+
+// step does what the user's present state asks for. It returns how long to
+// wait before the next step.
+func (m *move) step(ctx context.Context) (time.Duration, error) {
+	u, err := m.c.cfg.Table.User(ctx, m.user)
+	if errors.Is(err, router.ErrNoUser) {
+		m.note(func(s *Status) { s.Phase, s.Err = PhaseFailed, "the user was deleted from the table" })
+		return 0, errArrived
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the user: %w", err)
+	}
+	m.note(func(s *Status) { s.State = u.State })
+	switch u.State {
+	case router.StateSyncing:
+		return 0, m.inSlot(ctx, func() error { return m.sync(ctx, u) })
+	case router.StateReady:
+		return m.ready(ctx, u)
+	case router.StateCutover:
+		return 0, m.inSlot(ctx, func() error { return m.held(ctx, u) })
+	case router.StateNew:
+		return m.flipped(ctx, u)
+	}
+	m.phase(PhaseDone)
+	return 0, errArrived
+}
+
+// inSlot runs f when one of the places for users at work is free.
+func (m *move) inSlot(ctx context.Context, f func() error) error {
+	select {
+	case m.c.slots <- struct{}{}:
+	default:
+		m.phase(PhaseWaiting)
+		select {
+		case m.c.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer func() { <-m.c.slots }()
+	return f()
+}
+
+// pass runs one backfill pass and adds it up.
+func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Report, error) {
+	job, err := m.c.cfg.Mailboxes.Job(u)
+	if err != nil {
+		return backfill.Report{}, err
+	}
+	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
+		Final:    final,
+		Progress: func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
+	})
+	m.note(func(s *Status) {
+		s.Passes++
+		s.Copied += rep.Copied
+		s.Bytes += rep.Bytes
+		if err == nil {
+			s.Problems = rep.Problems
+		}
+	})
+	if err != nil {
+		return rep, fmt.Errorf("copying: %w", err)
+	}
+	return rep, nil
+}
+
+// sync copies until a pass is small, then the user is ready.
+func (m *move) sync(ctx context.Context, u router.User) error {
+	m.phase(PhaseCopy)
+	for range maxPasses {
+		rep, err := m.pass(ctx, u, false)
+		if err != nil {
+			return err
+		}
+		if rep.Copied+rep.Adopted <= smallPass {
+			break
+		}
+	}
+	req := m.request()
+	if _, err := m.c.set(ctx, u, router.StateReady, req.By, "in sync"); err != nil {
+		return fmt.Errorf("setting the user ready: %w", err)
+	}
+	m.note(func(s *Status) { s.Err, s.Attempts, s.Next = "", 0, time.Time{} })
+	return nil
+}
+
+// ready flips a user who is to go on, and keeps the others in sync.
+func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) {
+	req := m.request()
+	flip := !req.Sync || m.c.cfg.AutoApprove
+	wait := time.Until(u.NotBefore)
+	if flip && wait <= 0 {
+		return 0, m.inSlot(ctx, func() error { return m.flip(ctx, u) })
+	}
+	err := m.inSlot(ctx, func() error {
+		_, err := m.pass(ctx, u, false)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	m.note(func(s *Status) { s.Phase, s.Err, s.Attempts = PhaseReady, "", 0 })
+	if flip {
+		return min(wait, m.c.cfg.Tail), nil
+	}
+	return m.c.cfg.Tail, nil
+}
+
+// flipped makes the late pass: it catches a delivery to old that was frozen
+// just before its dot when the user was held.
+func (m *move) flipped(ctx context.Context, u router.User) (time.Duration, error) {
+	if wait := time.Until(u.Since.Add(m.c.cfg.LatePass)); wait > 0 {
+		m.phase(PhaseDone)
+		return wait, nil
+	}
+	err := m.inSlot(ctx, func() error {
+		_, err := m.pass(ctx, u, true)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("the pass after the flip: %w", err)
+	}
+	m.note(func(s *Status) { s.Phase, s.Err, s.Attempts, s.Next = PhaseDone, "", 0, time.Time{} })
+	return 0, errArrived
+}

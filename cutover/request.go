@@ -1,0 +1,49 @@
+package cutover
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+)
+
+// requestsOf is the ledger's user under which requests are kept; it is no
+// address, so it cannot meet a user's own records.
+const requestsOf = "conductor"
+
+// stored is a Request as it is kept.
+type stored struct {
+	By     string `json:"by,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Sync   bool   `json:"sync,omitempty"`
+}
+
+// saveRequest keeps req over a restart. A request by nobody is forgotten.
+func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
+	if req.By == "" {
+		return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", nil)
+	}
+	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync})
+	if err != nil {
+		return fmt.Errorf("encoding the request: %w", err)
+	}
+	return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", data)
+}
+
+// loadRequest gives what was last asked for a user. Nothing asked means that
+// the user is kept in sync and no more.
+func (c *Conductor) loadRequest(ctx context.Context, user string) (Request, error) {
+	req := Request{User: user, By: "crossfade", Sync: true}
+	records, err := c.cfg.Requests.LoadLedger(ctx, requestsOf+":"+user)
+	if err != nil {
+		return req, fmt.Errorf("reading the request for %s: %w", user, err)
+	}
+	data, ok := records["request"]
+	if !ok {
+		return req, nil
+	}
+	var s stored
+	if err := json.Unmarshal(data, &s); err != nil {
+		return req, fmt.Errorf("reading the request for %s: %w", user, err)
+	}
+	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync}, nil
+}
