@@ -1,0 +1,39 @@
+# Two commands matter: `make demo` (needs only Go) and `make test`.
+# The real mail servers that tests start come from Debian; .ci/run installs them.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+# The race detector needs a C compiler; without one the tests run without it and say so.
+RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
+
+.PHONY: demo test build lint bench faults fuzz docs clean
+
+demo: ## a whole migration on this machine, nothing to install
+	$(GO) run ./cmd/crossfade demo
+
+test: lint ## everything that must hold, against real servers where they are installed
+	@test -n "$(RACE)" || echo "make test: no C compiler found: running WITHOUT the race detector" >&2
+	$(GO) test $(RACE) -timeout 20m ./...
+
+build: ## bin/crossfade, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/crossfade ./cmd/crossfade
+
+lint: ## formatting, vet
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+
+bench: build ## beside Postfix, in the same run, on this machine (root, Debian; alone: nothing else may run)
+	bash bench/smtp.sh
+
+faults: ## the kill tests, long form: about half an hour
+	CROSSFADE_FAULTS=long $(GO) test -timeout 60m -count=1 -run 'Kill|Crash|Faults' ./store/... ./backfill/... ./internal/...
+
+fuzz: ## every fuzz target for FUZZTIME (30s) each
+	bash bench/fuzz.sh $(or $(FUZZTIME),30s)
+
+docs: ## docs/configuration.md from the code
+	$(GO) run ./cmd/crossfade check --reference > docs/configuration.md
+
+clean:
+	rm -rf bin

@@ -1,0 +1,124 @@
+// Package crossfade_test holds what must be true of the whole tree.
+package crossfade_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// allowed is the import table: which packages of ours a package may import. A
+// package that is not listed may not exist.
+var allowed = map[string][]string{
+	"mail":   {},
+	"config": {},
+	"router": {"mail"},
+	"queue":  {"mail", "router"},
+
+	"relay/wire":       {"mail"},
+	"relay/smtpclient": {"mail"},
+	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
+
+	"backfill/imapconn": {"mail"},
+	"backfill":          {"mail", "backfill/imapconn"},
+	"cutover":           {"mail", "router", "queue", "backfill"},
+	"admin":             {"mail", "router", "queue", "backfill", "cutover"},
+
+	"store/disk":      {"mail", "router", "queue", "backfill"},
+	"store/storetest": {"mail", "router", "queue", "backfill"},
+
+	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
+		"backfill/imapconn", "cutover", "admin", "store/disk"},
+	"internal/mailtest":          {"mail"},
+	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
+	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
+
+	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "backfill", "internal/daemon", "internal/demo", "admin"},
+}
+
+// testOnly may be imported by tests and by the demo alone.
+var testOnly = []string{"internal/mailtest", "internal/mailtest/realtest", "store/storetest"}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	Doc        string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps,Doc,GoFiles", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if len(p.GoFiles) > 0 {
+			pkgs = append(pkgs, p)
+		}
+	}
+}
+
+func TestImportTable(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, "crossfade/")
+		may, ok := allowed[name]
+		if !ok {
+			t.Errorf("package %s is not in the import table: give it a place there or put its code where it belongs", name)
+			continue
+		}
+		if !strings.HasPrefix(p.Doc, "Package ") && !strings.HasPrefix(p.Doc, "Command ") {
+			t.Errorf("package %s has no package sentence", name)
+		}
+		for _, imp := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imp, "crossfade/")
+			if isOurs && !slices.Contains(may, ours) {
+				t.Errorf("%s imports %s, which the import table does not allow", name, ours)
+			}
+		}
+	}
+}
+
+// TestNoTestLibraryInTheBinary: what only tests need does not ship, apart from
+// the demo's own mail systems.
+func TestNoTestLibraryInTheBinary(t *testing.T) {
+	banned := []string{"testing", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/google/go-cmp/cmp",
+		"github.com/rogpeppe/go-internal/testscript", "crossfade/internal/mailtest/realtest", "crossfade/store/storetest"}
+	for _, p := range packages(t) {
+		if p.ImportPath != "crossfade/cmd/crossfade" {
+			continue
+		}
+		for _, b := range banned {
+			if slices.Contains(p.Deps, b) {
+				t.Errorf("the binary links %s", b)
+			}
+		}
+	}
+}
+
+// TestDriversStayInTheirStore: the database driver is known to one package.
+func TestDriversStayInTheirStore(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, imp := range p.Imports {
+			if strings.HasPrefix(imp, "modernc.org/sqlite") && p.ImportPath != "crossfade/store/disk" {
+				t.Errorf("%s imports %s: only store/disk may", p.ImportPath, imp)
+			}
+			if slices.Contains(testOnly, strings.TrimPrefix(imp, "crossfade/")) && !strings.Contains(p.ImportPath, "demo") &&
+				!strings.Contains(p.ImportPath, "mailtest") {
+				t.Errorf("%s imports %s outside of a test", p.ImportPath, imp)
+			}
+		}
+	}
+}
