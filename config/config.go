@@ -1,0 +1,151 @@
+// Package config reads the one configuration file of Crossfade and says exactly what is wrong with it.
+//
+// It is a leaf: it imports nothing of ours and starts nothing. [Load] reads a file, [Parse] reads bytes; both are
+// strict (an unknown or repeated key is an error that names file, line and the nearest known key), apply the defaults
+// of [Default], resolve relative paths against the file's directory, turn domain names into lower-case A-labels and
+// end with [Config.Validate]. All problems of one stage are reported at once, each as a [*Problem], joined.
+//
+// Validate looks only at the values, never at the disk or the network, so the same file always gets the same answer.
+// What needs the disk is separate: [Login.Password], [Login.Passwords] and [Config.Warnings].
+//
+// The struct tags of [Config] are the single source of the reference page ([Reference]): `doc` is the meaning, `enum`,
+// `min` and `max` are checked by Validate, `path` marks file names, and `reload:"restart"` marks what a reload cannot
+// apply ([Diff]). Start reading at [Config].
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is the whole configuration. Its zero value is not usable: begin with [Default], [Load] or [Parse].
+// A Config is not changed after it was built, so it may be shared between goroutines.
+type Config struct {
+	Hostname string   `yaml:"hostname" reload:"restart" doc:"Our own name, fully qualified: used in the greeting, in Received and in Authentication-Results. Required."`
+	Domains  []string `yaml:"domains" doc:"Domains that mail is accepted for, each written out (no wildcards). International names may be written as they are read; they are kept as A-labels. Required."`
+	Store    string   `yaml:"store" reload:"restart" path:"yes" doc:"Directory of the embedded store (queue, users, ledger). A redis:// URL is reserved for the shared store and is refused for now."`
+	SMTP     SMTP     `yaml:"smtp" doc:"Mail in: the listeners that the MX record points at."`
+	Admin    Admin    `yaml:"admin" doc:"The HTTP API that operators and the command line use."`
+	Log      Log      `yaml:"log" doc:"What is logged, to standard error."`
+	Backends Backends `yaml:"backends" doc:"The two mail systems between which users move."`
+	Routing  Routing  `yaml:"routing" doc:"How recipients are found."`
+	Cutover  Cutover  `yaml:"cutover" doc:"How users are moved."`
+	Queue    Queue    `yaml:"queue" doc:"How long and how much mail is kept."`
+
+	src *source // where each key was written; nil for a Config built in code
+}
+
+// SMTP configures the listeners for mail. Sizes are bytes of the message as it arrives.
+type SMTP struct {
+	Listen              []string       `yaml:"listen" reload:"restart" doc:"Addresses to listen on, host:port. Port 0 takes a free one."`
+	TLS                 KeyPair        `yaml:"tls" doc:"Certificate for STARTTLS; without one, STARTTLS is not offered. The files are read again when they change."`
+	MaxMessageSize      Size           `yaml:"max_message_size" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
+	MaxConnections      int            `yaml:"max_connections" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
+	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
+	MaxRecipients       int            `yaml:"max_recipients" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
+	Trusted             []netip.Prefix `yaml:"trusted" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers. Never an open relay to the world."`
+	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that speak PROXY v1 or v2. Not supported yet: must stay empty."`
+	IdleTimeout         Duration       `yaml:"idle_timeout" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
+	DataTimeout         Duration       `yaml:"data_timeout" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
+}
+
+// KeyPair names a certificate chain and its private key, both PEM files. Both are set or neither is.
+type KeyPair struct {
+	Cert string `yaml:"cert" reload:"restart" path:"yes" doc:"PEM file with the certificate and its intermediates."`
+	Key  string `yaml:"key" reload:"restart" path:"yes" doc:"PEM file with the private key."`
+}
+
+// Enabled reports whether a certificate is configured.
+func (k KeyPair) Enabled() bool { return k.Cert != "" && k.Key != "" }
+
+// Admin configures the HTTP API.
+type Admin struct {
+	Listen    string  `yaml:"listen" reload:"restart" doc:"Address of the API, host:port. Anything but a loopback address needs tls, or insecure: true."`
+	TokenFile string  `yaml:"token_file" reload:"restart" path:"yes" doc:"File with the bearer token; made with a random token (mode 0600) at the first start when absent."`
+	TLS       KeyPair `yaml:"tls" doc:"Certificate of the API; without one it speaks plain HTTP."`
+	Insecure  bool    `yaml:"insecure" reload:"restart" doc:"Allow plain HTTP on an address that others can reach: the token then crosses the network readable."`
+}
+
+// Log configures the log.
+type Log struct {
+	Level  string `yaml:"level" enum:"debug|info|warn|error" doc:"Least level that is logged."`
+	Format string `yaml:"format" enum:"text|json" doc:"Shape of a log line."`
+}
+
+// Backends are the two sides of the migration.
+type Backends struct {
+	Old Backend `yaml:"old" doc:"The mail system that users leave."`
+	New Backend `yaml:"new" doc:"The mail system that users move to."`
+}
+
+// Backend is one mail system: where it takes mail, and where mailboxes are read for the backfill.
+type Backend struct {
+	SMTP               Endpoint   `yaml:"smtp" doc:"Where mail is delivered: smtp:// (TLS when offered), smtp+starttls:// (TLS required), smtps://, smtp+insecure:// (never TLS), lmtp:// or lmtp+unix:///path. Default ports 25, 465 (smtps) and 24 (lmtp). Required."`
+	IMAP               Endpoint   `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
+	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server. Required with imap."`
+	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
+	MaxConnections     int        `yaml:"max_connections" min:"1" max:"10000" doc:"Deliveries to this side at once."`
+	MaxIMAPConnections int        `yaml:"max_imap_connections" min:"1" max:"10000" doc:"IMAP connections to this side at once."`
+}
+
+// BackendTLS says how a backend's certificate is checked, for SMTP and IMAP alike.
+type BackendTLS struct {
+	CA                 string `yaml:"ca" path:"yes" doc:"PEM file with the authorities to trust instead of the system's."`
+	ServerName         string `yaml:"server_name" doc:"Name expected in the certificate; empty means the host of the URL."`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" doc:"Accept any certificate: whoever sits on the path can read and change mail."`
+}
+
+// Routing says how recipients are found.
+type Routing struct {
+	Unknown    string `yaml:"unknown" enum:"verify|reject|old|new" doc:"What to do with an address that is in no table: verify asks both sides, reject refuses it, old and new send it there."`
+	Subaddress string `yaml:"subaddress" doc:"Character that separates user from tag: user+tag@ belongs to user@. The empty string turns this off."`
+}
+
+// Cutover says how users are moved.
+type Cutover struct {
+	Approve     string   `yaml:"approve" enum:"manual|auto" doc:"Whether a user who is ready waits for an operator or goes on alone."`
+	MaxHold     Duration `yaml:"max_hold" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
+	Window      Duration `yaml:"window" min:"0s" max:"365d" doc:"How long the mailbox that was left is swept for stragglers after the flip."`
+	Concurrency int      `yaml:"concurrency" min:"1" max:"1000" doc:"Users moved at the same time."`
+}
+
+// Queue says how long and how much mail is kept.
+type Queue struct {
+	Expire      Duration `yaml:"expire" min:"1s" max:"365d" doc:"Age at which mail that no backend took is bounced. RFC 5321, 4.5.4.1 asks for 4 to 5 days at least. Held mail does not expire."`
+	DelayNotice Duration `yaml:"delay_notice" min:"0s" max:"365d" doc:"Age at which the sender is told of a delay; 0 means never."`
+	MaxSize     Size     `yaml:"max_size" min:"0" doc:"Most bytes of mail in the queue; beyond it new mail gets 452. 0 means no limit but the disk."`
+	MinFree     Size     `yaml:"min_free" min:"0" doc:"Free space to keep on the store's disk; below it new mail gets 452."`
+}
+
+// Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains
+// and both backends' smtp are set.
+func Default() *Config {
+	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 8}
+	return &Config{
+		Store: "./data",
+		SMTP: SMTP{
+			Listen:              []string{"0.0.0.0:25"},
+			MaxMessageSize:      50 * MiB,
+			MaxConnections:      1000,
+			MaxConnectionsPerIP: 50,
+			MaxRecipients:       1000,
+			IdleTimeout:         Duration(5 * time.Minute),
+			DataTimeout:         Duration(time.Hour),
+		},
+		Admin:    Admin{Listen: "127.0.0.1:8025", TokenFile: "./admin.token"},
+		Log:      Log{Level: "info", Format: "text"},
+		Backends: Backends{Old: backend, New: backend},
+		Routing:  Routing{Unknown: "verify", Subaddress: "+"},
+		Cutover: Cutover{
+			Approve:     "manual",
+			MaxHold:     Duration(10 * time.Minute),
+			Window:      Duration(7 * day),
+			Concurrency: 4,
+		},
+		Queue: Queue{
+			Expire:      Duration(5 * day),
+			DelayNotice: Duration(4 * time.Hour),
+			MinFree:     512 * MiB,
+		},
+	}
+}
