@@ -225,7 +225,7 @@ func (c *Conductor) set(ctx context.Context, u router.User, to router.State, by,
 		return u, err
 	}
 	from := u.State
-	u.State, u.Note = to, ""
+	u.State, u.Since, u.Note = to, time.Now(), ""
 	if to == router.StateReady && from == router.StateCutover {
 		u.Note = reason
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +54,8 @@ func TestOneUserGoesAllTheWay(t *testing.T) {
 		}
 		// 500 and 3 in syncing, 1 before the hold; 1 0 0 held: two clean ones in a row.
 		want := "alice@example.org alice@example.org alice@example.org alice@example.org final alice@example.org final alice@example.org final"
-		if got := strings.Join(cop.passes, " "); got != want {
+		passes, _ := cop.seen()
+		if got := strings.Join(passes, " "); got != want {
 			t.Errorf("passes: %s", got)
 		}
 		st, ok := c.StatusOf(alice)
@@ -61,7 +63,8 @@ func TestOneUserGoesAllTheWay(t *testing.T) {
 			t.Errorf("status: %+v", st)
 		}
 		time.Sleep(3 * time.Minute) // the late pass
-		if n := len(cop.passes); n != 7 {
+		passes, _ = cop.seen()
+		if n := len(passes); n != 7 {
 			t.Errorf("%d passes after the late one, want 7", n)
 		}
 	})
@@ -76,7 +79,8 @@ func TestSyncStopsAtReadyAndIsKeptSo(t *testing.T) {
 		if tab.state(alice) != router.StateReady {
 			t.Fatalf("the user is %s", tab.state(alice))
 		}
-		if n := len(cop.passes); n < 6 {
+		passes, _ := cop.seen()
+		if n := len(passes); n < 6 {
 			t.Errorf("%d passes in five minutes: a ready user is not kept in sync", n)
 		}
 		start(t, c, alice, false)
@@ -97,7 +101,8 @@ func TestHoldWaitsForDeliveriesUnderTheOldEpoch(t *testing.T) {
 		if tab.state(alice) != router.StateCutover {
 			t.Fatalf("with deliveries under way the user is %s, want cutover", tab.state(alice))
 		}
-		for _, p := range cop.passes {
+		passes, _ := cop.seen()
+		for _, p := range passes {
 			if strings.HasSuffix(p, "final") {
 				t.Fatal("a final pass ran before the drain was over")
 			}
@@ -138,9 +143,10 @@ func TestHoldEndsAfterMaxHold(t *testing.T) {
 func TestErrorWhileHeldReleasesTheUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab, cop := newTable(), &copier{}
-		failing := true
+		var failing atomic.Bool
+		failing.Store(true)
 		cop.pass = func(_ string, _ int, final bool) (backfill.Report, error) {
-			if final && failing {
+			if final && failing.Load() {
 				return backfill.Report{}, errors.New("new: over quota")
 			}
 			return backfill.Report{}, nil
@@ -151,7 +157,7 @@ func TestErrorWhileHeldReleasesTheUser(t *testing.T) {
 		if got, want := tab.way(alice), "syncing ready cutover ready"; got != want {
 			t.Fatalf("the user went %q, want %q", got, want)
 		}
-		failing = false
+		failing.Store(false)
 		time.Sleep(2 * time.Minute)
 		if tab.state(alice) != router.StateNew {
 			t.Errorf("the next attempt left the user %s", tab.state(alice))
@@ -277,8 +283,8 @@ func TestManyUsersShareThePlaces(t *testing.T) {
 				t.Errorf("u%d is %s", i, st)
 			}
 		}
-		if cop.most > 3 {
-			t.Errorf("%d users at once, want at most 3", cop.most)
+		if _, most := cop.seen(); most > 3 {
+			t.Errorf("%d users at once, want at most 3", most)
 		}
 	})
 }

@@ -182,6 +182,13 @@ func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options)
 	return c.pass(job.User, n, o.Final)
 }
 
+// seen lists the passes so far; most is how many ran at once.
+func (c *copier) seen() (passes []string, most int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.passes), c.most
+}
+
 func (c *copier) Verify(_ context.Context, job backfill.Job) (backfill.Verification, error) {
 	return backfill.Verification{User: job.User}, nil
 }
