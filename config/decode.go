@@ -239,6 +239,9 @@ func kindOf(node ast.Node) string {
 		if n.Token.Type != token.StringType {
 			return "a string in quotes"
 		}
+		if strings.Trim(n.Value, "0123456789") == "" {
+			return "a number too large to count" // the library makes a string of it
+		}
 		return "a string"
 	case *ast.LiteralNode:
 		return "a block of text"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -20,6 +21,8 @@ func NormalDomain(name string) (string, error) {
 	switch {
 	case trimmed == "":
 		return "", errors.New("empty domain name")
+	case !utf8.ValidString(trimmed): // the library maps each bad byte to the same valid name
+		return "", fmt.Errorf("%q is not UTF-8", name)
 	case strings.Contains(trimmed, "@"):
 		return "", fmt.Errorf("%q is an address: write the domain alone", name)
 	case strings.Contains(trimmed, "*"):

@@ -51,7 +51,7 @@ func Parse(name string, data []byte) (*Config, error) {
 	c.src = src
 	d := &decoder{src: src}
 	d.mapping(root, reflect.ValueOf(c).Elem(), "")
-	if err := errors.Join(d.problems...); err != nil {
+	if err := src.join(d.problems); err != nil {
 		return nil, err
 	}
 	c.resolve(filepath.Dir(name))

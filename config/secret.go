@@ -10,17 +10,27 @@ import (
 const redacted = "<redacted>"
 
 // Secret holds a password or token. Every way of printing or encoding it gives <redacted>, also when it is a field of
-// something else; only [Secret.Reveal] gives the content. The zero value is the empty secret.
-type Secret struct{ value string }
+// something else; only [Secret.Reveal] gives the content. The zero value is the empty secret. Do not compare secrets
+// with ==.
+type Secret struct {
+	// A pointer, because fmt reaches into unexported fields of other structs without calling our methods, and then
+	// prints the address instead of the content.
+	value *string
+}
 
 // NewSecret wraps value.
-func NewSecret(value string) Secret { return Secret{value: value} }
+func NewSecret(value string) Secret { return Secret{value: &value} }
 
 // Reveal returns the content. Use it where it goes on the wire, and nowhere else.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
 
 // IsZero reports whether the secret is empty.
-func (s Secret) IsZero() bool { return s.value == "" }
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String returns <redacted>.
 func (Secret) String() string { return redacted }

@@ -54,6 +54,21 @@ func Problems(err error) []*Problem {
 	return nil
 }
 
+// maxProblems bounds what one error reports: beyond it, the file is of another kind or has one mistake many times.
+const maxProblems = 50
+
+// join makes one error of all problems, or of the first and a count of the rest.
+func (s *source) join(problems []error) error {
+	if more := len(problems) - maxProblems; more > 0 {
+		rest := &Problem{Text: fmt.Sprintf("and %d more problems", more)}
+		if s != nil {
+			rest.File = s.name
+		}
+		problems = append(problems[:maxProblems:maxProblems], rest)
+	}
+	return errors.Join(problems...)
+}
+
 // position is a place in the file: line and column in characters, both from 1.
 type position struct{ line, column int }
 
@@ -117,7 +132,7 @@ func (s *source) excerpt(at position) string {
 // secretKey finds a key whose value may be a secret; names that end in _file or _env only point at one.
 var (
 	secretKey = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|pw|secret|token|api_?key)["']?\s*[:=]`)
-	userInfo  = regexp.MustCompile(`://[^\s]*@|[^\s"'{\[,]+:[^\s:]+@`)
+	userInfo  = regexp.MustCompile(`([A-Za-z+]+://)\S*@|[^\s"'{\[,]+:\S+@`)
 )
 
 // redactLines cuts out what may be a password: the value of a key named like one, with the lines indented below it,
@@ -136,13 +151,7 @@ func redactLines(lines []string) []string {
 			hiddenBelow = indent
 			line = line[:at[1]] + " " + redacted
 		}
-		out[i] = userInfo.ReplaceAllStringFunc(line, func(found string) string {
-			scheme, _, _ := strings.Cut(found, "://")
-			if scheme == "" {
-				return "://" + redacted + "@"
-			}
-			return redacted + "@"
-		})
+		out[i] = userInfo.ReplaceAllString(line, "${1}"+redacted+"@")
 	}
 	return out
 }

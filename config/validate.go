@@ -2,7 +2,6 @@ package config
 
 import (
 	"encoding"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -27,7 +26,7 @@ func (c *Config) Validate() error {
 	k.sides()
 	k.loops()
 	k.subaddress()
-	return errors.Join(k.problems...)
+	return k.c.src.join(k.problems)
 }
 
 type checker struct {
@@ -141,13 +140,15 @@ func (k *checker) smtp() {
 	if len(s.Listen) == 0 {
 		k.fail("smtp.listen", "empty: name at least one address, such as 0.0.0.0:25")
 	}
+	seen := make(map[string]bool)
 	for i, address := range s.Listen {
 		key := fmt.Sprintf("smtp.listen[%d]", i)
 		if _, port, err := parseListen(address); err != nil {
 			k.fail(key, "%s", err)
-		} else if before := slices.Index(s.Listen, address); before < i && port != 0 {
+		} else if seen[address] && port != 0 {
 			k.fail(key, "%s is listed twice", address)
 		}
+		seen[address] = true
 	}
 	k.keyPair("smtp.tls", s.TLS)
 	for i, network := range s.Trusted {
