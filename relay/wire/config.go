@@ -1,0 +1,184 @@
+package wire
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Config says how the guard behaves. The zero value of a limit or a timeout
+// means its default, a negative limit means none. It is read once, by
+// NewListener; the functions in it are called from many goroutines at once.
+type Config struct {
+	// Hostname is the name in the greeting and in every reply that names us.
+	Hostname string
+	// Greeting follows the host name in the 220 line (default "ESMTP").
+	Greeting string
+	// Extensions are the keyword lines of the EHLO reply, such as "SIZE 1000".
+	// STARTTLS is added by the guard. The default is what the guard can promise
+	// alone: PIPELINING, 8BITMIME, ENHANCEDSTATUSCODES and CHUNKING.
+	Extensions []string
+	// Postmaster is the mailbox that takes mail to <postmaster> without a domain
+	// (RFC 5321, 4.5.1). Empty means that such a recipient is refused.
+	Postmaster string
+
+	// TLS gives the configuration for one handshake, so that certificates can
+	// be replaced at any time. A nil function or a nil result means that STARTTLS
+	// is neither offered nor taken.
+	TLS func() *tls.Config
+	// Overload is asked before the greeting. A text that is not empty, such as
+	// "4.3.1 no space left", is sent with 421 and the connection is closed.
+	Overload func() string
+	// Trusted names the peers that MaxConnsPerIP does not bind, such as the
+	// backends' own outbound hosts.
+	Trusted func(netip.Addr) bool
+
+	// MaxConns bounds the connections in all (default 1,000).
+	MaxConns int
+	// MaxConnsPerIP bounds the connections of one IPv4 address or one IPv6 /64
+	// network (default 50).
+	MaxConnsPerIP int
+	// MaxCommand bounds a command line, CRLF included, in bytes (default 2,048,
+	// at most 8,192; RFC 5321, 4.5.3.1.4, asks for 512 and more with parameters).
+	MaxCommand int
+	// MaxLine bounds a line of a message, CRLF included, in bytes (default
+	// 65,536; RFC 5321, 4.5.3.1.6, asks for 1,000).
+	MaxLine int
+	// MaxBody is the number of bytes of one message after which the connection is
+	// cut, so that a refused message is not read for ever. It should be well above
+	// the message limit; the default is none.
+	MaxBody int64
+	// MaxMessages bounds the messages on one connection (default none).
+	MaxMessages int
+	// MaxErrors bounds the failed commands other than RCPT since the last message
+	// that was taken (default 20).
+	MaxErrors int
+	// MaxRcptErrors bounds the refused recipients since the last message that was
+	// taken (default 100). 452, "too many recipients", does not count: a client
+	// with a long list may rightly run into it again and again.
+	MaxRcptErrors int
+	// MaxNoise bounds NOOP, RSET, VRFY, HELP and repeated EHLO since the last
+	// message that was taken (default 100).
+	MaxNoise int
+
+	// IdleTimeout is how long one whole command line may take (default 5 min;
+	// RFC 5321, 4.5.3.2.7).
+	IdleTimeout time.Duration
+	// DataTimeout is how long the next bytes of a message may take (default 5 min).
+	DataTimeout time.Duration
+	// WriteTimeout is how long the client may take to accept replies (default 1 min).
+	WriteTimeout time.Duration
+
+	// Metrics are told what happens. Each function may be nil.
+	Metrics Metrics
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// Metrics are hooks for counters. They are called from many goroutines and must
+// not block; any of them may be nil.
+type Metrics struct {
+	// Opened and Closed are called for each connection that was not refused at
+	// once by a connection limit.
+	Opened func()
+	Closed func()
+	// Refused is called when a connection is ended by the guard, with a short
+	// fixed word: "conns", "conns_per_ip", "overload", "errors", "noise", "idle",
+	// "body_timeout", "body_size", "messages", "tls_injection", "other_protocol",
+	// "shutdown", "bdat_syntax", "line_length".
+	Refused func(reason string)
+	// Message is called when the guard refuses a message because of its bytes,
+	// with "bare_newline" or "line_length".
+	Message func(reason string)
+	// Handshake is called after each TLS handshake.
+	Handshake func(ok bool)
+}
+
+func call(f func()) {
+	if f != nil {
+		f()
+	}
+}
+
+func callWith(f func(string), word string) {
+	if f != nil {
+		f(word)
+	}
+}
+
+const (
+	maxCommandLimit = 8 << 10
+	noLimit         = int(^uint(0) >> 1)
+)
+
+// withDefaults fills in the defaults and turns "none" into a number that is
+// never reached.
+func (c Config) withDefaults() Config {
+	if c.Hostname == "" {
+		c.Hostname = "localhost"
+	}
+	if c.Greeting == "" {
+		c.Greeting = "ESMTP"
+	}
+	if c.Extensions == nil {
+		c.Extensions = []string{"PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "CHUNKING"}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	for _, l := range []struct {
+		field *int
+		byDef int
+	}{
+		{&c.MaxConns, 1000}, {&c.MaxConnsPerIP, 50}, {&c.MaxCommand, 2048}, {&c.MaxLine, 64 << 10},
+		{&c.MaxMessages, noLimit}, {&c.MaxErrors, 20}, {&c.MaxRcptErrors, 100}, {&c.MaxNoise, 100},
+	} {
+		switch {
+		case *l.field == 0:
+			*l.field = l.byDef
+		case *l.field < 0:
+			*l.field = noLimit
+		}
+	}
+	c.MaxCommand = min(c.MaxCommand, maxCommandLimit)
+	for _, t := range []struct {
+		field *time.Duration
+		byDef time.Duration
+	}{
+		{&c.IdleTimeout, 5 * time.Minute}, {&c.DataTimeout, 5 * time.Minute}, {&c.WriteTimeout, time.Minute},
+	} {
+		if *t.field <= 0 {
+			*t.field = t.byDef
+		}
+	}
+	return c
+}
+
+// ehloReply is the whole EHLO reply, made once: it is the same for every client.
+func (c Config) ehloReply(offerTLS bool) string {
+	lines := append([]string{c.Hostname}, c.Extensions...)
+	if offerTLS {
+		lines = append(lines, "STARTTLS")
+	}
+	var b strings.Builder
+	for i, line := range lines {
+		sep := "-"
+		if i == len(lines)-1 {
+			sep = " "
+		}
+		b.WriteString("250" + sep + oneLine(line) + "\r\n")
+	}
+	return b.String()
+}
+
+// oneLine keeps text from outside this package from becoming a second reply.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,356 @@
+package wire
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// phase is what the client's next bytes are, or why nobody reads them.
+type phase uint8
+
+const (
+	phaseStart   phase = iota // the greeting has not been sent
+	phaseCommand              // a command line
+	phaseBody                 // message bytes, handed to the library
+	phaseBroken               // the message failed: Read fails until Session.Data has returned
+	phaseDrain                // message bytes that nobody wants any more
+	phaseDone                 // the connection is over
+)
+
+// asked is the command that the library has read and not yet answered. It has
+// answered when it reads again; that is the lock-step this package rests on.
+type asked uint8
+
+const (
+	askedNothing asked = iota // only the library's own 220 comes unasked
+	askedHello                // our HELO, of which the client knows nothing
+	askedMail
+	askedRcpt
+	askedReset
+	askedData // waiting for 354
+	askedBody // waiting for the verdict over the message
+)
+
+// Conn is one guarded connection. Inside a session it is reached by
+// smtp.Conn.Conn().(*wire.Conn). Read, Write and the methods that a session uses
+// belong to the connection's own goroutine, in which the session's methods run
+// too; Close, the addresses and the deadlines may be used from anywhere.
+type Conn struct {
+	raw    net.Conn // what the listener below accepted
+	net    net.Conn // raw, or TLS on top of it
+	l      *Listener
+	number uint64
+	start  time.Time
+	remote netip.AddrPort
+	ipKey  netip.Addr // what the connection counts against; guarded by l.mu
+
+	phase phase
+	asked asked
+	buf   *buffers // nil when the connection is over
+	r, w  int      // bytes of the client not yet used: buf.in[r:w]
+	feed  []byte   // bytes that the library gets before anything else
+	lost  bool     // a write failed
+
+	helo    string
+	esmtp   bool
+	tls     *tls.ConnectionState
+	greeted bool // the client has said EHLO or HELO since the start or STARTTLS
+	told    bool // the library knows about it
+
+	tx       transaction
+	last     []byte // the MAIL or RCPT line that the library is working at
+	lastPath [2]int // where in last the path stands
+	reply    replyState
+	settle   settler
+	count    counters
+	lineAt   int // where the peeked command line is in buf.in, and how long it is
+	lineLen  int
+
+	mu      sync.Mutex
+	waiting bool // in a read that Shutdown may interrupt
+	readBy  time.Time
+	writeBy time.Time
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// transaction is what the guard knows of the current one.
+type transaction struct {
+	begun bool // MAIL reached the library, so RSET must reach it too
+	mail  bool // MAIL was accepted
+	utf8  bool // with SMTPUTF8
+	rcpts int  // accepted recipients
+
+	bdat    bool  // the body comes in chunks
+	last    bool  // the current chunk is the last one
+	chunk   int64 // bytes of it still to come
+	size    int64 // its size
+	body    int64 // bytes of the body so far, as sent
+	broken  error // what Read says in phaseBroken
+	verdict string
+}
+
+// counters are set back when a message is taken, but for messages.
+type counters struct {
+	errors, rcptErrors, noise int
+	messages                  int
+}
+
+const inSize = 16 << 10
+
+// buffers are what a connection needs while it is open. They are pooled because
+// most connections carry one message and are gone within milliseconds.
+type buffers struct {
+	in   [inSize]byte
+	out  []byte // replies not yet sent
+	line []byte // a command line rewritten for the library
+	rep  []byte // a reply line of the library that came in pieces
+}
+
+var pool = sync.Pool{New: func() any {
+	return &buffers{out: make([]byte, 0, 1024), line: make([]byte, 0, 512)}
+}}
+
+func (c *Conn) setRemote(a net.Addr) {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap := a.AddrPort()
+		c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	case nil:
+	default:
+		if ap, err := netip.ParseAddrPort(a.String()); err == nil {
+			c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+	}
+}
+
+// Read gives the library its next bytes: one command line, or message bytes
+// whose only line end is CRLF and whose end is CR LF . CR LF. It holds the whole
+// dialogue with the client in between. At the end of the connection it returns
+// io.EOF between commands, whatever the cause, so that nothing is logged for it,
+// and an error that is not io.EOF inside a message.
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if len(c.feed) > 0 {
+			n := copy(p, c.feed)
+			c.feed = c.feed[n:]
+			return n, nil
+		}
+		if c.lost && c.phase != phaseDone {
+			c.end("")
+		}
+		switch c.phase {
+		case phaseStart:
+			c.open()
+		case phaseCommand:
+			c.command()
+		case phaseBody:
+			if n := c.body(p); n > 0 {
+				return n, nil
+			}
+		case phaseBroken:
+			return 0, c.tx.broken
+		case phaseDrain:
+			c.drain()
+		case phaseDone:
+			if c.asked == askedBody {
+				return 0, io.ErrUnexpectedEOF
+			}
+			return 0, io.EOF
+		}
+	}
+}
+
+// open greets the client, or says why not. It is the first thing that happens in
+// the connection's own goroutine.
+func (c *Conn) open() {
+	c.buf = pool.Get().(*buffers)
+	c.phase = phaseCommand
+	cfg := &c.l.cfg
+	if _, known := c.raw.(*net.TCPConn); !known {
+		c.setRemote(c.raw.RemoteAddr())
+		if !c.l.admit(c) {
+			c.refuseConn("conns_per_ip", "421 4.7.0 too many connections, try again later")
+			return
+		}
+	}
+	if cfg.Overload != nil {
+		if text := cfg.Overload(); text != "" {
+			c.refuseConn("overload", "421 "+oneLine(text))
+			return
+		}
+	}
+	c.put("220 ")
+	c.put(cfg.Hostname)
+	c.put(" ")
+	c.say(oneLine(cfg.Greeting))
+}
+
+// refuseConn ends the connection because of a rule of ours.
+func (c *Conn) refuseConn(reason, reply string) {
+	callWith(c.l.cfg.Metrics.Refused, reason)
+	c.l.cfg.Logger.Debug("smtp connection ended", "reason", reason, "remote", c.remote, "conn", c.number)
+	c.end(reply)
+}
+
+// end sends a last reply, if any, and gives the buffers back. The library closes
+// the connection when it has read the end.
+func (c *Conn) end(reply string) {
+	if c.phase == phaseDone {
+		return
+	}
+	if reply != "" {
+		c.say(reply)
+	}
+	c.flush()
+	c.phase = phaseDone
+	c.feed, c.last = nil, nil
+	b := c.buf
+	c.buf = nil
+	b.out, b.line, b.rep = b.out[:0], b.line[:0], b.rep[:0]
+	if cap(b.out) <= 64<<10 {
+		pool.Put(b)
+	}
+}
+
+// endFor ends the connection as the failure of a read or write demands.
+func (c *Conn) endFor(err error, timeoutReason string) {
+	var ne net.Error
+	switch {
+	case errors.Is(err, errShutdown):
+		c.refuseConn("shutdown", "421 4.3.2 "+c.l.cfg.Hostname+" is shutting down, try again later")
+	case errors.As(err, &ne) && ne.Timeout():
+		c.refuseConn(timeoutReason, "421 4.4.2 "+c.l.cfg.Hostname+" waited too long, closing connection")
+	default:
+		c.end("")
+	}
+}
+
+var errShutdown = errors.New("wire: shutting down")
+
+// errLost is what a fill says when the replies before it could not be sent.
+var errLost = errors.New("wire: connection lost")
+
+// fillCommand waits for bytes of a command line. The deadline is for the whole
+// line: bytes that trickle in do not move it.
+func (c *Conn) fillCommand(fresh bool) error {
+	if c.flush(); c.lost {
+		return errLost
+	}
+	c.mu.Lock()
+	if c.shutting() {
+		c.mu.Unlock()
+		return errShutdown
+	}
+	if fresh {
+		c.armRead(c.l.cfg.IdleTimeout)
+	}
+	c.waiting = !c.tx.bdat
+	c.mu.Unlock()
+	err := c.fill()
+	c.mu.Lock()
+	c.waiting = false
+	c.mu.Unlock()
+	if err != nil && c.shutting() {
+		return errShutdown
+	}
+	return err
+}
+
+// shutting says that the connection should end now. Between the chunks of a
+// message it goes on: that is inside a body.
+func (c *Conn) shutting() bool { return c.l.closing.Load() && !c.tx.bdat }
+
+// wake ends a wait for a command. A connection that is not waiting looks at
+// l.closing before it waits again.
+func (c *Conn) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting {
+		_ = c.raw.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// fillBody waits for message bytes.
+func (c *Conn) fillBody() error {
+	if c.flush(); c.lost {
+		return errLost
+	}
+	c.armRead(c.l.cfg.DataTimeout)
+	return c.fill()
+}
+
+func (c *Conn) fill() error {
+	b := c.buf
+	switch {
+	case c.r == c.w:
+		c.r, c.w = 0, 0
+	case c.w == len(b.in):
+		c.w = copy(b.in[:], b.in[c.r:c.w])
+		c.r = 0
+	}
+	n, err := c.net.Read(b.in[c.w:])
+	c.w += n
+	if n > 0 {
+		return nil // the error comes again
+	}
+	if err == nil {
+		return io.ErrNoProgress
+	}
+	return err
+}
+
+// armRead sets the read deadline, but only when the one that is set is off by
+// more than an eighth: setting it costs more than all else that a read does here.
+func (c *Conn) armRead(d time.Duration) {
+	want := time.Now().Add(d)
+	if off := want.Sub(c.readBy); off < 0 || off > d/8 {
+		c.readBy = want
+		_ = c.raw.SetReadDeadline(want)
+	}
+}
+
+func (c *Conn) armWrite() {
+	d := c.l.cfg.WriteTimeout
+	if now := time.Now(); c.writeBy.Sub(now) < d {
+		c.writeBy = now.Add(d + d/8)
+		_ = c.raw.SetWriteDeadline(c.writeBy)
+	}
+}
+
+// Close closes the connection and takes it from the listener's list.
+func (c *Conn) Close() error {
+	c.closeOnce.Do(func() {
+		c.mu.Lock()
+		conn := c.net
+		c.mu.Unlock()
+		c.closeErr = conn.Close()
+		c.l.remove(c)
+	})
+	return c.closeErr
+}
+
+// LocalAddr is the address that the client connected to.
+func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
+
+// RemoteAddr is the address of the client.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// SetDeadline does nothing: deadlines are the guard's, which knows what it waits
+// for (the library has one for a whole message).
+func (c *Conn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing, see SetDeadline.
+func (c *Conn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing, see SetDeadline.
+func (c *Conn) SetWriteDeadline(time.Time) error { return nil }
