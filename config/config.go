@@ -98,6 +98,7 @@ type BackendTLS struct {
 // Routing says how recipients are found.
 type Routing struct {
 	Unknown    string `yaml:"unknown" enum:"verify|reject|old|new" doc:"What to do with an address that is in no table: verify asks both sides, reject refuses it, old and new send it there."`
+	Outbound   string `yaml:"outbound" enum:"old|new" doc:"Which backend relays our own bounces and delay notices to senders outside. It has to allow that for this host; what it refuses is parked."`
 	Subaddress string `yaml:"subaddress" doc:"Character that separates user from tag: user+tag@ belongs to user@. The empty string turns this off."`
 }
 
@@ -135,7 +136,7 @@ func Default() *Config {
 		Admin:    Admin{Listen: "127.0.0.1:8025", TokenFile: "./admin.token"},
 		Log:      Log{Level: "info", Format: "text"},
 		Backends: Backends{Old: backend, New: backend},
-		Routing:  Routing{Unknown: "verify", Subaddress: "+"},
+		Routing:  Routing{Unknown: "verify", Outbound: "old", Subaddress: "+"},
 		Cutover: Cutover{
 			Approve:     "manual",
 			MaxHold:     Duration(10 * time.Minute),
