@@ -101,7 +101,7 @@ func FreePort(t testing.TB) int {
 type daemon struct {
 	name string
 	cmd  *exec.Cmd
-	out  string // file with its stdout and stderr
+	out  string        // file with its stdout and stderr
 	done chan struct{} // closed when it has exited
 	err  error         // of Wait, valid after done
 }
