@@ -147,7 +147,7 @@ func (d *dotWriter) copyFrom(r io.Reader, size int64, in []byte) error {
 		}
 	}
 	if size > 0 && total != size {
-		return fmt.Errorf("%w: it has %d octets, %d were expected", ErrSource, total, size)
+		return fmt.Errorf("%w: %w: it has %d octets, %d were expected", ErrSource, ErrLength, total, size)
 	}
 	return d.finish()
 }

@@ -656,3 +656,31 @@ func TestBadTarget(t *testing.T) {
 		}
 	}
 }
+
+func TestVerify(t *testing.T) {
+	for _, ext := range [][]string{nil, {}} {
+		s := newSink(t, mailtest.SinkConfig{Extensions: ext, Users: func(a string) bool { return a == "yes@b.test" }})
+		c := dial(t, target(s))
+		for _, tt := range []struct {
+			addr string
+			code int
+		}{{"yes@b.test", 250}, {"no@b.test", 550}, {"yes@b.test", 250}} {
+			a, err := c.Verify(timeout(t), addr(t, tt.addr))
+			if err != nil || a.Step != smtpclient.StepRcpt || a.Reply.Code != tt.code {
+				t.Errorf("%s: %v, error %v", tt.addr, a, err)
+			}
+		}
+		s.SetHook(mailtest.On(mailtest.StepMail, mailtest.Reply(451, "no")))
+		if a, err := c.Verify(timeout(t), addr(t, "yes@b.test")); err != nil || a.Step != smtpclient.StepMail || a.Reply.Code != 451 {
+			t.Errorf("%v, error %v", a, err)
+		}
+		s.SetHook(nil)
+		if as, err := c.Send(timeout(t), message(t, small, "yes@b.test")); err != nil || codes(as) != "end of data 250" {
+			t.Errorf("%s, error %v", codes(as), err)
+		}
+		s.SetHook(mailtest.On(mailtest.StepRcpt, mailtest.GoAway()))
+		if _, err := c.Verify(timeout(t), addr(t, "yes@b.test")); err == nil || c.Usable() {
+			t.Errorf("error %v, usable %v", err, c.Usable())
+		}
+	}
+}

@@ -40,10 +40,14 @@ var (
 	ErrProtocol = errors.New("the server does not speak proper SMTP")
 	// ErrNoTLS means that encryption is required and not offered.
 	ErrNoTLS = errors.New("the server does not offer STARTTLS, which is required for it")
-	// ErrSource means that the body could not be read, or was not as long as
-	// declared. It wraps the reader's error.
+	// ErrSource means that the body could not be read. An error that wraps it
+	// wraps the reader's error too.
 	ErrSource = errors.New("the message could not be read to its end")
-	// ErrWithheld means that BeforeDot refused. It wraps BeforeDot's error.
+	// ErrLength means that the body was not as long as declared. An error that
+	// wraps it wraps ErrSource too.
+	ErrLength = errors.New("its length is not the one declared")
+	// ErrWithheld means that BeforeDot refused. An error that wraps it wraps
+	// BeforeDot's error too.
 	ErrWithheld = errors.New("the final dot was withheld")
 	// ErrClosed means that the connection was closed before.
 	ErrClosed = errors.New("the connection is closed")
