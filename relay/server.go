@@ -1,0 +1,275 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/relay/wire"
+	"crossfade/router"
+
+	"github.com/emersion/go-smtp"
+)
+
+// Defaults of [Limits].
+const (
+	DefaultMaxMessageSize = 50 << 20 // octets
+	DefaultMaxRecipients  = 1000     // RFC 5321, 4.5.3.1.8, asks for 100 and more
+)
+
+// Limits bounds what one transaction may hold. A zero field has its default.
+type Limits struct {
+	// MaxMessageSize is the largest message in octets, as it is sent, our trace
+	// header not counted. A message of exactly this size passes.
+	MaxMessageSize int64
+	// MaxRecipients is the number of accepted RCPT commands in one transaction.
+	MaxRecipients int
+	// ResolveTimeout bounds the work for one RCPT, both sides asked included
+	// (30 s).
+	ResolveTimeout time.Duration
+}
+
+// ServerMetrics are told what happens. Each may be nil; they must not block.
+type ServerMetrics struct {
+	// Received is called when a message is on stable storage: its octets, its
+	// recipients, and the time from the end of its data to the reply.
+	Received func(size int64, rcpts int, wait time.Duration)
+	// Refused is called for each refused MAIL, RCPT or message with the stage
+	// ("mail", "rcpt", "data") and the code of the reply.
+	Refused func(stage string, code int)
+}
+
+// ServerConfig is what a Server is made of. Hostname, Router and Queue are
+// needed.
+type ServerConfig struct {
+	Hostname string
+	Router   *router.Router
+	Queue    queue.Enqueuer
+	// Verifier asks both sides about addresses in no table; without one such an
+	// address is accepted for the old side.
+	Verifier *Verifier
+	Limits   Limits
+	// Wire bounds connections, commands and waiting times. The Server fills in
+	// what follows from this configuration: host name, extensions, postmaster,
+	// TLS, overload (unless given) and logger.
+	Wire wire.Config
+	// TLS gives the configuration of one handshake, so that certificates can
+	// change; nil, or a nil result, offers no STARTTLS.
+	TLS     func() *tls.Config
+	Logger  *slog.Logger
+	Metrics ServerMetrics
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// ErrServerClosed is what Serve returns after Shutdown was called before it.
+var ErrServerClosed = errors.New("relay: the server was shut down")
+
+// Server takes mail in. Serve may be called for several listeners.
+type Server struct {
+	cfg  ServerConfig
+	wire wire.Config
+	smtp *smtp.Server
+	log  *slog.Logger
+	by   string // of our Received header: "HOSTNAME (Crossfade)"
+
+	// ctx ends when Shutdown has run out of patience.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	open   []*wire.Listener
+	closed bool
+}
+
+// NewServer makes a Server; it starts nothing.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	if cfg.Hostname == "" || cfg.Router == nil || cfg.Queue == nil {
+		return nil, errors.New("relay: a server needs a hostname, a router and a queue")
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.wire = s.wireConfig()
+	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
+	s.smtp.Domain = cfg.Hostname
+	// The library refuses a message of exactly its limit.
+	s.smtp.MaxMessageBytes = cfg.Limits.MaxMessageSize + 1
+	s.smtp.MaxLineLength = 0 // lines are bounded by wire
+	s.smtp.EnableSMTPUTF8 = true
+	s.smtp.EnableDSN = true
+	s.smtp.ErrorLog = libraryLog{s.log}
+	return s, nil
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.MaxMessageSize <= 0 {
+		l.MaxMessageSize = DefaultMaxMessageSize
+	}
+	if l.MaxRecipients <= 0 {
+		l.MaxRecipients = DefaultMaxRecipients
+	}
+	if l.ResolveTimeout <= 0 {
+		l.ResolveTimeout = 30 * time.Second
+	}
+	return l
+}
+
+func (s *Server) wireConfig() wire.Config {
+	w := s.cfg.Wire
+	w.Hostname = s.cfg.Hostname
+	w.Extensions = []string{
+		"PIPELINING", "SIZE " + strconv.FormatInt(s.cfg.Limits.MaxMessageSize, 10), "8BITMIME", "SMTPUTF8",
+		"CHUNKING", "ENHANCEDSTATUSCODES", "DSN", "LIMITS RCPTMAX=" + strconv.Itoa(s.cfg.Limits.MaxRecipients),
+	}
+	w.Postmaster = "postmaster@" + s.cfg.Hostname
+	w.TLS = s.cfg.TLS
+	if w.MaxBody == 0 {
+		// Somebody who sends on and on after the limit is not a mail server.
+		w.MaxBody = 2*s.cfg.Limits.MaxMessageSize + 1<<20
+	}
+	if w.Overload == nil {
+		w.Overload = s.overload
+	}
+	if w.Logger == nil {
+		w.Logger = s.log
+	}
+	return w
+}
+
+// overload keeps clients away from a store that is sick. One that is full says
+// so at MAIL, where the size is known.
+func (s *Server) overload() string {
+	err := s.cfg.Queue.Room(0)
+	if err == nil || errors.Is(err, queue.ErrFull) {
+		return ""
+	}
+	s.log.Error("connection refused: the queue takes no mail", "error", err)
+	return "4.3.2 mail cannot be accepted just now, try again later"
+}
+
+// Serve takes mail from the connections of l until Shutdown, and returns nil
+// then. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	guard := wire.NewListener(l, s.wire)
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		_ = l.Close()
+		return ErrServerClosed
+	}
+	s.open = append(s.open, guard)
+	s.mu.Unlock()
+	err := s.smtp.Serve(guard)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	return fmt.Errorf("relay: accept connections on %s: %w", l.Addr(), err)
+}
+
+// Connections is the number of open connections.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, l := range s.open {
+		n += l.Len()
+	}
+	return n
+}
+
+// Shutdown stops accepting, ends idle connections with 421, and lets messages
+// whose data has begun be stored and answered. When ctx ends first, the rest is
+// cut: its clients have no reply and send again. It may be called at any time
+// and more than once.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	open := s.open
+	s.mu.Unlock()
+	errs := make([]error, len(open))
+	var wg sync.WaitGroup
+	for i, l := range open {
+		wg.Go(func() { errs[i] = l.Shutdown(ctx) })
+	}
+	wg.Wait()
+	s.cancel()
+	// The connections are closed; what is left of their goroutines ends now.
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer stop()
+	if err := s.smtp.Shutdown(last); err != nil && !errors.Is(err, smtp.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		errs = append(errs, fmt.Errorf("relay: wait for sessions: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// libraryLog takes what go-smtp has to say: panics, and failures to accept.
+type libraryLog struct{ log *slog.Logger }
+
+func (l libraryLog) Printf(format string, v ...any) {
+	l.log.Error("smtp library", "message", fmt.Sprintf(format, v...))
+}
+
+func (l libraryLog) Println(v ...any) {
+	l.log.Error("smtp library", "message", strings.TrimSpace(fmt.Sprintln(v...)))
+}
+
+// smtpError is the one place that turns an error into what go-smtp sends. The
+// result is bare: the library makes a permanent 554 with the error's text of
+// everything else.
+func smtpError(err error) error {
+	if err == nil {
+		return nil
+	}
+	var lib *smtp.SMTPError
+	if errors.As(err, &lib) && lib.Code >= 400 && lib.Code < 600 {
+		return lib // the library's own, as for a message that is too large
+	}
+	return replyError(mail.AsReply(err))
+}
+
+// replyError is r in the library's form.
+func replyError(r *mail.Reply) error {
+	return &smtp.SMTPError{Code: r.Code, EnhancedCode: smtp.EnhancedCode(r.Enhanced), Message: plainText(r.Text)}
+}
+
+// maxReplyText keeps a reply line below the 512 octets of RFC 5321, 4.5.3.1.5.
+const maxReplyText = 480
+
+// plainText makes one line of printable ASCII of text.
+func plainText(text string) string {
+	if len(text) > maxReplyText {
+		text = text[:maxReplyText]
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] < ' ' || text[i] > '~' {
+			return strings.Map(func(r rune) rune {
+				switch {
+				case r == '\n' || r == '\t':
+					return ' '
+				case r < ' ' || r > '~':
+					return '?'
+				}
+				return r
+			}, text)
+		}
+	}
+	return text
+}

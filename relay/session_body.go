@@ -1,0 +1,96 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/relay/wire"
+)
+
+// bodyReader is what the store reads: our trace header, then the message as
+// wire settled it, unchanged (I9). On the way it scans the header, and it sets
+// Envelope.MessageID when the header is over: queue.Enqueuer.Put reads the body
+// to its end before it writes the envelope, in whichever goroutine it likes.
+type bodyReader struct {
+	head []byte // what is left of the trace header
+	r    io.Reader
+	env  *mail.Envelope
+	max  int64 // octets that may still come
+	scan headerScan
+
+	buf   *bodyBuffers
+	err   error // sticky
+	done  bool  // the end of the message was reached
+	ended time.Time
+}
+
+// bodyBuffers are pooled: most connections bring one message.
+type bodyBuffers struct{ head, line, text []byte }
+
+var bodyPool = sync.Pool{New: func() any {
+	return &bodyBuffers{head: make([]byte, 0, 512), line: make([]byte, 0, 256), text: make([]byte, 0, 256)}
+}}
+
+func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info, r io.Reader) {
+	buf := bodyPool.Get().(*bodyBuffers)
+	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
+	*b = bodyReader{head: buf.head, r: r, env: env, buf: buf, max: s.srv.cfg.Limits.MaxMessageSize}
+	b.scan = headerScan{own: s.srv.by, line: buf.line[:0], text: buf.text[:0]}
+}
+
+// release gives the buffers back.
+func (b *bodyReader) release() {
+	b.buf.line, b.buf.text = b.scan.line, b.scan.text
+	bodyPool.Put(b.buf)
+	b.buf, b.r, b.head, b.env = nil, nil, nil, nil
+	b.scan.line, b.scan.text = nil, nil
+}
+
+// errTooBig is also what SIZE at MAIL meets.
+var errTooBig = mail.Replyf(552, mail.Enhanced{5, 3, 4}, "the message is larger than the limit")
+
+// Read gives the trace header and then the message. An error that is not io.EOF
+// stays.
+func (b *bodyReader) Read(p []byte) (int, error) {
+	if len(b.head) > 0 {
+		n := copy(p, b.head)
+		b.head = b.head[n:]
+		return n, nil
+	}
+	if b.err != nil {
+		return 0, b.err
+	}
+	n, err := b.r.Read(p)
+	if b.max -= int64(n); b.max < 0 {
+		b.err = errTooBig
+		return 0, b.err
+	}
+	if scanErr := b.look(p[:n], err); scanErr != nil {
+		b.err = scanErr
+		return 0, scanErr
+	}
+	if err != nil {
+		b.err = err
+		b.done = errors.Is(err, io.EOF)
+		b.ended = time.Now()
+	}
+	return n, err
+}
+
+// look scans the header as far as it goes.
+func (b *bodyReader) look(p []byte, readErr error) error {
+	if b.scan.over {
+		return nil
+	}
+	err := b.scan.scan(p)
+	if err == nil && errors.Is(readErr, io.EOF) {
+		err = b.scan.close()
+	}
+	if b.scan.over {
+		b.env.MessageID = b.scan.messageID
+	}
+	return err
+}
