@@ -37,6 +37,8 @@ func (c *Conn) body(p []byte) int {
 		case c.settle.flaw != flawNone:
 			c.refuseBody()
 			return 0
+		case c.tooMuch():
+			return 0
 		case c.settle.ended:
 			c.phase = phaseCommand
 			return nd
@@ -71,13 +73,19 @@ func (c *Conn) used(n int) {
 	}
 }
 
+// tooMuch ends the connection when a message is longer than anything that could
+// still be taken.
+func (c *Conn) tooMuch() bool {
+	if limit := c.l.cfg.MaxBody; limit <= 0 || c.tx.body <= limit {
+		return false
+	}
+	c.refuseConn("body_size", "552 5.3.4 message far over the size limit, closing connection")
+	return true
+}
+
 // moreBody waits for more of a message. When there will be none the connection
 // is over, and the library, if it still reads, gets io.ErrUnexpectedEOF.
 func (c *Conn) moreBody() bool {
-	if limit := c.l.cfg.MaxBody; limit > 0 && c.tx.body > limit {
-		c.refuseConn("body_size", "552 5.3.4 message far over the size limit, closing connection")
-		return false
-	}
 	if err := c.fillBody(); err != nil {
 		c.endFor(err, "body_timeout")
 		return false
@@ -142,7 +150,7 @@ func (c *Conn) discardData() {
 		_, ns := c.settle.next(sink[:], c.unread())
 		c.used(ns)
 		switch {
-		case c.settle.ended:
+		case c.tooMuch(), c.settle.ended:
 			return
 		case c.r < c.w:
 		case !c.moreBody():
@@ -154,7 +162,7 @@ func (c *Conn) discardData() {
 func (c *Conn) discardChunk() {
 	for {
 		c.used(len(c.unread()))
-		if c.tx.chunk == 0 || !c.moreBody() {
+		if c.tooMuch() || c.tx.chunk == 0 || !c.moreBody() {
 			return
 		}
 	}

@@ -81,8 +81,7 @@ func (c *Conn) peekLine() (raw []byte, ok bool) {
 		if i := bytes.IndexByte(in[seen:], '\n'); i >= 0 {
 			c.lineAt, c.lineLen = c.r, seen+i+1
 			if c.lineLen > limit {
-				c.consume()
-				c.fail("500 5.5.2 command line too long")
+				c.skipLongLine()
 				return nil, false
 			}
 			return in[:c.lineLen], true
@@ -101,21 +100,28 @@ func (c *Conn) peekLine() (raw []byte, ok bool) {
 
 // skipLongLine reads a command line that is too long to its end, within reason.
 func (c *Conn) skipLongLine() {
-	for skipped := 0; skipped <= c.l.cfg.MaxLine; {
+	cfg := &c.l.cfg
+	for skipped := 0; ; {
 		in := c.buf.in[c.r:c.w]
-		if i := bytes.IndexByte(in, '\n'); i >= 0 {
-			c.r += i + 1
+		i := bytes.IndexByte(in, '\n')
+		if i >= 0 {
+			in = in[:i+1]
+		}
+		skipped += len(in)
+		c.r += len(in)
+		switch {
+		case skipped-cfg.MaxCommand > cfg.MaxLine:
+			c.refuseConn("line_length", "500 5.5.2 command line too long, closing connection")
+			return
+		case i >= 0:
 			c.fail("500 5.5.2 command line too long")
 			return
 		}
-		skipped += len(in)
-		c.r = c.w
 		if err := c.fillCommand(false); err != nil {
 			c.endFor(err, "idle")
 			return
 		}
 	}
-	c.refuseConn("line_length", "500 5.5.2 command line too long, closing connection")
 }
 
 // consume drops the peeked command line from the buffer.

@@ -47,6 +47,7 @@ type server struct {
 	paths    []string // LastPath at each MAIL and RCPT
 	lines    []string // LastCommand at each MAIL and RCPT
 	sessions int
+	reading  int // sessions inside Data
 	resets   int
 	log      bytes.Buffer // what the library logged
 
@@ -114,6 +115,14 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 }
 
 func (s *session) Data(r io.Reader) error {
+	s.s.mu.Lock()
+	s.s.reading++
+	s.s.mu.Unlock()
+	defer func() {
+		s.s.mu.Lock()
+		s.s.reading--
+		s.s.mu.Unlock()
+	}()
 	if s.s.onData != nil {
 		s.s.onData()
 	}
@@ -121,6 +130,10 @@ func (s *session) Data(r io.Reader) error {
 		panic("asked for")
 	}
 	b, err := io.ReadAll(r)
+	return s.done(b, err)
+}
+
+func (s *session) done(b []byte, err error) error {
 	s.s.mu.Lock()
 	defer s.s.mu.Unlock()
 	if err != nil {
