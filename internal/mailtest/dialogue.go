@@ -9,6 +9,7 @@ import (
 	"net"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -125,15 +126,14 @@ func skipTo(br *bufio.Reader, pattern string) error {
 
 func expectEOF(br *bufio.Reader) error {
 	b, err := br.ReadByte()
-	var ne net.Error
 	switch {
 	case err == nil:
 		rest, _ := br.ReadString('\n')
 		return fmt.Errorf("the server did not close but said %q", string(b)+rest)
-	case errors.As(err, &ne) && ne.Timeout():
-		return fmt.Errorf("the server did not close: %w", err)
-	default:
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return nil
+	default:
+		return fmt.Errorf("the server did not close: %w", err)
 	}
 }
 

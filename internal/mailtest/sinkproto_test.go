@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -312,11 +313,14 @@ func TestSinkHangs(t *testing.T) {
 }
 
 func TestSinkResetIsReset(t *testing.T) {
-	s := newSink(t, mailtest.SinkConfig{Hook: mailtest.On(mailtest.StepConnect, mailtest.Reset())})
+	s := newSink(t, mailtest.SinkConfig{Hook: mailtest.On(mailtest.StepEHLO, mailtest.Reset())})
 	conn, err := net.Dial("tcp", s.Addr())
 	must(t, err)
 	defer func() { _ = conn.Close() }()
-	if _, err := conn.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
+	br := bufio.NewReader(conn)
+	expect(t, br, "220")
+	send(t, conn, "EHLO a\r\n")
+	if _, err := br.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read: %v, want a reset", err)
 	}
 	s.SetHook(nil)
@@ -372,6 +376,12 @@ func TestDialogueErrors(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, want %s", tt.script, err, tt.want)
 		}
+	}
+	// The context's end must not pass for the server's.
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := mailtest.RunDialogue(ctx, s.Addr(), "S: 220 *\nEOF"); err == nil {
+		t.Error("EOF matched a connection that is still open")
 	}
 	play(t, s.Addr(), "S: 22? *\nC: VR\\x46Y [a/b]\\\\\nS: 252 2.5.2 send some mail, * try\nC: HELP\nS: 214 ?.0.0 RFC*")
 }

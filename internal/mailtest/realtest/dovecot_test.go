@@ -2,6 +2,7 @@ package realtest_test
 
 import (
 	"context"
+	"crypto/tls"
 	"slices"
 	"strings"
 	"testing"
@@ -135,5 +136,29 @@ func TestDovecotStopAndStart(t *testing.T) {
 	}
 	if !slices.Equal(d.Folders(t, bob), []string{"INBOX"}) {
 		t.Error("folders")
+	}
+}
+
+func TestDovecotTLS(t *testing.T) {
+	ca, err := mailtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue("imap.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.WritePEM(t.TempDir(), cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := realtest.StartDovecot(t, realtest.DovecotOptions{TLS: &files})
+	c, err := imapclient.DialStartTLS(d.IMAPAddr, &imapclient.Options{TLSConfig: &tls.Config{RootCAs: ca.Pool(), ServerName: "imap.test"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.Login(bob, "secret").Wait(); err != nil {
+		t.Error(err)
 	}
 }
