@@ -1,0 +1,96 @@
+package admin
+
+import (
+	"encoding/json"
+	"sync"
+	"time"
+)
+
+// The kinds of event that are published now; more may come.
+const (
+	EventUser    = "user"    // data is a router.Change
+	EventCutover = "cutover" // data is a cutover.Status
+	EventBackend = "backend" // data is a BackendStatus
+	EventReload  = "reload"  // data is empty
+)
+
+// Event is something that happened. IDs grow by one and start anew with the
+// process.
+type Event struct {
+	ID   uint64          `json:"id"`
+	Kind string          `json:"kind"`
+	Time time.Time       `json:"time"`
+	Data json.RawMessage `json:"data"`
+}
+
+// Sizes of the hub.
+const (
+	eventsKept    = 512 // for a listener that comes back
+	eventsWaiting = 256 // for a listener that is slow; beyond it, he is cut off
+)
+
+// Events is where parts of the relay tell what happened and the API's event
+// streams listen. The zero value is ready for use; a nil *Events drops all.
+type Events struct {
+	mu        sync.Mutex
+	last      uint64
+	kept      []Event // the newest eventsKept
+	listeners map[*listener]struct{}
+}
+
+// listener is one event stream. Its channel is closed when it is too slow.
+type listener struct{ ch chan Event }
+
+// Publish tells every listener. It never waits; a listener that does not keep
+// up is cut off, and comes back with the id that he saw last.
+func (h *Events) Publish(kind string, data any) {
+	if h == nil {
+		return
+	}
+	raw, err := json.Marshal(data)
+	if err != nil { // a programmer's mistake: an event is no reason to stop
+		raw, _ = json.Marshal(map[string]string{"error": err.Error()})
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last++
+	e := Event{ID: h.last, Kind: kind, Time: time.Now(), Data: raw}
+	if len(h.kept) >= eventsKept {
+		h.kept = append(h.kept[:0], h.kept[1:]...)
+	}
+	h.kept = append(h.kept, e)
+	for l := range h.listeners {
+		select {
+		case l.ch <- e:
+		default:
+			delete(h.listeners, l)
+			close(l.ch)
+		}
+	}
+}
+
+// listen adds a listener. missed are the events after the id since that are
+// still kept; since 0 asks for none.
+func (h *Events) listen(since uint64) (l *listener, missed []Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if since > 0 && since <= h.last {
+		for _, e := range h.kept {
+			if e.ID > since {
+				missed = append(missed, e)
+			}
+		}
+	}
+	l = &listener{ch: make(chan Event, eventsWaiting)}
+	if h.listeners == nil {
+		h.listeners = map[*listener]struct{}{}
+	}
+	h.listeners[l] = struct{}{}
+	return l, missed
+}
+
+func (h *Events) leave(l *listener) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.listeners, l)
+}

@@ -1,0 +1,252 @@
+package admin
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/router"
+)
+
+// Metrics are the figures that parts of the relay count. The daemon hands
+// their methods to relay, backfill and cutover as hooks. All methods are safe
+// for use by many goroutines.
+type Metrics struct {
+	Connections   prometheus.Counter     // SMTP connections taken
+	Open          prometheus.Gauge       // SMTP connections open now
+	Turned        *prometheus.CounterVec // by reason: connections closed by a limit
+	AcceptedMsgs  prometheus.Counter     // messages answered with 250
+	AcceptedRcpts prometheus.Counter     // recipients of them
+	AcceptedBytes prometheus.Counter     // octets of them
+	AcceptTime    prometheus.Histogram   // seconds from the final dot to 250
+	RefusedTotal  *prometheus.CounterVec // by command and code: commands of peers answered 4xx or 5xx
+
+	Recipients  *prometheus.CounterVec   // by route and result: outcomes of deliveries
+	DeliverTime *prometheus.HistogramVec // by route: seconds of one delivery attempt
+	Bounces     prometheus.Counter       // bounces queued
+	Notices     prometheus.Counter       // delay notices queued
+
+	Copied      prometheus.Counter     // messages the backfill appended
+	CopiedBytes prometheus.Counter     // octets of them
+	Moves       *prometheus.CounterVec // by result: moves of users that ended
+	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
+}
+
+// NewMetrics makes the collectors and registers them with reg.
+func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "crossfade", Name: name, Help: help}
+	}
+	histogram := func(name, help string, buckets []float64) prometheus.HistogramOpts {
+		return prometheus.HistogramOpts{Namespace: "crossfade", Name: name, Help: help, Buckets: buckets}
+	}
+	m := &Metrics{
+		Connections:   prometheus.NewCounter(opts("smtp_connections_total", "SMTP connections taken.")),
+		Open:          prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "crossfade", Name: "smtp_connections_open", Help: "SMTP connections open now."}),
+		Turned:        prometheus.NewCounterVec(opts("smtp_connections_turned_away_total", "SMTP connections closed by a limit, by reason."), []string{"reason"}),
+		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
+		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
+		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
+		AcceptTime:    prometheus.NewHistogram(histogram("accept_seconds", "Time from the final dot to 250.", prometheus.ExponentialBuckets(0.0005, 2, 15))),
+		RefusedTotal:  prometheus.NewCounterVec(opts("refused_total", "Commands of peers answered with 4xx or 5xx, by command and code."), []string{"command", "code"}),
+		Recipients:    prometheus.NewCounterVec(opts("delivery_recipients_total", "Outcomes of deliveries, per recipient, by route and result."), []string{"route", "result"}),
+		DeliverTime:   prometheus.NewHistogramVec(histogram("delivery_seconds", "Time of one delivery attempt, by route.", prometheus.ExponentialBuckets(0.002, 2, 18)), []string{"route"}),
+		Bounces:       prometheus.NewCounter(opts("bounces_total", "Bounces queued.")),
+		Notices:       prometheus.NewCounter(opts("delay_notices_total", "Delay notices queued.")),
+		Copied:        prometheus.NewCounter(opts("backfill_messages_total", "Messages that the backfill appended.")),
+		CopiedBytes:   prometheus.NewCounter(opts("backfill_bytes_total", "Octets that the backfill appended.")),
+		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
+		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
+	}
+	for _, c := range []prometheus.Collector{
+		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Moves, m.HoldTime,
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	m.preset()
+	return m, nil
+}
+
+// preset makes the series of known labels appear with 0, so that an alert on
+// their rate sees the first one.
+func (m *Metrics) preset() {
+	for _, route := range []mail.Route{mail.Old, mail.New, mail.Out} {
+		for _, kind := range []queue.Kind{queue.Done, queue.Retry, queue.Fail, queue.Park, queue.Reroute} {
+			m.Recipients.WithLabelValues(string(route), resultName(kind))
+		}
+		m.DeliverTime.WithLabelValues(string(route))
+	}
+	for _, result := range []string{"flipped", "failed"} {
+		m.Moves.WithLabelValues(result)
+	}
+}
+
+// Accepted counts a message that was answered with 250, took being the time
+// from its final dot to the answer.
+func (m *Metrics) Accepted(recipients int, size int64, took time.Duration) {
+	m.AcceptedMsgs.Inc()
+	m.AcceptedRcpts.Add(float64(recipients))
+	m.AcceptedBytes.Add(float64(size))
+	m.AcceptTime.Observe(took.Seconds())
+}
+
+// Refused counts a negative reply to a peer. command is one of the SMTP verbs
+// that the relay knows, never what the peer sent.
+func (m *Metrics) Refused(command string, code int) {
+	m.RefusedTotal.WithLabelValues(command, strconv.Itoa(code)).Inc()
+}
+
+// ConnOpened counts a connection; ConnClosed is its end.
+func (m *Metrics) ConnOpened() {
+	m.Connections.Inc()
+	m.Open.Inc()
+}
+
+// ConnClosed is the end of a connection that ConnOpened counted.
+func (m *Metrics) ConnClosed() { m.Open.Dec() }
+
+// ConnTurnedAway counts a connection that a limit closed.
+func (m *Metrics) ConnTurnedAway(reason string) { m.Turned.WithLabelValues(reason).Inc() }
+
+// Delivered counts what became of one recipient of a delivery attempt. A
+// release was no attempt and is not counted.
+func (m *Metrics) Delivered(route mail.Route, kind queue.Kind) {
+	if kind != queue.Release {
+		m.Recipients.WithLabelValues(string(route), resultName(kind)).Inc()
+	}
+}
+
+// resultName is the label for an outcome.
+func resultName(kind queue.Kind) string {
+	switch kind {
+	case queue.Done:
+		return "delivered"
+	case queue.Retry:
+		return "deferred"
+	case queue.Fail:
+		return "bounced"
+	case queue.Park:
+		return "parked"
+	case queue.Reroute:
+		return "rerouted"
+	}
+	return "other"
+}
+
+// Attempt observes the time of one delivery attempt.
+func (m *Metrics) Attempt(route mail.Route, took time.Duration) {
+	m.DeliverTime.WithLabelValues(string(route)).Observe(took.Seconds())
+}
+
+// Bounced counts a bounce that was queued.
+func (m *Metrics) Bounced() { m.Bounces.Inc() }
+
+// Noticed counts a delay notice that was queued.
+func (m *Metrics) Noticed() { m.Notices.Inc() }
+
+// Backfilled counts messages that the backfill appended.
+func (m *Metrics) Backfilled(messages int, size int64) {
+	m.Copied.Add(float64(messages))
+	m.CopiedBytes.Add(float64(size))
+}
+
+// Flipped counts a user who became new after his mail was held for hold.
+func (m *Metrics) Flipped(hold time.Duration) {
+	m.Moves.WithLabelValues("flipped").Inc()
+	m.HoldTime.Observe(hold.Seconds())
+}
+
+// MoveFailed counts an attempt to move a user that ended in an error.
+func (m *Metrics) MoveFailed() { m.Moves.WithLabelValues("failed").Inc() }
+
+// scrapeTime bounds what one scrape may ask of the store.
+const scrapeTime = 5 * time.Second
+
+// stateCollector reads queue and users when it is scraped.
+type stateCollector struct {
+	queue queue.Inspector
+	users router.Table
+	log   *slog.Logger
+	now   func() time.Time
+
+	recipients, routes, messages, bytes, free, oldest, byState, up *prometheus.Desc
+}
+
+// NewStateCollector makes the gauges of queue and users, which are read from
+// the store at each scrape. A nil log discards.
+func NewStateCollector(q queue.Inspector, users router.Table, log *slog.Logger) prometheus.Collector {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("crossfade_"+name, help, labels, nil)
+	}
+	return &stateCollector{
+		queue: q, users: users, log: log, now: time.Now,
+		recipients: desc("queue_recipients", "Recipients in the queue, by state.", "state"),
+		routes:     desc("queue_route_recipients", "Queued recipients, by the route that they would take now.", "route"),
+		messages:   desc("queue_messages", "Messages in the queue."),
+		bytes:      desc("queue_bytes", "Octets of the bodies in the queue."),
+		free:       desc("queue_free_bytes", "Room left on the store's medium, in octets; -1 unknown."),
+		oldest:     desc("queue_oldest_seconds", "Age of the oldest message in the queue; 0 when it is empty."),
+		byState:    desc("users", "Mailboxes in the table, by state.", "state"),
+		up:         desc("store_up", "1 when the store answered this scrape, 0 when it did not."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.recipients, c.routes, c.messages, c.bytes, c.free, c.oldest, c.byState, c.up} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	stats, err := c.queue.Stats(ctx)
+	if err == nil {
+		c.collectQueue(stats, gauge)
+	}
+	users, userErr := c.users.CountUsers(ctx)
+	if userErr == nil {
+		for _, s := range router.States() {
+			gauge(c.byState, float64(users[s]), string(s))
+		}
+	}
+	if err != nil || userErr != nil {
+		c.log.Warn("the store does not answer a scrape of the metrics", "queue", err, "users", userErr)
+		gauge(c.up, 0)
+		return
+	}
+	gauge(c.up, 1)
+}
+
+func (c *stateCollector) collectQueue(s queue.Stats, gauge func(*prometheus.Desc, float64, ...string)) {
+	for _, st := range queueStates {
+		gauge(c.recipients, float64(s.States[st]), string(st))
+	}
+	for _, r := range []mail.Route{mail.Old, mail.New, mail.Out} {
+		gauge(c.routes, float64(s.Routes[r]), string(r))
+	}
+	gauge(c.messages, float64(s.Messages))
+	gauge(c.bytes, float64(s.Bytes))
+	gauge(c.free, float64(s.Free))
+	age := 0.0
+	if !s.Oldest.IsZero() {
+		age = max(0, c.now().Sub(s.Oldest).Seconds())
+	}
+	gauge(c.oldest, age)
+}

@@ -1,0 +1,257 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"crossfade/backfill"
+	"crossfade/cutover"
+	"crossfade/queue"
+	"crossfade/router"
+)
+
+const tagMoves = "moves"
+
+// MoveRequest asks for a user or a wave to be moved.
+type MoveRequest struct {
+	Reason string `json:"reason,omitempty" maxLength:"1000"`
+	Sync   bool   `json:"sync,omitempty" doc:"Stop at ready: copy, and do not flip."`
+}
+
+// Moves lists the users that the conductor knows of.
+type Moves struct {
+	Moves []cutover.Status `json:"moves"`
+}
+
+// WaveStarted says which users of a wave are on their way.
+type WaveStarted struct {
+	Started []string     `json:"started"`
+	Skipped []string     `json:"skipped,omitempty" doc:"Users who are new or done already, aliases and groups."`
+	Failed  []FieldError `json:"failed,omitempty" doc:"where is the address."`
+}
+
+type moveInput struct {
+	userPath
+	Body *MoveRequest
+}
+
+type waveInput struct {
+	Name string `path:"name" maxLength:"256"`
+	Body *MoveRequest
+}
+
+// asked is the request in a body that may be left out.
+func asked(b *MoveRequest) MoveRequest {
+	if b == nil {
+		return MoveRequest{}
+	}
+	return *b
+}
+
+func (s *Server) registerMoves() {
+	register(s, op{method: http.MethodPost, path: "/v1/users/{address}/cutover", id: "start-cutover", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted,
+		summary: "Move a user to new, with his mail", detail: "Answers when the request is durable; GET shows how it goes. A user in no table is made, as coming from old."}, s.startCutover)
+	register(s, op{method: http.MethodGet, path: "/v1/users/{address}/cutover", id: "get-cutover", tag: tagMoves, role: RoleRead,
+		summary: "How the move of a user goes"}, s.getCutover)
+	register(s, op{method: http.MethodDelete, path: "/v1/users/{address}/cutover", id: "cancel-cutover", tag: tagMoves, role: RoleOperate, status: http.StatusNoContent,
+		summary: "Take a user who has not flipped back to old", detail: "What was copied stays on new, and is not copied again later."}, s.cancelCutover)
+	register(s, op{method: http.MethodPost, path: "/v1/waves/{name}/cutover", id: "start-wave", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted, long: true,
+		summary: "Move all users of a wave"}, s.startWave)
+	register(s, op{method: http.MethodGet, path: "/v1/backfill", id: "list-moves", tag: tagMoves, role: RoleRead,
+		summary: "How all moves and copies go, by address"}, s.listMoves)
+	register(s, op{method: http.MethodPost, path: "/v1/backfill/{address}/run", id: "run-backfill", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted,
+		summary: "Copy a user's mail until it is in sync, and do not flip"}, s.runBackfill)
+	register(s, op{method: http.MethodPost, path: "/v1/backfill/{address}/verify", id: "verify-backfill", tag: tagMoves, role: RoleOperate, long: true,
+		summary: "Compare both mailboxes of a user, message by message", detail: "Answers at the end; a large mailbox takes minutes."}, s.verifyBackfill)
+}
+
+func (s *Server) conductor() (ConductorAPI, error) {
+	if s.cfg.Conductor != nil {
+		return s.cfg.Conductor, nil
+	}
+	return nil, refused(ProblemNoBackfill, "this relay has no IMAP servers in its configuration (backends.old.imap, backends.new.imap), so it cannot copy mail",
+		"configure them; or, when the mail is copied by other means, PUT /v1/users/{address}/state with state new and force (crossfade user set ADDRESS new --force)")
+}
+
+func (s *Server) startCutover(ctx context.Context, in *moveInput) (*body[cutover.Status], error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	req := asked(in.Body)
+	err = s.start(ctx, "start-cutover", cutover.Request{User: key, Reason: req.Reason, Sync: req.Sync})
+	if err != nil {
+		return nil, err
+	}
+	return &body[cutover.Status]{s.statusOf(key)}, nil
+}
+
+// mailboxKey reads an address that can be moved: not a domain alias.
+func mailboxKey(address string) (string, error) {
+	a, err := addressOf("path.address", address)
+	return a.Key(), err
+}
+
+// start passes a request to the conductor, under the eyes of the audit log.
+func (s *Server) start(ctx context.Context, action string, req cutover.Request) error {
+	c, err := s.conductor()
+	if err != nil {
+		return err
+	}
+	if err := s.oursToMove(ctx, req.User); err != nil {
+		return err
+	}
+	req.By = callerOf(ctx).name
+	rec := Record{Action: action, Object: req.User, Reason: req.Reason, Detail: map[string]any{"sync": req.Sync}}
+	return s.change(ctx, rec, func(ctx context.Context, _ *Record) error {
+		if action == "run-backfill" {
+			return conductorError(c.RunBackfill(ctx, req.User, req.By))
+		}
+		return conductorError(c.Start(ctx, req))
+	})
+}
+
+// oursToMove keeps a misspelt address of a foreign domain out of the table.
+func (s *Server) oursToMove(ctx context.Context, key string) error {
+	addr, err := addressOf("path.address", key)
+	if err != nil {
+		return err
+	}
+	_, err = s.cfg.Users.User(ctx, key)
+	if errors.Is(err, router.ErrNoUser) && !s.cfg.Router.Ours(addr.Domain) {
+		return fmt.Errorf("moving %s: %w", key, router.ErrNotOurs)
+	}
+	if err != nil && !errors.Is(err, router.ErrNoUser) {
+		return fmt.Errorf("moving %s: %w", key, err)
+	}
+	return nil
+}
+
+// conductorError makes a refusal of what the conductor says no to.
+func conductorError(err error) error {
+	if err == nil {
+		return nil
+	}
+	known := problemOf(err).Type != ProblemInternal
+	if known || errors.Is(err, context.Canceled) || errors.Is(err, queue.ErrClosed) {
+		return err
+	}
+	return refused(ProblemRefused, err.Error(), "GET /v1/users/{address} shows the present state, GET /v1/backfill how moves go")
+}
+
+// statusOf is what the conductor says of a user; at least who he is.
+func (s *Server) statusOf(key string) cutover.Status {
+	st, ok := s.cfg.Conductor.StatusOf(key)
+	if !ok {
+		st = cutover.Status{User: key, Phase: cutover.PhaseWaiting}
+	}
+	return st
+}
+
+func (s *Server) getCutover(_ context.Context, in *userPath) (*body[cutover.Status], error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.conductor()
+	if err != nil {
+		return nil, err
+	}
+	st, ok := c.StatusOf(key)
+	if !ok {
+		return nil, &Problem{Type: ProblemNoMove, Title: "nothing is known of a move", Status: http.StatusNotFound,
+			Detail: fmt.Sprintf("the conductor has not worked on %s since the relay started", key), Hint: "GET /v1/users/{address} shows the user's state"}
+	}
+	return &body[cutover.Status]{st}, nil
+}
+
+func (s *Server) cancelCutover(ctx context.Context, in *userPath) (*struct{}, error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.conductor()
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.change(ctx, Record{Action: "cancel-cutover", Object: key}, func(ctx context.Context, _ *Record) error {
+		return conductorError(c.Cancel(ctx, key, callerOf(ctx).name))
+	})
+}
+
+func (s *Server) startWave(ctx context.Context, in *waveInput) (*body[WaveStarted], error) {
+	if _, err := s.conductor(); err != nil {
+		return nil, err
+	}
+	out := WaveStarted{Started: []string{}}
+	req, cursor, found := asked(in.Body), "", false
+	for {
+		users, next, err := s.cfg.Users.Users(ctx, router.Filter{Wave: in.Name}, cursor, 500)
+		if err != nil {
+			return nil, fmt.Errorf("listing the wave %s: %w", in.Name, err)
+		}
+		for _, u := range users {
+			found = true
+			s.startMember(ctx, u, req, &out)
+		}
+		if cursor = next; cursor == "" {
+			break
+		}
+	}
+	if !found {
+		return nil, &Problem{Type: ProblemNoUser, Title: "no such wave", Status: http.StatusNotFound,
+			Detail: fmt.Sprintf("no user has the wave %q", in.Name), Hint: "GET /v1/users shows the waves; PATCH and import set them"}
+	}
+	return &body[WaveStarted]{out}, nil
+}
+
+func (s *Server) startMember(ctx context.Context, u router.User, req MoveRequest, out *WaveStarted) {
+	isMailbox := u.Kind == router.KindMailbox || u.Kind == ""
+	if !isMailbox || u.State == router.StateNew || u.State == router.StateDone {
+		out.Skipped = append(out.Skipped, u.Address)
+		return
+	}
+	err := s.start(ctx, "start-cutover", cutover.Request{User: u.Address, Reason: req.Reason, Sync: req.Sync})
+	if err != nil {
+		out.Failed = append(out.Failed, FieldError{Where: u.Address, Message: problemOf(err).Detail})
+		return
+	}
+	out.Started = append(out.Started, u.Address)
+}
+
+func (s *Server) listMoves(context.Context, *struct{}) (*body[Moves], error) {
+	out := Moves{Moves: []cutover.Status{}}
+	if s.cfg.Conductor != nil {
+		out.Moves = append(out.Moves, s.cfg.Conductor.Status()...)
+	}
+	return &body[Moves]{out}, nil
+}
+
+func (s *Server) runBackfill(ctx context.Context, in *userPath) (*body[cutover.Status], error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, "run-backfill", cutover.Request{User: key, Sync: true}); err != nil {
+		return nil, err
+	}
+	return &body[cutover.Status]{s.statusOf(key)}, nil
+}
+
+func (s *Server) verifyBackfill(ctx context.Context, in *userPath) (*body[backfill.Verification], error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.conductor()
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.Verify(ctx, key)
+	if err != nil {
+		return nil, conductorError(err)
+	}
+	return &body[backfill.Verification]{v}, nil
+}
