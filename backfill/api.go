@@ -12,7 +12,7 @@ type Job struct {
 	User   string // key of the ledger: the user's address
 	Source imapconn.Account
 	Dest   imapconn.Account
-	// Domain is our own host name: messages that carry a Received line of ours
+	// Host is our own host name: messages that carry a Received line of ours
 	// with the same queue id are one message delivered to both sides.
 	Host string
 }
@@ -21,6 +21,10 @@ type Job struct {
 type Options struct {
 	// Final asks for a walk that trusts no shortcut: every folder is looked at.
 	Final bool
+	// RetryRefused offers the messages again that the destination refused in
+	// earlier passes. Without it they are offered again after 1, 2, 4, 8, then
+	// every 16 passes.
+	RetryRefused bool
 	// Progress is called from time to time, at most a few times a second.
 	Progress func(Progress)
 }
@@ -41,7 +45,7 @@ type Progress struct {
 type Problem struct {
 	Folder string `json:"folder"`
 	UID    uint32 `json:"uid,omitempty"` // on the source
-	Class  string `json:"class"`         // refused, unreadable, vanished, flag, name
+	Class  string `json:"class"`         // one of the Class constants
 	Text   string `json:"text"`          // the server's words, or what happened
 }
 
@@ -78,6 +82,8 @@ const (
 	ClassVanished   = "vanished"   // gone from the source meanwhile
 	ClassFlag       = "flag"       // a keyword that the destination cannot keep
 	ClassName       = "name"       // a folder name that had to change
+	ClassDate       = "date"       // the internal date cannot be read on the source
+	ClassAltered    = "altered"    // there, but changed by the server: NUL, bare CR, line ends at the end
 )
 
 // Verification is the comparison of both sides, folder by folder, by content
@@ -112,4 +118,18 @@ type Copier struct {
 	// means 100 messages and 8 MiB.
 	BatchMessages int
 	BatchBytes    int64
+	// TempDir is where messages over 1 MiB wait between the two servers; empty
+	// means the system's. Nothing is left there, however the process ends.
+	TempDir string
+	// Dialer opens the connections; the zero value does.
+	Dialer imapconn.Dialer
+	// CrashPoint is called at named points of a pass, for tests that kill the
+	// process there: [CrashPoints].
+	CrashPoint func(name string)
+}
+
+// CrashPoints gives the names with which Copier.CrashPoint is called, in the
+// order of a pass.
+func CrashPoints() []string {
+	return []string{"after-create", "after-recover", "after-fetch", "after-adopt", "after-journal", "after-append", "after-record", "after-flags", "between-folders"}
 }

@@ -1,0 +1,291 @@
+package backfill
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+)
+
+// key is a SHA-256 sum.
+type key [sha256.Size]byte
+
+func (k key) String() string { return base64.RawStdEncoding.EncodeToString(k[:]) }
+
+func (k key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+func (k *key) UnmarshalText(b []byte) error {
+	raw, err := base64.RawStdEncoding.DecodeString(string(b))
+	if err != nil || len(raw) != len(k) {
+		return fmt.Errorf("content key %q: not a SHA-256 sum", b)
+	}
+	copy(k[:], raw)
+	return nil
+}
+
+// identity is what tells messages apart.
+//
+// Exact is the content key: the sum over the message with each LF that has no
+// CR before it made CRLF, and nothing else changed.
+//
+// Loose is the sum over what is left when what servers are known to alter is
+// taken away: without any CR, NUL made 0x80 (both as Dovecot does it), without
+// the empty lines and line ends at the end. Two messages with one loose and two
+// exact keys are the class "altered", and only where one of them is Fragile can
+// they be one message.
+//
+// Delivery is for messages that our relay delivered to both sides: the sum over
+// the queue id in our topmost Received field, the fields that name the message
+// (From, To, Cc, Date, Subject, Message-ID), and the body. Zero without such a
+// field.
+type identity struct {
+	Exact    key
+	Loose    key
+	Delivery key
+	QueueID  string
+	Size     int64 // octets that went into Exact
+	CRs      int64 // carriage returns, of line ends too
+	// Fragile tells that the message has what servers are known to alter: a
+	// NUL, or a CR that is not followed by LF.
+	Fragile bool
+}
+
+const (
+	maxHeader = 256 << 10 // octets of a header that are searched for our Received
+	blockSize = 16 << 10
+)
+
+// hasher computes the identity of a message while it streams by.
+type hasher struct {
+	host     string // of our Received fields; empty: no delivery key
+	id       identity
+	exact    hash.Hash
+	loose    hash.Hash
+	delivery hash.Hash
+
+	exactBuf []byte
+	looseBuf []byte
+	prev     byte
+	newlines int // at the end of what came, not yet in loose
+
+	header   []byte // until its end is seen
+	inHeader bool
+}
+
+func newHasher(host string) *hasher {
+	return &hasher{
+		host: host, exact: sha256.New(), loose: sha256.New(), inHeader: host != "",
+		exactBuf: make([]byte, 0, blockSize+2), looseBuf: make([]byte, 0, blockSize+2),
+	}
+}
+
+// Write never fails.
+func (h *hasher) Write(p []byte) (int, error) {
+	for i, c := range p {
+		switch {
+		case c == '\n':
+			if h.prev != '\r' {
+				h.exactBuf = append(h.exactBuf, '\r')
+			}
+			h.newlines++
+		case h.prev == '\r':
+			h.id.Fragile = true
+		}
+		h.exactBuf = append(h.exactBuf, c)
+		switch c {
+		case '\r':
+			h.id.CRs++
+		case '\n':
+		case 0:
+			h.id.Fragile = true
+			h.addLoose(0x80)
+		default:
+			h.addLoose(c)
+		}
+		h.prev = c
+		if len(h.exactBuf) >= blockSize || i == len(p)-1 {
+			h.flush()
+		}
+	}
+	return len(p), nil
+}
+
+// addLoose adds an octet and the line ends before it.
+func (h *hasher) addLoose(c byte) {
+	for ; h.newlines > 0; h.newlines-- {
+		h.looseBuf = append(h.looseBuf, '\n')
+		if len(h.looseBuf) >= blockSize {
+			h.loose.Write(h.looseBuf)
+			h.looseBuf = h.looseBuf[:0]
+		}
+	}
+	h.looseBuf = append(h.looseBuf, c)
+}
+
+func (h *hasher) flush() {
+	h.exact.Write(h.exactBuf)
+	h.id.Size += int64(len(h.exactBuf))
+	switch {
+	case h.inHeader:
+		h.takeHeader()
+	case h.delivery != nil:
+		h.delivery.Write(h.exactBuf)
+	}
+	h.exactBuf = h.exactBuf[:0]
+	h.loose.Write(h.looseBuf)
+	h.looseBuf = h.looseBuf[:0]
+}
+
+// takeHeader collects the header; at its end it knows whether there is a
+// delivery key.
+func (h *hasher) takeHeader() {
+	from := max(len(h.header)-3, 0)
+	h.header = append(h.header, h.exactBuf...)
+	end := bytes.Index(h.header[from:], []byte("\r\n\r\n"))
+	if end < 0 {
+		if len(h.header) > maxHeader {
+			h.inHeader, h.header = false, nil
+		}
+		return
+	}
+	h.endHeader(h.header[:from+end+2], h.header[from+end+4:])
+}
+
+func (h *hasher) endHeader(header, body []byte) {
+	h.inHeader = false
+	h.id.QueueID = queueID(header, h.host)
+	if h.id.QueueID != "" {
+		h.delivery = sha256.New()
+		io.WriteString(h.delivery, h.id.QueueID+"\n")
+		for _, f := range fields(header) {
+			switch strings.ToLower(f.name) {
+			case "from", "to", "cc", "date", "subject", "message-id":
+				io.WriteString(h.delivery, strings.ToLower(f.name)+":"+f.value+"\n")
+			}
+		}
+		h.delivery.Write(body)
+	}
+	h.header = nil
+}
+
+// sum ends the message.
+func (h *hasher) sum() identity {
+	if h.prev == '\r' {
+		h.id.Fragile = true
+	}
+	if h.inHeader && len(h.header) > 0 {
+		h.endHeader(h.header, nil)
+	}
+	h.exact.Sum(h.id.Exact[:0])
+	h.loose.Sum(h.id.Loose[:0])
+	if h.delivery != nil {
+		h.delivery.Sum(h.id.Delivery[:0])
+	}
+	return h.id
+}
+
+type field struct{ name, value string }
+
+// fields takes a header apart and unfolds it.
+func fields(header []byte) []field {
+	var out []field
+	for line := range bytes.SplitSeq(header, []byte("\r\n")) {
+		if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
+			if len(out) > 0 {
+				out[len(out)-1].value += " " + strings.TrimSpace(string(line))
+			}
+			continue
+		}
+		if name, value, ok := strings.Cut(string(line), ":"); ok {
+			out = append(out, field{strings.TrimSpace(name), strings.TrimSpace(value)})
+		}
+	}
+	return out
+}
+
+// queueID gives the queue id of the topmost Received field that host wrote:
+// "by HOST ... id QUEUEID".
+func queueID(header []byte, host string) string {
+	for _, f := range fields(header) {
+		if !strings.EqualFold(f.name, "Received") {
+			continue
+		}
+		words := strings.Fields(f.value)
+		by := -1
+		for i, w := range words {
+			if by < 0 && i > 0 && strings.EqualFold(words[i-1], "by") && strings.EqualFold(strings.TrimRight(w, ".;"), host) {
+				by = i
+			}
+			if by >= 0 && i > by && strings.EqualFold(words[i-1], "id") {
+				return strings.TrimRight(w, ";")
+			}
+		}
+	}
+	return ""
+}
+
+// spoolOver is the size above which a message waits in a file.
+const spoolOver = 1 << 20
+
+// body holds a message, in memory or in a file that has no name.
+type body struct {
+	mem  []byte
+	file *os.File
+	size int64
+}
+
+func newBody(size int64, dir string) (*body, error) {
+	b := &body{}
+	if size <= spoolOver {
+		b.mem = make([]byte, 0, size)
+		return b, nil
+	}
+	f, err := os.CreateTemp(dir, "crossfade-backfill-*")
+	if err != nil {
+		return nil, fmt.Errorf("make room for a message of %d octets: %w", size, err)
+	}
+	// Without a name nothing is left behind, however the process ends.
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make room for a message of %d octets: %w", size, err)
+	}
+	b.file = f
+	return b, nil
+}
+
+func (b *body) Write(p []byte) (int, error) {
+	b.size += int64(len(p))
+	if b.file != nil {
+		return b.file.Write(p)
+	}
+	b.mem = append(b.mem, p...)
+	return len(p), nil
+}
+
+func (b *body) ReadAt(p []byte, off int64) (int, error) {
+	if b.file != nil {
+		return b.file.ReadAt(p, off)
+	}
+	if off >= int64(len(b.mem)) {
+		return 0, io.EOF
+	}
+	n := copy(p, b.mem[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (b *body) close() {
+	if b != nil && b.file != nil {
+		b.file.Close()
+		b.file = nil
+	}
+	if b != nil {
+		b.mem = nil
+	}
+}

@@ -1,0 +1,275 @@
+package backfill
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"crossfade/backfill/imapconn"
+)
+
+// folderRun is the work on one folder in one pass.
+type folderRun struct {
+	pairing
+	p       *pass
+	rec     *record
+	status  imapconn.Status // of the source, when the pass began
+	agreed  agreed
+	dsel    imapconn.Selected
+	uidNext uint32 // a lower bound of what the destination gives out next
+	cand    *candidates
+	told    map[string]bool // keywords that have a problem already
+	failed  bool            // something could not be read: look again
+}
+
+func (p *pass) newRun(pr pairing, st imapconn.Status) (*folderRun, error) {
+	rec, err := p.book.record(pr.src.Wire)
+	if err != nil {
+		return nil, err
+	}
+	return &folderRun{pairing: pr, p: p, rec: rec, status: st, told: map[string]bool{}}, nil
+}
+
+// prepare makes the folder on the destination and subscribes to it.
+func (f *folderRun) prepare() error {
+	dst := f.p.dst
+	if !f.exists {
+		if err := f.create(); err != nil {
+			return err
+		}
+		f.p.crash("after-create")
+	}
+	changed := f.rec.Dest != f.wire
+	f.rec.Dest = f.wire
+	if f.src.Subscribed && !f.rec.Subscribed {
+		if err := dst.Subscribe(f.wire); err != nil {
+			return err
+		}
+		f.rec.Subscribed, changed = true, true
+	}
+	if !changed {
+		return nil
+	}
+	return f.save()
+}
+
+// create makes the folder; a name that is refused is tried once more without
+// what servers refuse.
+func (f *folderRun) create() error {
+	dst := f.p.dst
+	err := dst.Create(f.wire, f.use)
+	var e *imapconn.Error
+	if err == nil || !errors.As(err, &e) {
+		return err
+	}
+	if _, serr := dst.Select(f.wire); serr == nil {
+		return nil // it was there, whatever LIST says
+	}
+	plain, ok := plainName(f.name, f.p.dstSide.ns.Prefix, f.p.dstSide.ns.Delim)
+	if !ok || f.p.takenName(plain) {
+		return fmt.Errorf("create folder %q: %w", f.name, err)
+	}
+	wire := imapconn.EncodeName(plain)
+	if err2 := dst.Create(wire, f.use); err2 != nil {
+		return fmt.Errorf("create folder %q: %w (and %q: %w)", f.name, err, plain, err2)
+	}
+	f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: fmt.Sprintf("it is called %q on the destination, which refused %q: %s", plain, f.name, e.Text)})
+	f.name, f.wire = plain, wire
+	return nil
+}
+
+// unchanged tells whether nothing happened since the folder was finished. It
+// costs nothing beyond the STATUS.
+func (f *folderRun) unchanged(dst imapconn.Status) bool {
+	r := f.rec
+	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
+		return false
+	}
+	if f.due() {
+		return false
+	}
+	now, then := f.status, r.Mark
+	return now.UIDNext == then.UIDNext && now.Messages == then.Messages && now.ModSeq == then.ModSeq
+}
+
+// due tells whether a refused message is to be offered again.
+func (f *folderRun) due() bool {
+	for _, r := range f.rec.Refused {
+		if r.Skip <= 0 || f.p.o.RetryRefused {
+			return true
+		}
+	}
+	return false
+}
+
+// skip counts a pass over a folder that needs nothing.
+func (f *folderRun) skip() error {
+	f.p.report.Messages += int(f.status.Messages)
+	if len(f.rec.Refused) == 0 {
+		return nil
+	}
+	f.remember(nil)
+	return f.save()
+}
+
+// remember reports the refused messages that are not offered in this pass, and
+// counts the pass. present is nil when the folder was not looked at.
+func (f *folderRun) remember(present map[uint32]bool) {
+	for _, uid := range sortedKeys(f.rec.Refused) {
+		r := f.rec.Refused[uid]
+		if present != nil && !present[uid] {
+			delete(f.rec.Refused, uid)
+			continue
+		}
+		if r.Skip > 0 && !f.p.o.RetryRefused {
+			r.Skip--
+			r.waiting = true
+			f.p.problem(Problem{Folder: f.src.Name, UID: uid, Class: ClassRefused, Text: r.Text})
+		} else {
+			r.Skip = 0
+		}
+	}
+}
+
+func sortedKeys[V any](m map[uint32]V) []uint32 {
+	keys := make([]uint32, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (f *folderRun) expected() int {
+	n := int(f.status.Messages)
+	for _, r := range f.rec.Pairs {
+		n -= int(r.N)
+	}
+	return max(n, 0)
+}
+
+func (f *folderRun) save() error { return f.p.book.save(f.p.ctx, f.rec) }
+
+// sync brings one folder of the destination up to date.
+func (f *folderRun) sync() error {
+	if err := f.open(); err != nil {
+		return err
+	}
+	if err := f.recover(); err != nil {
+		return err
+	}
+	metas, sel, err := f.p.src.ListAll(imapconn.Items{Flags: true, Size: true})
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	f.p.report.Messages += len(metas)
+	todo := f.todo(metas)
+	f.cand = newCandidates(f)
+	for len(todo) > 0 {
+		n := f.batchSize(todo)
+		if err := f.copyBatch(todo[:n]); err != nil {
+			return err
+		}
+		todo = todo[n:]
+	}
+	if err := f.syncFlags(metas); err != nil {
+		return err
+	}
+	return f.finish(sel)
+}
+
+// open opens the folder on both sides, and voids the pairs when the UIDs of one
+// of them mean other messages now.
+func (f *folderRun) open() error {
+	ssel, err := f.p.src.Select(f.src)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	// The destination's folder is selected before anything is appended to it:
+	// servers are several times faster then.
+	if f.dsel, err = f.p.dst.Select(f.wire); err != nil {
+		return fmt.Errorf("destination: %w", err)
+	}
+	f.uidNext = max(f.dsel.UIDNext, 1)
+	if f.agreed, err = f.p.book.agreed(f.src.Wire); err != nil {
+		return err
+	}
+	r := f.rec
+	srcSame, dstSame := r.SrcValidity == ssel.UIDValidity, r.DstValidity == f.dsel.UIDValidity
+	if srcSame && dstSame {
+		return nil
+	}
+	if r.SrcValidity != 0 {
+		f.p.log.Warn("UIDVALIDITY changed: messages are matched by content again", "user", f.p.job.User, "folder", f.src.Name,
+			"source", !srcSame, "destination", !dstSame)
+		r.Readopt = true
+	}
+	r.Pairs, r.Foreign, r.Seen, f.agreed, r.Mark = nil, nil, 0, agreed{}, imapconn.Status{}
+	if !srcSame {
+		r.Refused, r.Unread, r.Pending = nil, nil, nil
+	}
+	if !dstSame {
+		r.Pending = nil
+	}
+	r.SrcValidity, r.DstValidity = ssel.UIDValidity, f.dsel.UIDValidity
+	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {
+		return err
+	}
+	return f.save()
+}
+
+// todo gives the messages of the source that are neither paired nor known to be
+// refused.
+func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
+	present := make(map[uint32]bool, len(metas))
+	for _, m := range metas {
+		present[m.UID] = true
+	}
+	f.remember(present)
+	for uid := range f.rec.Unread {
+		if !present[uid] {
+			delete(f.rec.Unread, uid)
+		}
+	}
+	var todo []imapconn.Meta
+	for _, m := range metas {
+		if _, ok := f.rec.Pairs.dest(m.UID); ok {
+			continue
+		}
+		if r := f.rec.Refused[m.UID]; r != nil && r.waiting {
+			continue
+		}
+		todo = append(todo, m)
+	}
+	return todo
+}
+
+// batchSize gives how many of todo are copied at once.
+func (f *folderRun) batchSize(todo []imapconn.Meta) int {
+	maxN, maxBytes := f.p.c.BatchMessages, f.p.c.BatchBytes
+	if maxN <= 0 {
+		maxN = defaultBatchMessages
+	}
+	if maxBytes <= 0 {
+		maxBytes = defaultBatchBytes
+	}
+	n, bytes := 1, todo[0].Size
+	for n < len(todo) && n < maxN && bytes+todo[n].Size <= maxBytes {
+		bytes += todo[n].Size
+		n++
+	}
+	return n
+}
+
+// finish notes that the folder is as the source was when it was listed. Only
+// now, and only when everything could be read: what is left out would not be
+// looked for again.
+func (f *folderRun) finish(sel imapconn.Selected) error {
+	r := f.rec
+	r.Readopt = false
+	r.Mark = imapconn.Status{Messages: sel.Exists, UIDNext: sel.UIDNext, UIDValidity: sel.UIDValidity, ModSeq: f.status.ModSeq}
+	if f.failed {
+		r.Mark = imapconn.Status{}
+	}
+	return f.save()
+}

@@ -1,0 +1,464 @@
+package imapconn
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Folder is a mailbox as a server lists it.
+type Folder struct {
+	// Name is the name in UTF-8 with the server's own separator; the name on the
+	// wire when that is not modified UTF-7.
+	Name string
+	Wire string // the name as the server writes it
+	// Delim separates the levels of Name; empty when there are none.
+	Delim      string
+	Attrs      []string // in lower case, with the backslash
+	Subscribed bool
+}
+
+// Selectable tells whether the folder can hold messages.
+func (f Folder) Selectable() bool {
+	return !slices.Contains(f.Attrs, `\noselect`) && !slices.Contains(f.Attrs, `\nonexistent`)
+}
+
+// Uses of a folder (RFC 6154, 2) that are carried over.
+var uses = []string{`\Archive`, `\Drafts`, `\Junk`, `\Sent`, `\Trash`}
+
+// Use gives the special use of the folder, or "".
+func (f Folder) Use() string {
+	for _, u := range uses {
+		if slices.Contains(f.Attrs, strings.ToLower(u)) {
+			return u
+		}
+	}
+	return ""
+}
+
+// Namespaces are the name prefixes of a server (RFC 2342).
+type Namespaces struct {
+	Prefix string   // of the user's own folders
+	Delim  string   // of the user's own folders
+	Others []string // prefixes of folders that belong to other users, or to all
+}
+
+// Namespaces asks for the namespaces. A server without the extension has an
+// empty prefix, and the separator that LIST names.
+func (s *Session) Namespaces() (Namespaces, error) {
+	var ns Namespaces
+	if s.Has("NAMESPACE") {
+		err := s.run(newCommand("NAMESPACE"), func(r *response) {
+			if r.name == "NAMESPACE" {
+				ns = parseNamespaces(r.rest)
+			}
+		})
+		if err != nil {
+			return ns, err
+		}
+	}
+	if ns.Delim != "" {
+		return ns, nil
+	}
+	err := s.run(newCommand(`LIST "" ""`), func(r *response) {
+		if f, ok := parseList(r); ok {
+			ns.Delim = f.Delim
+		}
+	})
+	return ns, err
+}
+
+func parseNamespaces(b []byte) Namespaces {
+	var ns Namespaces
+	vs, err := parseValues(b)
+	if err != nil || len(vs) == 0 {
+		return ns
+	}
+	for _, d := range vs[0].list {
+		if len(d.list) >= 2 {
+			ns.Prefix, _ = decodeOrWire(d.list[0].str)
+			if !d.list[1].isNil() {
+				ns.Delim = d.list[1].str
+			}
+			break
+		}
+	}
+	for _, v := range vs[1:] {
+		for _, d := range v.list {
+			if len(d.list) > 0 && d.list[0].str != "" {
+				name, _ := decodeOrWire(d.list[0].str)
+				ns.Others = append(ns.Others, name)
+			}
+		}
+	}
+	return ns
+}
+
+func decodeOrWire(wire string) (string, bool) {
+	if name, err := DecodeName(wire); err == nil {
+		return name, true
+	}
+	return wire, false
+}
+
+// List gives all folders, with their uses and subscriptions where the server
+// tells them.
+func (s *Session) List() ([]Folder, error) {
+	c := newCommand(`LIST "" "*"`)
+	extended := s.Has("LIST-EXTENDED")
+	switch {
+	case extended && s.Has("SPECIAL-USE"):
+		c.raw("RETURN (SUBSCRIBED SPECIAL-USE)")
+	case extended:
+		c.raw("RETURN (SUBSCRIBED)")
+	}
+	folders, err := s.list(c, "LIST")
+	if err != nil {
+		return nil, err
+	}
+	if !extended {
+		subs, err := s.list(newCommand(`LSUB "" "*"`), "LSUB")
+		if err != nil {
+			return nil, err
+		}
+		for _, sub := range subs {
+			for i := range folders {
+				if folders[i].Wire == sub.Wire && sub.Selectable() {
+					folders[i].Subscribed = true
+				}
+			}
+		}
+	}
+	return folders, nil
+}
+
+func (s *Session) list(c *command, name string) ([]Folder, error) {
+	var folders []Folder
+	seen := map[string]bool{}
+	err := s.run(c, func(r *response) {
+		if r.name != name {
+			return
+		}
+		if f, ok := parseList(r); ok && !seen[f.Wire] {
+			seen[f.Wire] = true
+			folders = append(folders, f)
+		}
+	})
+	return folders, err
+}
+
+// parseList reads the data of LIST and LSUB.
+func parseList(r *response) (Folder, bool) {
+	if r.name != "LIST" && r.name != "LSUB" {
+		return Folder{}, false
+	}
+	vs, err := parseValues(r.rest)
+	if err != nil || len(vs) < 3 || !vs[0].isList {
+		return Folder{}, false
+	}
+	f := Folder{Wire: vs[2].str}
+	for _, a := range vs[0].list {
+		f.Attrs = append(f.Attrs, strings.ToLower(a.str))
+	}
+	f.Subscribed = slices.Contains(f.Attrs, `\subscribed`)
+	if !vs[1].isNil() {
+		f.Delim = vs[1].str
+	}
+	f.Name, _ = decodeOrWire(f.Wire)
+	if strings.EqualFold(f.Name, "INBOX") {
+		f.Name = "INBOX"
+	}
+	return f, true
+}
+
+// Status is what a folder holds.
+type Status struct {
+	Messages    uint32
+	UIDNext     uint32
+	UIDValidity uint32
+	ModSeq      uint64 // HIGHESTMODSEQ (RFC 7162), 0 without CONDSTORE
+	Size        int64  // octets (RFC 8438), 0 when the server does not tell
+}
+
+// Statuses asks for the status of many folders by their names on the wire. The
+// commands are pipelined: a pass with nothing to do costs little more than one
+// round trip. A folder that cannot be looked into has its error in errs.
+func (s *Session) Statuses(wires []string) (stats map[string]Status, errs map[string]error, err error) {
+	items := "MESSAGES UIDNEXT UIDVALIDITY"
+	if s.Has("CONDSTORE") || s.Has("QRESYNC") {
+		items += " HIGHESTMODSEQ"
+	}
+	if s.Has("STATUS=SIZE") {
+		items += " SIZE"
+	}
+	stats, errs = map[string]Status{}, map[string]error{}
+	for len(wires) > 0 {
+		n := 1 // a name that may need "+" first cannot be pipelined
+		for n < min(16, len(wires)) && isASCII(wires[n]) && isASCII(wires[0]) {
+			n++
+		}
+		if err := s.statusGroup(wires[:n], items, stats, errs); err != nil {
+			return nil, nil, err
+		}
+		wires = wires[n:]
+	}
+	return stats, errs, nil
+}
+
+func (s *Session) statusGroup(group []string, items string, stats map[string]Status, errs map[string]error) error {
+	if s.broken != nil {
+		return s.broken
+	}
+	// The name in the answer may be spelled otherwise than the one asked for:
+	// answers come in order, so the tag tells which one is meant.
+	var last *Status
+	onData := func(r *response) {
+		if st, ok := parseStatusData(r); ok {
+			last = &st
+		}
+	}
+	type sent struct{ wire, tag string }
+	var out []sent
+	for _, wire := range group {
+		c := newCommand("STATUS")
+		if err := c.str(wire); err != nil {
+			errs[wire] = err
+			continue
+		}
+		c.raw("(" + items + ")")
+		tag, early, err := s.send(c, onData)
+		if err == nil && early != nil {
+			err = early.err("STATUS")
+		}
+		if err != nil {
+			return s.fail(fmt.Errorf("STATUS: %w", err))
+		}
+		out = append(out, sent{wire, tag})
+	}
+	for _, o := range out {
+		last = nil
+		r, err := s.answer(o.tag, onData)
+		switch {
+		case err != nil:
+			return s.fail(fmt.Errorf("STATUS: %w", err))
+		case r.name != "OK":
+			errs[o.wire] = r.err("STATUS")
+		case last == nil || last.UIDValidity == 0:
+			errs[o.wire] = errors.New("STATUS: the server answered OK and told nothing")
+		default:
+			stats[o.wire] = *last
+		}
+	}
+	return nil
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0
+}
+
+func parseStatusData(r *response) (Status, bool) {
+	var st Status
+	if r.name != "STATUS" {
+		return st, false
+	}
+	vs, err := parseValues(r.rest)
+	if err != nil || len(vs) < 2 {
+		return st, false
+	}
+	items := vs[len(vs)-1].list
+	for i := 0; i+1 < len(items); i += 2 {
+		n := items[i+1].str
+		switch strings.ToUpper(items[i].str) {
+		case "MESSAGES":
+			st.Messages = parseUint32(n)
+		case "UIDNEXT":
+			st.UIDNext = parseUint32(n)
+		case "UIDVALIDITY":
+			st.UIDValidity = parseUint32(n)
+		case "HIGHESTMODSEQ":
+			st.ModSeq, _ = strconv.ParseUint(n, 10, 64)
+		case "SIZE":
+			st.Size = parseInt(n)
+		}
+	}
+	return st, true
+}
+
+func parseUint32(s string) uint32 {
+	n, _ := strconv.ParseUint(s, 10, 32) // 0 is "not told"
+	return uint32(n)
+}
+
+func parseInt(s string) int64 {
+	n, _ := strconv.ParseInt(s, 10, 64) // 0 is "not told"
+	return max(n, 0)
+}
+
+// Selected is the state of the folder that is open.
+type Selected struct {
+	UIDValidity uint32
+	UIDNext     uint32
+	Exists      uint32
+	ModSeq      uint64 // 0 without CONDSTORE
+	// Permanent are the flags that last (RFC 3501, 7.1); AnyKeyword tells that
+	// new keywords may be made.
+	Permanent  []string
+	AnyKeyword bool
+}
+
+// CanKeep tells whether the folder keeps a flag.
+func (s Selected) CanKeep(flag string) bool {
+	if s.AnyKeyword && !strings.HasPrefix(flag, `\`) {
+		return true
+	}
+	return slices.ContainsFunc(s.Permanent, func(p string) bool { return strings.EqualFold(p, flag) })
+}
+
+// Select opens a folder by its name on the wire for reading and writing.
+func (s *Session) Select(wire string) (Selected, error) { return s.open("SELECT", wire) }
+
+func (s *Session) open(verb, wire string) (Selected, error) {
+	var sel Selected
+	c := newCommand(verb)
+	if err := c.str(wire); err != nil {
+		return sel, err
+	}
+	told := false
+	err := s.run(c, func(r *response) {
+		told = sel.take(r) || told
+	})
+	if err != nil {
+		return sel, err
+	}
+	if !told {
+		// RFC 3501, 7.1: without PERMANENTFLAGS all flags of FLAGS last.
+		sel.AnyKeyword = len(sel.Permanent) == 0
+	}
+	if sel.UIDValidity == 0 || sel.UIDNext == 0 {
+		st, errs, err := s.Statuses([]string{wire})
+		if err != nil {
+			return sel, err
+		}
+		if errs[wire] != nil {
+			return sel, fmt.Errorf("%s: the server does not tell UIDVALIDITY and UIDNEXT: %w", verb, errs[wire])
+		}
+		sel.UIDValidity, sel.UIDNext = st[wire].UIDValidity, st[wire].UIDNext
+	}
+	return sel, nil
+}
+
+// take takes what a response tells of the folder; true for PERMANENTFLAGS.
+func (s *Selected) take(r *response) bool {
+	switch {
+	case r.name == "EXISTS":
+		s.Exists = r.num
+	case r.name == "FLAGS" && len(s.Permanent) == 0:
+		s.flags(r.rest)
+	case r.code == "UIDVALIDITY":
+		s.UIDValidity = parseUint32(r.arg)
+	case r.code == "UIDNEXT":
+		s.UIDNext = parseUint32(r.arg)
+	case r.code == "HIGHESTMODSEQ":
+		s.ModSeq, _ = strconv.ParseUint(r.arg, 10, 64)
+	case r.code == "PERMANENTFLAGS":
+		s.Permanent, s.AnyKeyword = nil, false
+		s.flags([]byte(r.arg))
+		return true
+	}
+	return false
+}
+
+func (s *Selected) flags(b []byte) {
+	vs, err := parseValues(b)
+	if err != nil || len(vs) == 0 {
+		return
+	}
+	for _, v := range vs[0].list {
+		if v.str == `\*` {
+			s.AnyKeyword = true
+			continue
+		}
+		s.Permanent = append(s.Permanent, v.str)
+	}
+}
+
+// Create makes a folder by its name on the wire; a use is given along where
+// the server can take it (RFC 6154, 3). A folder that is there already is no
+// error.
+func (s *Session) Create(wire, use string) error {
+	c := newCommand("CREATE")
+	if err := c.str(wire); err != nil {
+		return err
+	}
+	if use != "" && s.Has("CREATE-SPECIAL-USE") {
+		c.raw("(USE (" + use + "))")
+	}
+	err := s.run(c, nil)
+	var e *Error
+	if errors.As(err, &e) && e.Code == "USEATTR" {
+		return s.Create(wire, "")
+	}
+	if errors.As(err, &e) && e.Code == "ALREADYEXISTS" {
+		return nil
+	}
+	return err
+}
+
+// Subscribe subscribes to a folder by its name on the wire.
+func (s *Session) Subscribe(wire string) error {
+	c := newCommand("SUBSCRIBE")
+	if err := c.str(wire); err != nil {
+		return err
+	}
+	return s.run(c, nil)
+}
+
+// Store adds and removes flags of messages in the selected folder.
+func (s *Session) Store(uids []uint32, add, remove []string) error {
+	for _, set := range FormatUIDs(uids, 4000) {
+		for _, f := range []struct {
+			op    string
+			flags []string
+		}{{"+FLAGS.SILENT", add}, {"-FLAGS.SILENT", remove}} {
+			if len(f.flags) == 0 {
+				continue
+			}
+			c := newCommand("UID STORE").raw(set).raw(f.op).raw("(" + strings.Join(f.flags, " ") + ")")
+			if err := s.run(c, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// FormatUIDs writes UIDs, ascending, as sequence sets of at most limit octets
+// each, with ranges where they are without gaps.
+func FormatUIDs(uids []uint32, limit int) []string {
+	var sets []string
+	var b []byte
+	for i := 0; i < len(uids); {
+		j := i
+		for j+1 < len(uids) && uids[j+1] == uids[j]+1 {
+			j++
+		}
+		part := strconv.AppendUint(nil, uint64(uids[i]), 10)
+		if j > i {
+			part = strconv.AppendUint(append(part, ':'), uint64(uids[j]), 10)
+		}
+		if len(b) > 0 && len(b)+1+len(part) > limit {
+			sets, b = append(sets, string(b)), nil
+		}
+		if len(b) > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, part...)
+		i = j + 1
+	}
+	if len(b) > 0 {
+		sets = append(sets, string(b))
+	}
+	return sets
+}

@@ -1,0 +1,284 @@
+package imapconn
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-sasl"
+)
+
+// Session is a connection that is logged in. It is driven by an engine of our
+// own, because go-imap ends its connection on data that it does not know and
+// on a refused APPEND. It is not safe for use by several goroutines.
+type Session struct {
+	w      *wire
+	br     *bufio.Reader
+	bw     *bufio.Writer
+	acct   Account
+	caps   map[string]bool
+	tags   int
+	broken error
+	// leaving: a BYE is an answer to our LOGOUT.
+	leaving bool
+	ctx     context.Context
+	stop    func() bool
+}
+
+// Error is a command that the server answered with NO or BAD.
+type Error struct {
+	Command string // its name only: arguments may be secrets
+	Status  string // NO or BAD
+	Code    string // the response code, upper case, without its argument; may be empty
+	Text    string // the server's words
+}
+
+func (e *Error) Error() string {
+	code := ""
+	if e.Code != "" {
+		code = "[" + e.Code + "] "
+	}
+	return fmt.Sprintf("%s: the server answered %s %s%s", e.Command, e.Status, code, e.Text)
+}
+
+// Open connects, protects the connection as the account's server says, and
+// logs in. The session ends when ctx does.
+func (d *Dialer) Open(ctx context.Context, acct Account) (*Session, error) {
+	s, err := d.open(ctx, acct)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("imap %s as %s: %w", acct.Server.Address, acct.Login.name(), err)
+	}
+	return s, nil
+}
+
+// name says who is meant, for errors.
+func (l Login) name() string {
+	if l.Authz != "" {
+		return printable(l.Authz) + " (by " + printable(l.User) + ")"
+	}
+	return printable(l.User)
+}
+
+func (d *Dialer) open(ctx context.Context, acct Account) (*Session, error) {
+	raw, err := d.connect(ctx, acct.Server.Address)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{acct: acct, ctx: ctx, stop: context.AfterFunc(ctx, func() { raw.Close() })}
+	if err := s.start(ctx, raw, d.idle()); err != nil {
+		s.stop()
+		raw.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Session) start(ctx context.Context, raw net.Conn, idle time.Duration) error {
+	conn := raw
+	if s.acct.Server.Mode == TLSImplicit {
+		var err error
+		if conn, err = handshake(ctx, raw, s.acct.Server); err != nil {
+			return err
+		}
+	}
+	s.attach(newWire(conn, idle))
+	greeting, err := s.next()
+	if err != nil {
+		return s.w.explain(fmt.Errorf("read the greeting: %w", err))
+	}
+	if greeting.name != "OK" && greeting.name != "PREAUTH" {
+		return fmt.Errorf("the greeting is %s %s", printable(greeting.name), greeting.text)
+	}
+	s.takeCaps(greeting)
+	if s.acct.Server.Mode == TLSStart {
+		if err := s.startTLS(ctx, raw, greeting, idle); err != nil {
+			return err
+		}
+	}
+	if s.caps == nil {
+		if err := s.capability(); err != nil {
+			return err
+		}
+	}
+	if greeting.name == "PREAUTH" {
+		return errors.New("the server says that we are logged in already (PREAUTH): nobody knows as whom")
+	}
+	return s.login()
+}
+
+func (s *Session) attach(w *wire) {
+	s.w = w
+	s.br = bufio.NewReaderSize(w, 64<<10)
+	s.bw = bufio.NewWriterSize(w, 64<<10)
+}
+
+func handshake(ctx context.Context, raw net.Conn, srv Server) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, defaultDialTimeout)
+	defer cancel()
+	conn := tls.Client(raw, srv.tlsConfig())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	return conn, nil
+}
+
+func (s *Session) startTLS(ctx context.Context, raw net.Conn, greeting *response, idle time.Duration) error {
+	if greeting.name == "PREAUTH" {
+		return errors.New("the server says PREAUTH before STARTTLS: the connection cannot be protected")
+	}
+	if err := s.run(newCommand("STARTTLS"), nil); err != nil {
+		return err
+	}
+	if s.br.Buffered() > 0 {
+		return errors.New("the server sent octets behind its answer to STARTTLS: somebody may be in between")
+	}
+	conn, err := handshake(ctx, raw, s.acct.Server)
+	if err != nil {
+		return err
+	}
+	s.attach(newWire(conn, idle))
+	s.caps = nil
+	return nil
+}
+
+// login takes AUTHENTICATE PLAIN where it is offered, and LOGIN elsewhere.
+func (s *Session) login() error {
+	l := s.acct.Login
+	if strings.ContainsAny(l.User+l.Password+l.Authz, "\x00") {
+		return errors.New("log in: a NUL in the name or the password cannot be sent")
+	}
+	var err error
+	switch {
+	case s.caps["AUTH=PLAIN"]:
+		err = s.authenticate(sasl.NewPlainClient(l.Authz, l.User, l.Password))
+	case l.Authz != "":
+		return errors.New("log in: the server does not offer AUTH=PLAIN, which a login on behalf of another needs")
+	case s.caps["LOGINDISABLED"]:
+		return errors.New("log in: the server forbids LOGIN on this connection: does it want TLS?")
+	default:
+		c := newCommand("LOGIN")
+		if err = errors.Join(c.str(l.User), c.str(l.Password)); err == nil {
+			err = s.run(c, nil)
+		}
+	}
+	if err != nil {
+		return s.scrub(err)
+	}
+	// Capabilities change with the login; most servers put them in its answer.
+	if s.caps == nil {
+		return s.capability()
+	}
+	return nil
+}
+
+// scrub keeps the password out of an error whose text is the server's.
+func (s *Session) scrub(err error) error {
+	var e *Error
+	pw := s.acct.Login.Password
+	if pw == "" || !errors.As(err, &e) {
+		return err
+	}
+	text := strings.ReplaceAll(e.Text, pw, "<redacted>")
+	l := s.acct.Login
+	ir := base64.StdEncoding.EncodeToString([]byte(l.Authz + "\x00" + l.User + "\x00" + pw))
+	return &Error{Command: e.Command, Status: e.Status, Code: e.Code, Text: strings.ReplaceAll(text, ir, "<redacted>")}
+}
+
+func (s *Session) authenticate(mech sasl.Client) error {
+	name, ir, err := mech.Start()
+	if err != nil {
+		return err
+	}
+	resp := base64.StdEncoding.EncodeToString(ir)
+	c := newCommand("AUTHENTICATE " + name)
+	if s.caps["SASL-IR"] {
+		c.raw(resp)
+	} else {
+		c.wait(resp + "\r\n")
+	}
+	s.caps = nil
+	return s.run(c, nil)
+}
+
+// Has tells whether the server offers a capability (upper case, RFC 3501, 7.2.1).
+func (s *Session) Has(capability string) bool { return s.caps[capability] }
+
+// Limit gives the largest message that APPEND takes (RFC 7889), 0 when the
+// server does not say.
+func (s *Session) Limit() int64 {
+	for c := range s.caps {
+		if v, ok := strings.CutPrefix(c, "APPENDLIMIT="); ok {
+			return parseInt(v)
+		}
+	}
+	return 0
+}
+
+func (s *Session) capability() error {
+	s.caps = map[string]bool{}
+	return s.run(newCommand("CAPABILITY"), nil)
+}
+
+// takeCaps takes capabilities from data and from response codes.
+func (s *Session) takeCaps(r *response) {
+	list := ""
+	switch {
+	case r.name == "CAPABILITY":
+		list = string(r.rest)
+	case r.code == "CAPABILITY":
+		list = r.arg
+	default:
+		return
+	}
+	s.caps = map[string]bool{}
+	for _, c := range strings.Fields(list) {
+		s.caps[strings.ToUpper(c)] = true
+	}
+}
+
+// next reads one response.
+func (s *Session) next() (*response, error) {
+	r, err := readResponse(s.br)
+	if err != nil {
+		return nil, err
+	}
+	if r.tag != "+" && r.name != "" {
+		s.takeCaps(r)
+	}
+	return r, nil
+}
+
+// fail marks the session as unusable and closes its connection.
+func (s *Session) fail(err error) error {
+	if s.broken == nil {
+		if s.ctx.Err() != nil {
+			err = context.Cause(s.ctx)
+		} else {
+			err = s.w.explain(err)
+		}
+		s.broken = err
+		s.w.Conn.Close()
+	}
+	return s.broken
+}
+
+// Close logs out and closes the connection. It waits two seconds at most.
+func (s *Session) Close() error {
+	defer s.stop()
+	if s.broken == nil {
+		s.w.idle, s.leaving = 2*time.Second, true
+		_ = s.run(newCommand("LOGOUT"), nil) // the answer changes nothing
+	}
+	s.broken = errClosed
+	s.w.Conn.Close()
+	return nil
+}

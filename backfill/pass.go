@@ -1,0 +1,235 @@
+package backfill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"crossfade/backfill/imapconn"
+)
+
+const (
+	defaultBatchMessages = 100
+	defaultBatchBytes    = 8 << 20
+	progressEvery        = 250 * time.Millisecond
+)
+
+// pass is one pass over one mailbox, or the look of a plan or a verification.
+type pass struct {
+	c        *Copier
+	ctx      context.Context
+	job      Job
+	o        Options
+	log      *slog.Logger
+	book     *book
+	pairings []pairing
+	dstSide  side
+
+	srcSession *imapconn.Session
+	src        *imapconn.Reader
+	dst        *imapconn.Session
+	dstReader  *imapconn.Reader
+
+	report   Report
+	progress Progress
+	shown    time.Time
+	// refusals in a row: too many mean that the destination takes nothing.
+	refusedInRow int
+}
+
+// Pass copies what is new on the source, and the changes of flags, to the
+// destination. It is safe to stop at any instant, by ctx or by killing the
+// process, and to start again: nothing is lost and nothing copied twice. With an
+// error the report says what was done before it.
+//
+// Deletions and moves on the source are not carried over: what was copied stays
+// on the destination. Messages that users delete on the destination do not come
+// back.
+func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
+	began := time.Now()
+	p, err := c.start(ctx, job, o)
+	if err != nil {
+		return Report{Took: time.Since(began)}, fmt.Errorf("copy %s: %w", job.User, err)
+	}
+	defer p.close()
+	err = p.folders()
+	p.report.Took = time.Since(began)
+	p.show(true)
+	if err != nil {
+		return p.report, fmt.Errorf("copy %s: %w", job.User, err)
+	}
+	p.log.Info("pass done", "user", job.User, "folders", p.report.Folders, "copied", p.report.Copied,
+		"adopted", p.report.Adopted, "flagged", p.report.Flagged, "problems", len(p.report.Problems), "took", p.report.Took)
+	return p.report, nil
+}
+
+// start logs in to both sides and finds out which folders go where.
+func (c *Copier) start(ctx context.Context, job Job, o Options) (*pass, error) {
+	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if p.book, err = openBook(ctx, c.Ledger, job.User); err != nil {
+		return nil, err
+	}
+	if err := p.connect(); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *pass) connect() error {
+	var err error
+	if p.srcSession, err = p.c.Dialer.Open(p.ctx, p.job.Source); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if p.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest); err != nil {
+		return fmt.Errorf("destination: %w", err)
+	}
+	src, err := survey(p.srcSession)
+	if err != nil {
+		return fmt.Errorf("source: list the folders: %w", err)
+	}
+	dst, err := survey(p.dst)
+	if err != nil {
+		return fmt.Errorf("destination: list the folders: %w", err)
+	}
+	known := map[string]string{}
+	for _, f := range src.folders {
+		rec, err := p.book.record(f.Wire)
+		if err != nil {
+			return err
+		}
+		if rec.Dest != "" {
+			known[f.Wire] = rec.Dest
+		}
+	}
+	p.dstSide = dst
+	p.pairings, p.report.Problems = mapFolders(src, dst, known)
+	p.dstReader = imapconn.NewReader(p.ctx, &p.c.Dialer, p.job.Dest, nil)
+	return nil
+}
+
+func (p *pass) close() {
+	for _, s := range []*imapconn.Session{p.srcSession, p.dst} {
+		if s != nil {
+			s.Close()
+		}
+	}
+	for _, r := range []*imapconn.Reader{p.src, p.dstReader} {
+		if r != nil {
+			r.Close()
+		}
+	}
+}
+
+func (p *pass) crash(name string) {
+	if p.c.CrashPoint != nil {
+		p.c.CrashPoint(name)
+	}
+}
+
+func (p *pass) problem(pr Problem) {
+	p.report.Problems = append(p.report.Problems, pr)
+	p.log.Warn("backfill problem", "user", p.job.User, "folder", pr.Folder, "uid", pr.UID, "class", pr.Class, "text", pr.Text)
+}
+
+// show reports the progress, at most a few times a second.
+func (p *pass) show(now bool) {
+	if p.o.Progress == nil || !now && time.Since(p.shown) < progressEvery {
+		return
+	}
+	p.shown = time.Now()
+	p.o.Progress(p.progress)
+}
+
+// folders goes through all folders. A folder that fails by itself does not keep
+// the others from being copied; a connection that fails does.
+func (p *pass) folders() error {
+	runs, err := p.look()
+	if err != nil {
+		return err
+	}
+	p.src = imapconn.NewReader(p.ctx, &p.c.Dialer, p.job.Source, p.srcSession)
+	var failed error
+	for _, f := range runs {
+		p.progress.Folder = f.src.Name
+		p.show(false)
+		err := f.sync()
+		if err != nil && !skippable(err) {
+			return errors.Join(failed, fmt.Errorf("folder %q: %w", f.src.Name, err))
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("folder %q: %w", f.src.Name, err))
+		}
+		p.progress.FoldersDone++
+		p.crash("between-folders")
+	}
+	return failed
+}
+
+// skippable errors are those of one folder.
+func skippable(err error) bool {
+	var e *imapconn.Error
+	return errors.As(err, &e) && !temporary(e) || errors.Is(err, imapconn.ErrShort)
+}
+
+// look asks both sides for the status of every folder, makes the folders that
+// are missing, and gives those that need work.
+func (p *pass) look() ([]*folderRun, error) {
+	srcStats, srcErrs, err := p.srcSession.Statuses(sourceWires(p.pairings))
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	var there []string
+	for _, pr := range p.pairings {
+		if pr.exists {
+			there = append(there, pr.wire)
+		}
+	}
+	dstStats, _, err := p.dst.Statuses(there)
+	if err != nil {
+		return nil, fmt.Errorf("destination: %w", err)
+	}
+	p.progress.Folders = len(p.pairings)
+	p.report.Folders = len(p.pairings)
+	var runs []*folderRun
+	for _, pr := range p.pairings {
+		f, err := p.newRun(pr, srcStats[pr.src.Wire])
+		if err != nil {
+			return nil, err
+		}
+		if err := f.prepare(); err != nil {
+			return nil, fmt.Errorf("folder %q: destination: %w", pr.src.Name, err)
+		}
+		if srcErrs[pr.src.Wire] == nil && f.unchanged(dstStats[pr.wire]) && !p.o.Final {
+			if err := f.skip(); err != nil {
+				return nil, err
+			}
+			p.progress.FoldersDone++
+			continue
+		}
+		p.progress.Messages += f.expected()
+		runs = append(runs, f)
+	}
+	return runs, nil
+}
+
+// takenName tells whether a name on the destination is some folder's already.
+func (p *pass) takenName(name string) bool {
+	for _, pr := range p.pairings {
+		if fold(pr.name) == fold(name) {
+			return true
+		}
+	}
+	for _, d := range p.dstSide.folders {
+		if fold(d.Name) == fold(name) {
+			return true
+		}
+	}
+	return false
+}
