@@ -1,0 +1,290 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/relay/smtpclient"
+)
+
+// delivery is one lease on its way.
+type delivery struct {
+	w      *deliverWorker
+	lease  *queue.Lease
+	ctx    context.Context // ends when the lease is lost, or the relay cuts it
+	cancel context.CancelCauseFunc
+	body   lazyBody
+
+	mu      sync.Mutex // guards the lease's renewal
+	sending bool
+	ended   bool
+	timer   *time.Timer
+}
+
+// deliver takes one lease to its end and says what that tells of the backend.
+func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateReport {
+	if len(lease.Items) == 0 {
+		w.settle(work, lease, nil, nil)
+		return gateReport{}
+	}
+	started := time.Now()
+	x := &delivery{w: w, lease: lease}
+	x.ctx, x.cancel = context.WithCancelCause(work)
+	defer x.cancel(nil)
+	x.body = lazyBody{ctx: x.ctx, queue: w.d.cfg.Queue, id: lease.Envelope.ID}
+	x.timer = time.AfterFunc(renewEvery, x.renew)
+	conn, answers, err := x.send()
+	x.stopRenewing()
+	x.body.close()
+	verdicts := x.verdicts(conn, answers, err)
+	if conn != nil {
+		w.b.sends.put(x.ctx, conn)
+	}
+	if hook := w.d.cfg.Hooks.Transaction; hook != nil {
+		hook(w.route, time.Since(started), err)
+	}
+	var notices []queue.NewMessage
+	if !errors.Is(err, queue.ErrLost) {
+		notices = w.notices(work, lease, verdicts)
+	}
+	w.settle(work, lease, verdicts, notices)
+	if errors.Is(err, smtpclient.ErrWithheld) && !errors.Is(err, queue.ErrLost) {
+		deliverPause(x.ctx, claimPause) // the queue is in trouble: it would be claimed again at once
+	}
+	return deliverReport(answers, err)
+}
+
+// send runs the transaction over a kept connection, or over a new one when
+// there is none or its server left it in the meantime.
+func (x *delivery) send() (*backendConn, []smtpclient.Answer, error) {
+	b := x.w.b
+	if c := b.sends.take(); c != nil {
+		answers, err := c.Send(x.ctx, x.transaction(c))
+		if !x.stale(err) {
+			return c, answers, x.cut(err)
+		}
+	}
+	c, err := b.dial(x.ctx)
+	if err != nil {
+		return nil, nil, x.cut(err)
+	}
+	answers, err := c.Send(x.ctx, x.transaction(c))
+	return c, answers, x.cut(err)
+}
+
+// stale tells whether a kept connection failed in the way that it does when its
+// server had left it: at the first command, before anything was said about the
+// message.
+func (x *delivery) stale(err error) bool {
+	var e *smtpclient.Error
+	return errors.As(err, &e) && e.Step == smtpclient.StepMail && e.Sent == smtpclient.SentNothing && x.ctx.Err() == nil
+}
+
+// cut names the end of the delivery's own context as what it is: not the
+// backend's fault. In doubt stays in doubt.
+func (x *delivery) cut(err error) error {
+	var e *smtpclient.Error
+	if err == nil || x.ctx.Err() == nil || errors.As(err, &e) && e.InDoubt() {
+		return err
+	}
+	return fmt.Errorf("%w: %w", smtpclient.ErrWithheld, context.Cause(x.ctx))
+}
+
+func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
+	env := x.lease.Envelope
+	t := &smtpclient.Transaction{
+		From: env.From, Body: &x.body, Size: env.Size, EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
+		Ret: env.Ret, EnvID: env.EnvID, BeforeDot: x.beforeDot,
+	}
+	t.Rcpts = make([]smtpclient.Rcpt, len(x.lease.Items))
+	dsn := c.Caps().DSN
+	for i, item := range x.lease.Items {
+		rcpt := &env.Recipients[item.N]
+		t.Rcpts[i].Addr = rcpt.Addr
+		if !dsn {
+			continue
+		}
+		t.Rcpts[i].Notify, t.Rcpts[i].ORcpt = rcpt.Notify, rcpt.ORcpt
+		if rcpt.ORcpt == "" && !rcpt.Orig.IsNull() && rcpt.Orig.IsASCII() {
+			t.Rcpts[i].ORcpt = "rfc822;" + rcpt.Orig.String()
+		}
+		if item.Copy {
+			t.Rcpts[i].Notify = mail.NotifyNever // the first delivery reports
+		}
+	}
+	return t
+}
+
+// beforeDot asks the queue for the permission to send the final dot (I3).
+func (x *delivery) beforeDot() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ctx.Err() != nil {
+		return context.Cause(x.ctx)
+	}
+	if err := x.w.d.cfg.Queue.Renew(x.ctx, x.lease, true); err != nil {
+		return err
+	}
+	x.sending = true
+	return nil
+}
+
+// renew keeps the lease while the backend is slow. When it is lost before the
+// final dot the delivery is cut; behind the dot only the answer is left to do.
+func (x *delivery) renew() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		return
+	}
+	err := x.w.d.cfg.Queue.Renew(x.ctx, x.lease, x.sending)
+	if errors.Is(err, queue.ErrLost) && !x.sending {
+		x.cancel(err)
+		return
+	}
+	x.timer.Reset(renewEvery)
+}
+
+func (x *delivery) stopRenewing() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	x.timer.Stop()
+}
+
+// verdicts decides about each recipient of the lease.
+func (x *delivery) verdicts(c *backendConn, answers []smtpclient.Answer, err error) []deliverVerdict {
+	if errors.Is(err, queue.ErrLost) {
+		return releaseAll(x.lease, "not sent: "+err.Error())
+	}
+	cfg := &x.w.d.cfg
+	rules := deliverRules{
+		schedule: cfg.Schedule, route: x.w.route, null: x.lease.Envelope.From.IsNull(),
+		passedOn: c != nil && c.Caps().DSN, now: cfg.Now(), jitter: cfg.Jitter(),
+	}
+	accepted := 0
+	for _, a := range answers {
+		if a.Step == smtpclient.StepDot || a.Step == smtpclient.StepData || a.Reply.Code == 0 {
+			accepted++
+		}
+	}
+	vs := make([]deliverVerdict, len(x.lease.Items))
+	for i, item := range x.lease.Items {
+		res := deliverResult{err: err, others: accepted > 0}
+		if i < len(answers) {
+			res.answer = answers[i]
+		}
+		vs[i] = rules.outcome(item, x.lease.Envelope.Recipients[item.N], res)
+	}
+	return vs
+}
+
+// deliverReport is what a transaction tells of its backend.
+func deliverReport(answers []smtpclient.Answer, err error) gateReport {
+	switch {
+	case errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrSource):
+		return gateReport{}
+	case err != nil:
+		return gateReport{err: err}
+	}
+	for _, a := range answers {
+		switch {
+		case a.Reply.Positive():
+			return gateReport{ok: true}
+		case a.Reply.Code == 421, a.Step == smtpclient.StepMail && misconfigured(a):
+			return gateReport{err: fmt.Errorf("in reply to %s: %w", a.Step, &a.Reply)}
+		}
+	}
+	return gateReport{ok: true}
+}
+
+// settle records what became of a lease. An error with unknown outcome is
+// answered by the same call again, as the queue allows; a "done" that is never
+// recorded means a duplicate.
+func (w *deliverWorker) settle(work context.Context, lease *queue.Lease, verdicts []deliverVerdict, msgs []queue.NewMessage) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), settleTime)
+	defer cancel()
+	outcomes := make([]queue.Outcome, len(verdicts))
+	for i := range verdicts {
+		outcomes[i] = verdicts[i].Outcome
+	}
+	var err error
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		if err = w.d.cfg.Queue.Settle(ctx, lease, outcomes, msgs...); err == nil || errors.Is(err, queue.ErrLost) || errors.Is(err, queue.ErrClosed) {
+			break
+		}
+		w.log.Warn("the outcome of a delivery could not be recorded, trying again", "id", string(lease.Envelope.ID), "error", err)
+		if deliverPause(ctx, wait); ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		w.log.Warn("the outcome of a delivery was not recorded", "id", string(lease.Envelope.ID), "error", err)
+	}
+	w.report(ctx, lease, verdicts, err)
+}
+
+// report logs each recipient's outcome and tells the hooks.
+func (w *deliverWorker) report(ctx context.Context, lease *queue.Lease, verdicts []deliverVerdict, settled error) {
+	hooks := &w.d.cfg.Hooks
+	for i := range verdicts {
+		v := &verdicts[i]
+		if settled != nil && v.Kind != queue.Done {
+			continue // ignored by the queue
+		}
+		if hooks.Settled != nil {
+			hooks.Settled(w.route, v.Kind)
+		}
+		rcpt := lease.Envelope.Recipients[v.N].Addr
+		level := slog.LevelInfo
+		if v.alarm != "" {
+			level = slog.LevelWarn
+			if hooks.Alarm != nil {
+				hooks.Alarm(DeliverAlarm{ID: lease.Envelope.ID, Route: w.route, Rcpt: rcpt, Text: v.alarm, Reply: v.Reply})
+			}
+		}
+		if !w.log.Enabled(ctx, level) {
+			continue
+		}
+		attrs := [...]slog.Attr{slog.String("id", string(lease.Envelope.ID)), slog.String("rcpt", rcpt.String()),
+			slog.String("outcome", string(v.Kind)), slog.String("reply", v.Reply), slog.String("alarm", v.alarm)}
+		n := len(attrs)
+		if v.alarm == "" {
+			n--
+		}
+		w.log.LogAttrs(ctx, level, "attempt", attrs[:n]...)
+	}
+}
+
+// lazyBody opens a message when the backend wants it: a refused recipient and a
+// dead connection cost no read.
+type lazyBody struct {
+	ctx   context.Context
+	queue queue.Deliverer
+	id    mail.ID
+	rc    io.ReadCloser
+}
+
+func (l *lazyBody) Read(p []byte) (int, error) {
+	if l.rc == nil {
+		rc, err := l.queue.Open(l.ctx, l.id)
+		if err != nil {
+			return 0, fmt.Errorf("open the stored message: %w", err)
+		}
+		l.rc = rc
+	}
+	return l.rc.Read(p)
+}
+
+func (l *lazyBody) close() {
+	if l.rc != nil {
+		_ = l.rc.Close() // it was only read
+	}
+}
