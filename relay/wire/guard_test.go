@@ -152,13 +152,14 @@ func TestLongLines(t *testing.T) {
 // TestBodyBound: a message that has been refused is not read for ever.
 func TestBodyBound(t *testing.T) {
 	s := start(t, Config{MaxBody: 100 << 10}, func(_ *server, lib *smtp.Server) { lib.MaxMessageBytes = 1000 })
-	for _, cmd := range []string{"DATA", "BDAT 100000000 LAST"} {
+	for _, cmd := range []string{
+		envelope + "DATA\r\n",
+		envelope + "DATA\r\n\n.\r\n", // refused by the guard
+		envelope + "BDAT 100000000 LAST\r\n",
+		"BDAT 100000000 LAST\r\n", // refused by the guard
+	} {
 		p := s.greeted()
-		p.send(envelope + cmd + "\r\n")
-		p.want("250 ", "250 ")
-		if cmd == "DATA" {
-			p.want("354 ")
-		}
+		p.send(cmd)
 		line := strings.Repeat("x", 998) + "\r\n"
 		for range 2000 {
 			if _, err := io.WriteString(p.conn, line); err != nil {
@@ -246,12 +247,7 @@ func (c *countingConn) Write(p []byte) (int, error) {
 
 // TestOneWritePerGroup: a pipelined group costs one write (RFC 2920, 3.2).
 func TestOneWritePerGroup(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &countingListener{inner, make(chan int, 100)}
-	s := startOn(t, l, Config{})
+	s, l := startCounting(t, Config{})
 	p := s.greeted()
 	<-l.writes // 220
 	<-l.writes // EHLO
@@ -270,7 +266,7 @@ func TestOneWritePerGroup(t *testing.T) {
 // TestManyRecipients: replies are not held back without bound, and a group larger
 // than every buffer keeps its order.
 func TestManyRecipients(t *testing.T) {
-	s := start(t, Config{MaxRcptErrors: -1})
+	s, l := startCounting(t, Config{MaxRcptErrors: -1})
 	p := s.greeted()
 	var group strings.Builder
 	group.WriteString("MAIL FROM:<a@client.test>\r\n")
@@ -284,6 +280,21 @@ func TestManyRecipients(t *testing.T) {
 		p.want([]string{"250 2.1.5", "550 5.1.1"}[i%2])
 	}
 	<-sent
+	for len(l.writes) > 0 {
+		if n := <-l.writes; n > outLimit+100 {
+			t.Errorf("%d bytes of replies were held back", n)
+		}
+	}
+}
+
+func startCounting(t *testing.T, cfg Config) (*server, *countingListener) {
+	t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &countingListener{inner, make(chan int, 10000)}
+	return startOn(t, l, cfg), l
 }
 
 // TestTooManyRecipients452: 452 is no failure of the client's.

@@ -96,7 +96,7 @@ func (s *session) Reset() {
 func (s *session) Logout() error { return nil }
 func (s *session) Mail(from string, _ *smtp.MailOptions) error {
 	s.note()
-	s.m = message{from: from}
+	s.m.from = from // only Reset forgets recipients
 	return nil
 }
 

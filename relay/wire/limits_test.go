@@ -146,7 +146,9 @@ func TestShutdown(t *testing.T) {
 	}
 	body.send("second half\r\n.\r\n")
 	body.want("250 2.0.0 queued", "421 4.3.2", "<eof>")
-	chunks.send("BDAT 7 LAST\r\nmessage")
+	chunks.send("BDAT 3\r\nnew")
+	chunks.want("250 2.0.0 chunk")
+	chunks.send("BDAT 8 LAST\r\n message")
 	chunks.want("250 2.0.0 queued", "421 4.3.2", "<eof>")
 	if err := <-done; err != nil {
 		t.Errorf("Shutdown: %v", err)

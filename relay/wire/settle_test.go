@@ -197,17 +197,20 @@ func TestLineLength(t *testing.T) {
 		{strings.Repeat("x", limit-2) + "\n.y\r\n.\r\n", flawNone},
 		{strings.Repeat("x", limit-1) + "\n.y\r\n.\r\n", flawLine},
 		{strings.Repeat("\r", 3*limit) + "\n.\r\n", flawLine},
+		{"." + strings.Repeat("\r", 3*limit+1) + "\nx\r\n.\r\n", flawLine},
+		{"." + strings.Repeat("\r", limit) + "\nx\r\n.\r\n", flawNewline},
 		{strings.Repeat("x", 10*limit) + "\r\n.\r\n", flawLine},
 	} {
 		for _, step := range []int{1, 7, 1 << 20} {
 			var s settler
 			s.reset(false, limit)
 			dst := make([]byte, 4096)
-			for used := 0; used < len(c.body) && !s.ended; {
+			used := 0
+			for used < len(c.body) && !s.ended {
 				_, ns := s.next(dst, []byte(c.body[used:min(len(c.body), used+step)]))
 				used += ns
 			}
-			if s.flaw != c.want || !s.ended {
+			if s.flaw != c.want || !s.ended || used != len(c.body) {
 				t.Errorf("%.20q... (%d bytes, by %d): flaw %d, ended %v", c.body, len(c.body), step, s.flaw, s.ended)
 			}
 		}
