@@ -18,6 +18,7 @@ import (
 	"crossfade/router"
 
 	"github.com/emersion/go-smtp"
+	"golang.org/x/time/rate"
 )
 
 // Defaults of [Limits].
@@ -81,6 +82,7 @@ type Server struct {
 	smtp *smtp.Server
 	log  *slog.Logger
 	by   string // of our Received header: "HOSTNAME (Crossfade)"
+	sick rate.Sometimes
 
 	// ctx ends when Shutdown has run out of patience.
 	ctx    context.Context
@@ -103,7 +105,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark}
+	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark, sick: rate.Sometimes{Interval: time.Second}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wire = s.wireConfig()
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
@@ -159,7 +161,7 @@ func (s *Server) overload() string {
 	if err == nil || errors.Is(err, queue.ErrFull) {
 		return ""
 	}
-	s.log.Error("connection refused: the queue takes no mail", "error", err)
+	s.sick.Do(func() { s.log.Error("connections are refused: the queue takes no mail", "error", err) })
 	return "4.3.2 mail cannot be accepted just now, try again later"
 }
 

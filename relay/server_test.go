@@ -604,8 +604,10 @@ func TestSwaks(t *testing.T) {
 	run(0, "--to", "ann@example.org", "--pipeline")
 	run(0, "--to", "postmaster@mx.example.org")
 	run(24, "--to", "someone@elsewhere.example")
-	if out, err := exec.CommandContext(t.Context(), swaks, "--support").CombinedOutput(); err == nil && strings.Contains(string(out), "STARTTLS") && !strings.Contains(string(out), "not available") {
+	if out, _ := exec.CommandContext(t.Context(), swaks, "--support").CombinedOutput(); strings.Contains(string(out), "=== TLS supported") {
 		run(0, "--to", "ann@example.org", "--tls")
+	} else {
+		t.Log("swaks is without TLS here (Debian: libnet-ssleay-perl): only tried in clear")
 	}
 	msgs := s.queue.all()
 	if len(msgs) < 3 || len(msgs[0].env.Recipients) != 2 || !strings.Contains(msgs[0].body, "hello\r\n.\r\n..\r\nfrom swaks") {
