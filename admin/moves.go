@@ -33,7 +33,7 @@ type WaveStarted struct {
 }
 
 type moveInput struct {
-	userPath
+	UserPath
 	Body *MoveRequest
 }
 
@@ -150,7 +150,7 @@ func (s *Server) statusOf(key string) cutover.Status {
 	return st
 }
 
-func (s *Server) getCutover(_ context.Context, in *userPath) (*body[cutover.Status], error) {
+func (s *Server) getCutover(_ context.Context, in *UserPath) (*body[cutover.Status], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func (s *Server) getCutover(_ context.Context, in *userPath) (*body[cutover.Stat
 	return &body[cutover.Status]{st}, nil
 }
 
-func (s *Server) cancelCutover(ctx context.Context, in *userPath) (*struct{}, error) {
+func (s *Server) cancelCutover(ctx context.Context, in *UserPath) (*struct{}, error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ func (s *Server) listMoves(context.Context, *struct{}) (*body[Moves], error) {
 	return &body[Moves]{out}, nil
 }
 
-func (s *Server) runBackfill(ctx context.Context, in *userPath) (*body[cutover.Status], error) {
+func (s *Server) runBackfill(ctx context.Context, in *UserPath) (*body[cutover.Status], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err
@@ -240,7 +240,7 @@ func (s *Server) runBackfill(ctx context.Context, in *userPath) (*body[cutover.S
 	return &body[cutover.Status]{s.statusOf(key)}, nil
 }
 
-func (s *Server) verifyBackfill(ctx context.Context, in *userPath) (*body[backfill.Verification], error) {
+func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[backfill.Verification], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err

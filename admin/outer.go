@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -30,9 +31,26 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 		if err := rc.SetWriteDeadline(time.Now().Add(answerTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			s.log.Debug("cannot set a deadline for an answer", "error", err)
 		}
-		r.Body = &idleBody{ReadCloser: r.Body, rc: rc, idle: s.bodyIdle}
+		r.Body = &idleBody{ReadCloser: r.Body, rc: rc, header: h, idle: s.bodyIdle}
+		defer s.recoverPanic(w, r)
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// recoverPanic answers for a handler that panicked. When its answer had begun
+// already, the connection is cut instead, so that it does not look whole.
+func (s *Server) recoverPanic(w http.ResponseWriter, r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler {
+		s.log.Error("a handler of the admin API panicked", "method", r.Method, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
+	}
+	if v == http.ErrAbortHandler || w.Header().Get("Content-Type") != "" {
+		panic(http.ErrAbortHandler) // the way of net/http to cut a connection
+	}
+	writeProblem(w, problemOf(fmt.Errorf("a programming error: %v", v)))
 }
 
 // noEndpoint answers for a path or a method that the mux does not know.
@@ -75,28 +93,45 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 }
 
 // idleBody gives up when a client is silent for too long inside a body, and
-// takes the deadline back at the end: net/http reads on in the background, and
-// a deadline that is still set would end the request's context.
+// takes the deadline back at the end of the body: net/http reads on in the
+// background, and a deadline that is still set would end the request's context.
 type idleBody struct {
 	io.ReadCloser
-	rc   *http.ResponseController
-	idle time.Duration
+	rc     *http.ResponseController
+	header http.Header // of the answer
+	idle   time.Duration
+	done   bool // the end was read, the deadline is taken back
 }
 
 func (b *idleBody) Read(p []byte) (int, error) {
+	if b.done {
+		return b.ReadCloser.Read(p)
+	}
 	if err := b.rc.SetReadDeadline(time.Now().Add(b.idle)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		b.rc.SetReadDeadline(time.Time{}) // fails only where setting it failed
+	switch {
+	case err == io.EOF:
+		b.takeBack()
+	case err != nil:
+		b.header.Set("Connection", "close") // the rest of the body may still come
 	}
 	return n, err
 }
 
+// Close lets net/http read the rest of the body, or give the connection up.
 func (b *idleBody) Close() error {
-	b.rc.SetReadDeadline(time.Time{}) // as above
-	return b.ReadCloser.Close()
+	err := b.ReadCloser.Close()
+	if err == nil && !b.done {
+		b.takeBack()
+	}
+	return err
+}
+
+func (b *idleBody) takeBack() {
+	b.done = true
+	b.rc.SetReadDeadline(time.Time{}) // fails only where setting it failed
 }
 
 func (s *Server) serveSpec(w http.ResponseWriter, _ *http.Request) {

@@ -89,11 +89,11 @@ func (p *Problem) ContentType(string) string { return "application/problem+json"
 
 // invalid is a 422 about one place of a request.
 func invalid(where, format string, args ...any) *Problem {
+	e := FieldError{Where: where, Message: fmt.Sprintf(format, args...)}
 	return &Problem{
 		Type: ProblemInvalid, Title: "the request is not valid", Status: http.StatusUnprocessableEntity,
-		Errors: []FieldError{{Where: where, Message: fmt.Sprintf(format, args...)}},
-		Detail: fmt.Sprintf(format, args...),
-		Hint:   "GET /openapi.json describes every request; nothing was changed",
+		Errors: []FieldError{e}, Detail: e.String(),
+		Hint: "GET /openapi.json describes every request; nothing was changed",
 	}
 }
 

@@ -78,15 +78,16 @@ type QueueApply struct {
 
 type queueQuery struct {
 	QueueFilter
-	pageQuery
+	PageQuery
 }
 
-type messagePath struct {
+// MessagePath names a queued message in a path.
+type MessagePath struct {
 	ID mail.ID `path:"id" doc:"Id of the message."`
 }
 
 type actInput struct {
-	messagePath
+	MessagePath
 	Body *QueueAction
 }
 
@@ -153,7 +154,7 @@ func (s *Server) entry(ctx context.Context, id mail.ID) (queue.Entry, error) {
 	return e, nil
 }
 
-func (s *Server) getMessage(ctx context.Context, in *messagePath) (*body[queue.Entry], error) {
+func (s *Server) getMessage(ctx context.Context, in *MessagePath) (*body[queue.Entry], error) {
 	e, err := s.entry(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -199,7 +200,7 @@ func noteApplied(r *Record, a queue.Action, done queue.Applied) {
 }
 
 type deleteMessageInput struct {
-	messagePath
+	MessagePath
 	Reason string `query:"reason" maxLength:"1000"`
 }
 
@@ -240,7 +241,7 @@ func (s *Server) applyQueue(ctx context.Context, in *body[QueueApply]) (*body[qu
 // stallTime is how long a client may take none of an exported message.
 const stallTime = time.Minute
 
-func (s *Server) exportMessage(ctx context.Context, in *messagePath) (*huma.StreamResponse, error) {
+func (s *Server) exportMessage(ctx context.Context, in *MessagePath) (*huma.StreamResponse, error) {
 	if _, err := s.entry(ctx, in.ID); err != nil {
 		return nil, err
 	}

@@ -23,12 +23,12 @@ type StateChanged struct {
 }
 
 type stateInput struct {
-	userPath
+	UserPath
 	Body StateChange
 }
 
 type historyInput struct {
-	userPath
+	UserPath
 	Limit int `query:"limit" default:"100" minimum:"1" maximum:"1000"`
 }
 

@@ -71,7 +71,7 @@ type auditQuery struct {
 	By     string `query:"by" doc:"Name of the token." maxLength:"256"`
 	Action string `query:"action" maxLength:"256"`
 	Object string `query:"object" maxLength:"1000"`
-	pageQuery
+	PageQuery
 }
 
 type routeQuery struct {

@@ -31,11 +31,13 @@ type UserPatch struct {
 	Targets   *[]string       `json:"targets,omitempty" maxItems:"20000" doc:"Of an alias or a group."`
 }
 
-type userPath struct {
+// UserPath names a user in a path.
+type UserPath struct {
 	Address string `path:"address" doc:"Address of the user, or @domain for a domain alias." maxLength:"1000"`
 }
 
-type pageQuery struct {
+// PageQuery asks for a page of a list.
+type PageQuery struct {
 	Cursor string `query:"cursor" doc:"next of the page before." maxLength:"4096"`
 	Limit  int    `query:"limit" default:"100" minimum:"1" maximum:"1000"`
 }
@@ -45,7 +47,7 @@ type usersQuery struct {
 	Wave  string       `query:"wave" maxLength:"256"`
 	Kind  router.Kind  `query:"kind" enum:"mailbox,alias,group"`
 	Q     string       `query:"q" doc:"Part of the address." maxLength:"256"`
-	pageQuery
+	PageQuery
 }
 
 type body[T any] struct{ Body T }
@@ -73,7 +75,7 @@ func (s *Server) listUsers(ctx context.Context, in *usersQuery) (*body[UserPage]
 	return &body[UserPage]{UserPage{Users: users, Next: next}}, nil
 }
 
-func (s *Server) getUser(ctx context.Context, in *userPath) (*body[router.User], error) {
+func (s *Server) getUser(ctx context.Context, in *UserPath) (*body[router.User], error) {
 	u, err := s.user(ctx, in.Address)
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func (s *Server) user(ctx context.Context, address string) (router.User, error) 
 }
 
 type patchInput struct {
-	userPath
+	UserPath
 	Body UserPatch
 }
 
@@ -211,7 +213,7 @@ func (s *Server) publishUser(ctx context.Context, u router.User, from router.Sta
 }
 
 type deleteUserInput struct {
-	userPath
+	UserPath
 	Epoch  uint64 `query:"epoch" doc:"The epoch that you saw; 409 when it is another by now."`
 	Reason string `query:"reason" maxLength:"1000"`
 	Force  bool   `query:"force" doc:"Needed for a mailbox that is not old: its mail would go to old again, or be refused."`
