@@ -90,9 +90,11 @@ func account(addr, name, password string) imapconn.Account {
 	}
 }
 
-func jobOf(src, dst *realtest.Dovecot) backfill.Job {
-	return backfill.Job{User: user, Host: "mx.example.org",
-		Source: account(src.IMAPAddr, user, "secret"), Dest: account(dst.IMAPAddr, user, "secret")}
+func jobOf(src, dst *realtest.Dovecot) backfill.Job { return jobFor(src, dst, user) }
+
+func jobFor(src, dst *realtest.Dovecot, name string) backfill.Job {
+	return backfill.Job{User: name, Host: "mx.example.org",
+		Source: account(src.IMAPAddr, name, "secret"), Dest: account(dst.IMAPAddr, name, "secret")}
 }
 
 // mustPass runs a pass that has to succeed.

@@ -72,7 +72,7 @@ func (r *Reader) Close() error {
 		return nil
 	}
 	client, stop := r.client, r.stop
-	r.w.idle = 2 * time.Second
+	r.w.idle.Store(int64(2 * time.Second))
 	_ = client.Logout() // the answer changes nothing
 	r.client = nil
 	err := r.w.Conn.Close()

@@ -275,7 +275,8 @@ func (s *Session) fail(err error) error {
 func (s *Session) Close() error {
 	defer s.stop()
 	if s.broken == nil {
-		s.w.idle, s.leaving = 2*time.Second, true
+		s.w.idle.Store(int64(2 * time.Second))
+		s.leaving = true
 		_ = s.run(newCommand("LOGOUT"), nil) // the answer changes nothing
 	}
 	s.broken = errClosed

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -62,17 +63,23 @@ func (s Server) tlsConfig() *tls.Config {
 // of a BYE are lost above it.
 type wire struct {
 	net.Conn
-	idle time.Duration
+	idle atomic.Int64 // nanoseconds
 
 	mu      sync.Mutex
 	tail    []byte
 	readErr error
 }
 
-func newWire(c net.Conn, idle time.Duration) *wire { return &wire{Conn: c, idle: idle} }
+func newWire(c net.Conn, idle time.Duration) *wire {
+	w := &wire{Conn: c}
+	w.idle.Store(int64(idle))
+	return w
+}
+
+func (w *wire) deadline() time.Time { return time.Now().Add(time.Duration(w.idle.Load())) }
 
 func (w *wire) Read(p []byte) (int, error) {
-	if err := w.Conn.SetReadDeadline(time.Now().Add(w.idle)); err != nil {
+	if err := w.Conn.SetReadDeadline(w.deadline()); err != nil {
 		return 0, err
 	}
 	n, err := w.Conn.Read(p)
@@ -97,7 +104,7 @@ func (w *wire) keep(p []byte) {
 }
 
 func (w *wire) Write(p []byte) (int, error) {
-	if err := w.Conn.SetWriteDeadline(time.Now().Add(w.idle)); err != nil {
+	if err := w.Conn.SetWriteDeadline(w.deadline()); err != nil {
 		return 0, err
 	}
 	return w.Conn.Write(p)
