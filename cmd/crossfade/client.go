@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"crossfade/admin"
+	"crossfade/config"
+)
+
+// clientFlags say which relay to speak to. They are accepted by every command.
+type clientFlags struct {
+	Config    string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file; client commands read the address and the token of the admin API from it."`
+	URL       string `name:"url" placeholder:"URL" help:"Address of the admin API; also $$CROSSFADE_URL."`
+	TokenFile string `placeholder:"FILE" type:"path" help:"File with the token of the admin API; also $$CROSSFADE_TOKEN with the token itself."`
+}
+
+const defaultURL = "http://127.0.0.1:8025"
+
+// client makes the client of the admin API: flags win over the environment,
+// the environment over the configuration file.
+func (a *app) client() (*admin.Client, error) {
+	url, token := a.flags.URL, ""
+	if url == "" {
+		url = a.getenv("CROSSFADE_URL")
+	}
+	tokenFile := a.flags.TokenFile
+	if tokenFile == "" {
+		token = strings.TrimSpace(a.getenv("CROSSFADE_TOKEN"))
+	}
+	if a.flags.Config != "" {
+		cfg, err := config.Load(a.flags.Config)
+		if err != nil {
+			return nil, usageError(err, "")
+		}
+		if url == "" {
+			url = urlOf(cfg.Admin)
+		}
+		if tokenFile == "" && token == "" {
+			tokenFile = cfg.Admin.TokenFile
+		}
+	}
+	if url == "" {
+		url = defaultURL
+	}
+	if tokenFile != "" {
+		var err error
+		if token, err = readToken(tokenFile); err != nil {
+			return nil, err
+		}
+	}
+	if token == "" {
+		return nil, usageError(errors.New("no token for the admin API was given"),
+			"set CROSSFADE_TOKEN, or use --token-file FILE, or -c with the configuration file of the relay")
+	}
+	c, err := admin.NewClient(url, token)
+	if err != nil {
+		return nil, usageError(err, "the address looks like "+defaultURL)
+	}
+	return c, nil
+}
+
+func readToken(path string) (string, error) {
+	tokens, err := admin.LoadTokens(path)
+	if err != nil {
+		return "", usageError(err, "the relay makes the file (admin.token_file) when it starts for the first time; it can be read by the relay's user only")
+	}
+	return tokens[0].Value(), nil
+}
+
+// urlOf gives the address at which the API that c describes can be reached
+// from this machine.
+func urlOf(c config.Admin) string {
+	scheme := "http"
+	if c.TLS.Enabled() {
+		scheme = "https"
+	}
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return scheme + "://" + c.Listen
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, port))
+}
+
+// openFile opens a file that the user named.
+func openFile(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, usageError(fmt.Errorf("cannot read the file: %w", err), "")
+	}
+	return f, nil
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/cutover"
+)
+
+type cutoverCmd struct {
+	Start  cutoverStartCmd  `cmd:"" help:"Move users to the new system, with their mail."`
+	Cancel cutoverCancelCmd `cmd:"" help:"Take users who have not flipped back to old."`
+	Status moveStatusCmd    `cmd:"" help:"Show how moves go."`
+}
+
+type cutoverStartCmd struct {
+	Addresses []string `arg:"" optional:"" name:"address" help:"Addresses of users."`
+	Wave      string   `help:"All users of this wave."`
+	File      string   `help:"File with an address per line (- is standard input)."`
+	Reason    string   `help:"Why, for the history."`
+	Sync      bool     `help:"Stop at ready: copy, and do not flip."`
+	NoWait    bool     `help:"Return at once; see: cutover status."`
+	jsonFlag
+}
+
+// Run starts the moves, then waits for their end.
+func (c *cutoverStartCmd) Run(a *app) error {
+	addresses, err := addressList(c.Addresses, c.File)
+	if err != nil {
+		return err
+	}
+	if len(addresses) == 0 && c.Wave == "" {
+		return usageError(errors.New("cutover start: no users were named"), "give addresses, --wave or --file")
+	}
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	req := admin.MoveRequest{Reason: c.Reason, Sync: c.Sync}
+	w := newWait(a, client, !c.Sync)
+	if c.Wave != "" {
+		out, err := client.StartWave(a.ctx, c.Wave, req)
+		if err != nil {
+			return fmt.Errorf("starting the wave %s: %w", c.Wave, err)
+		}
+		for _, f := range out.Failed {
+			w.refused(f.Where, errors.New(f.Message))
+		}
+		for _, skipped := range out.Skipped {
+			fmt.Fprintf(a.stderr, "%s: nothing to do (see: crossfade user show)\n", clean(skipped))
+		}
+		w.add(out.Started...)
+	}
+	for _, address := range addresses {
+		st, err := client.StartCutover(a.ctx, address, req)
+		if fatal(a, err) {
+			return fmt.Errorf("starting the move of %s: %w", address, err)
+		}
+		if err != nil {
+			w.refused(address, err)
+			continue
+		}
+		w.add(st.User)
+	}
+	return w.finish(c.NoWait, c.JSON)
+}
+
+// addressList joins the addresses of arguments and file, each once.
+func addressList(args []string, file string) ([]string, error) {
+	all := slices.Clone(args)
+	if file != "" {
+		in := io.ReadCloser(os.Stdin)
+		if file != "-" {
+			var err error
+			if in, err = openFile(file); err != nil {
+				return nil, err
+			}
+		}
+		defer in.Close()
+		more, err := readAddresses(in)
+		if err != nil {
+			return nil, usageError(fmt.Errorf("%s: %w", file, err), "the file has an address per line; # begins a comment")
+		}
+		all = append(all, more...)
+	}
+	var out []string
+	seen := map[string]bool{}
+	for _, address := range all {
+		if !seen[address] {
+			seen[address] = true
+			out = append(out, address)
+		}
+	}
+	return out, nil
+}
+
+func readAddresses(r io.Reader) ([]string, error) {
+	var out []string
+	lines := bufio.NewScanner(r)
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(strings.TrimPrefix(lines.Text(), "\ufeff"))
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if !strings.Contains(line, "@") || strings.ContainsAny(line, ",;") && !strings.Contains(line, `"`) {
+			return nil, fmt.Errorf("line %d: %q is no address", n, line)
+		}
+		out = append(out, line)
+	}
+	return out, lines.Err()
+}
+
+// fatal tells whether an error would be the same for the next user: there is
+// no use in going on.
+func fatal(a *app, err error) bool {
+	if err == nil {
+		return false
+	}
+	if a.ctx.Err() != nil {
+		return true
+	}
+	var p *admin.Problem
+	if !errors.As(err, &p) {
+		return true
+	}
+	switch p.Type {
+	case admin.ProblemUnauthorized, admin.ProblemForbidden, admin.ProblemNoBackfill, admin.ProblemSlowDown, admin.ProblemAudit, admin.ProblemClosed:
+		return true
+	}
+	return false
+}
+
+type cutoverCancelCmd struct {
+	Addresses []string `arg:"" name:"address" help:"Addresses of users."`
+}
+
+// Run cancels moves. What was copied stays on new.
+func (c *cutoverCancelCmd) Run(a *app) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	r := results{app: a}
+	for _, address := range c.Addresses {
+		err := client.CancelCutover(a.ctx, address)
+		if fatal(a, err) {
+			return fmt.Errorf("cancelling the move of %s: %w", address, err)
+		}
+		r.note(address, "back to old", err)
+	}
+	return r.err("cancelled")
+}
+
+// results counts what was done for several users or messages.
+type results struct {
+	app      *app
+	ok, bad  int
+	lastFail error
+}
+
+// note reports one of them.
+func (r *results) note(what, done string, err error) {
+	if err != nil {
+		r.bad++
+		r.lastFail = err
+		fmt.Fprintf(r.app.stderr, "%s: %s\n", clean(what), clean(err.Error()))
+		return
+	}
+	r.ok++
+	if done != "" {
+		fmt.Fprintf(r.app.stdout, "%s: %s\n", clean(what), clean(done))
+	}
+}
+
+// err is nil when all was done, exit code 3 when some, and 1 when nothing was.
+func (r *results) err(verb string) error {
+	switch {
+	case r.bad == 0:
+		return nil
+	case r.ok == 0:
+		return &commandError{code: exitFailed, err: fmt.Errorf("nothing was %s (%s)", verb, count(r.bad, "error", "errors")), hint: hintOf(r.lastFail)}
+	}
+	return partly("%d %s, %d failed", r.ok, verb, r.bad)
+}
+
+// moveStatusCmd is both `cutover status` and `backfill status`.
+type moveStatusCmd struct {
+	Addresses []string `arg:"" optional:"" name:"address" help:"Only these users."`
+	jsonFlag
+}
+
+// Run lists the moves that the relay knows of.
+func (c *moveStatusCmd) Run(a *app) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	moves, err := client.Moves(a.ctx)
+	if err != nil {
+		return fmt.Errorf("reading the state of moves: %w", err)
+	}
+	if len(c.Addresses) > 0 {
+		moves = slices.DeleteFunc(moves, func(s cutover.Status) bool {
+			return !slices.ContainsFunc(c.Addresses, func(address string) bool { return strings.EqualFold(address, s.User) })
+		})
+	}
+	if c.JSON {
+		return a.printJSON(append([]cutover.Status{}, moves...))
+	}
+	return a.printMoves(moves)
+}
+
+func (a *app) printMoves(moves []cutover.Status) error {
+	t := newTable(a.stdout, "USER", "STATE", "PHASE", "PROGRESS", "COPIED", "HELD", "TRIES", "NEXT", "PROBLEM")
+	for _, s := range moves {
+		held := ""
+		if s.HoldTime > 0 {
+			held = s.HoldTime.Round(10 * time.Millisecond).String()
+		}
+		problem := s.Err
+		if problem == "" && len(s.Problems) > 0 {
+			problem = count(len(s.Problems), "message needs attention", "messages need attention")
+		}
+		t.row(s.User, string(s.State), string(s.Phase), progressText(s), fmt.Sprintf("%d (%s)", s.Copied, size(s.Bytes)),
+			held, fmt.Sprint(s.Attempts), moment(s.Next), clip(problem, 100))
+	}
+	return t.flush()
+}
+
+// progressText says how far the present pass has come.
+func progressText(s cutover.Status) string {
+	p := s.Progress
+	if p.Messages == 0 || !s.Active() {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", p.MessagesDone, p.Messages)
+}
