@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net"
 	"strconv"
 )
@@ -21,13 +22,93 @@ type RefusedError struct {
 // Error says what the client is told.
 func (e *RefusedError) Error() string { return "wire: message refused: " + e.Reply }
 
+// ErrTooLarge is what the Reader of Conn.Body returns when the message is larger
+// than its limit.
+var ErrTooLarge = errors.New("wire: the message is larger than the limit")
+
+// Body reads the message that Session.Data was called for, like the Reader given
+// to Session.Data and with the same errors, but past the library, which looks at
+// every byte twice. It must be called before that Reader is used, and from Data's
+// goroutine; what is left unread is skipped when Data returns. A message of more
+// than limit bytes ends in ErrTooLarge; smtp.Server.MaxMessageBytes does not
+// count here. A limit of 0 means none.
+func (c *Conn) Body(limit int64) io.Reader {
+	c.settle.plain = true
+	return &bodyReader{c: c, left: limit, limited: limit > 0}
+}
+
+type bodyReader struct {
+	c       *Conn
+	left    int64
+	limited bool
+	err     error
+	few     [settleRoom]byte // for a Read into less than the settler needs
+	rest    []byte           // of few
+}
+
+// Read implements io.Reader. An error stays: the connection may have gone on.
+func (b *bodyReader) Read(p []byte) (int, error) {
+	if len(b.rest) > 0 {
+		n := copy(p, b.rest)
+		b.rest = b.rest[n:]
+		return n, nil
+	}
+	if b.err != nil || len(p) == 0 {
+		return 0, b.err
+	}
+	if len(p) < settleRoom {
+		n, err := b.read(b.few[:])
+		b.rest = b.few[:n]
+		n = copy(p, b.rest)
+		b.rest = b.rest[n:]
+		return n, err
+	}
+	return b.read(p)
+}
+
+func (b *bodyReader) read(p []byte) (int, error) {
+	n, err := b.c.readBody(p)
+	if b.limited && int64(n) > b.left {
+		n, err = int(b.left), ErrTooLarge
+	}
+	b.left -= int64(n)
+	b.err = err
+	if n > 0 {
+		return n, nil
+	}
+	return 0, err
+}
+
+// readBody is Read for the session instead of the library.
+func (c *Conn) readBody(p []byte) (int, error) {
+	for {
+		switch c.phase {
+		case phaseBody:
+			if n := c.body(p); n > 0 {
+				return n, nil
+			}
+		case phaseBroken:
+			return 0, c.tx.broken
+		case phaseCommand:
+			if c.settle.ended {
+				return 0, io.EOF
+			}
+			c.command() // between two chunks
+		default:
+			return 0, io.ErrUnexpectedEOF
+		}
+	}
+}
+
 // body gives the library message bytes. Nothing means that the phase has changed.
 func (c *Conn) body(p []byte) int {
 	if len(p) < settleRoom {
 		var few [settleRoom]byte
 		n := c.body(few[:])
-		c.buf.line = append(c.buf.line[:0], few[:n]...)
-		c.feed = c.buf.line
+		if n > 0 && !c.settle.plain {
+			c.buf.line = append(c.buf.line[:0], few[:n]...)
+			c.feed = c.buf.line
+		}
 		return 0
 	}
 	for {
@@ -41,6 +122,9 @@ func (c *Conn) body(p []byte) int {
 			return 0
 		case c.settle.ended:
 			c.phase = phaseCommand
+			if c.settle.plain {
+				c.feed = append(c.buf.line[:0], ".\r\n"...)
+			}
 			return nd
 		case nd > 0:
 			return nd
@@ -79,7 +163,7 @@ func (c *Conn) tooMuch() bool {
 	if limit := c.l.cfg.MaxBody; limit <= 0 || c.tx.body <= limit {
 		return false
 	}
-	c.refuseConn("body_size", "552 5.3.4 message far over the size limit, closing connection")
+	c.cutOff("body_size", "552 5.3.4 message far over the size limit, closing connection")
 	return true
 }
 
@@ -173,12 +257,12 @@ func (c *Conn) discardChunk() {
 func (c *Conn) bdat(cmd cmdLine) {
 	fields := bytes.Fields(cmd.arg)
 	if len(fields) == 0 {
-		c.refuseConn("bdat_syntax", "501 5.5.4 BDAT needs a chunk size, closing connection")
+		c.cutOff("bdat_syntax", "501 5.5.4 BDAT needs a chunk size, closing connection")
 		return
 	}
 	size, err := strconv.ParseUint(string(fields[0]), 10, 62)
 	if err != nil || fields[0][0] == '+' {
-		c.refuseConn("bdat_syntax", "501 5.5.4 BDAT with a chunk size that is no number, closing connection")
+		c.cutOff("bdat_syntax", "501 5.5.4 BDAT with a chunk size that is no number, closing connection")
 		return
 	}
 	last := len(fields) == 2 && bytes.EqualFold(fields[1], []byte("LAST"))

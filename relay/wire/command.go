@@ -60,10 +60,10 @@ func (c *Conn) mayGoOn() bool {
 		c.endFor(errShutdown, "")
 		return false
 	case c.count.errors > cfg.MaxErrors || c.count.rcptErrors > cfg.MaxRcptErrors:
-		c.refuseConn("errors", "421 4.7.0 "+cfg.Hostname+" too many errors, closing connection")
+		c.cutOff("errors", "421 4.7.0 "+cfg.Hostname+" too many errors, closing connection")
 		return false
 	case c.count.noise > cfg.MaxNoise:
-		c.refuseConn("noise", "421 4.7.0 "+cfg.Hostname+" too many commands without a message, closing connection")
+		c.cutOff("noise", "421 4.7.0 "+cfg.Hostname+" too many commands without a message, closing connection")
 		return false
 	}
 	return true
@@ -111,7 +111,7 @@ func (c *Conn) skipLongLine() {
 		c.r += len(in)
 		switch {
 		case skipped-cfg.MaxCommand > cfg.MaxLine:
-			c.refuseConn("line_length", "500 5.5.2 command line too long, closing connection")
+			c.cutOff("line_length", "500 5.5.2 command line too long, closing connection")
 			return
 		case i >= 0:
 			c.fail("500 5.5.2 command line too long")
@@ -168,7 +168,7 @@ func (c *Conn) dispatch(word []byte, cmd cmdLine) {
 		c.fail("502 5.5.1 command not implemented")
 	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT":
 		// A browser that was talked into carrying somebody's SMTP commands.
-		c.refuseConn("other_protocol", "554 5.5.0 this is an SMTP server")
+		c.cutOff("other_protocol", "554 5.5.0 this is an SMTP server")
 	default:
 		c.fail("500 5.5.2 command not recognized")
 	}

@@ -154,7 +154,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		case phaseCommand:
 			c.command()
 		case phaseBody:
-			if n := c.body(p); n > 0 {
+			// What the session left unread of a body that it read by Body is nothing
+			// for the library either.
+			if n := c.body(p); n > 0 && !c.settle.plain {
 				return n, nil
 			}
 		case phaseBroken:
@@ -195,11 +197,48 @@ func (c *Conn) open() {
 	c.say(oneLine(cfg.Greeting))
 }
 
-// refuseConn ends the connection because of a rule of ours.
+// refuseConn ends the connection because of a rule of ours, when the client is
+// waiting for us.
 func (c *Conn) refuseConn(reason, reply string) {
 	callWith(c.l.cfg.Metrics.Refused, reason)
 	c.l.cfg.Logger.Debug("smtp connection ended", "reason", reason, "remote", c.remote, "conn", c.number)
 	c.end(reply)
+}
+
+// cutOff is refuseConn for a client that may well be sending.
+func (c *Conn) cutOff(reason, reply string) {
+	c.say(reply)
+	c.flush()
+	c.linger()
+	c.refuseConn(reason, "")
+}
+
+const (
+	lingerTime  = 2 * time.Second
+	lingerBytes = 4 << 20
+)
+
+// linger lets a client that is still sending read why we stop: a socket that is
+// closed with unread bytes in it is reset, and the reply would be lost with it.
+func (c *Conn) linger() {
+	if c.lost || c.shutting() {
+		return
+	}
+	if t, ok := c.net.(*tls.Conn); ok {
+		_ = t.CloseWrite()
+	}
+	tcp, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok || tcp.CloseWrite() != nil {
+		return
+	}
+	_ = c.raw.SetReadDeadline(time.Now().Add(lingerTime))
+	for read := 0; read < lingerBytes; {
+		n, err := c.raw.Read(c.buf.in[:])
+		if err != nil {
+			return
+		}
+		read += n
+	}
 }
 
 // end sends a last reply, if any, and gives the buffers back. The library closes

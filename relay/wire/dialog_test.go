@@ -2,12 +2,15 @@ package wire
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/emersion/go-smtp"
 )
 
 // dialogConfig is what every dialogue in testdata runs against.
@@ -27,7 +30,16 @@ func dialogConfig(t *testing.T) Config {
 // "TLS" starts a handshake. "Q: n" wants n messages taken so far, "F: n" n bodies
 // that ended in an error, "B: text" the last message's body, "P: text" and "L: text" the last
 // path and line that the session saw, "E: from -> rcpt rcpt" the last envelope. "#" is a comment.
-func TestDialogs(t *testing.T) {
+func TestDialogs(t *testing.T) { runDialogs(t) }
+
+// TestDialogsDirect runs them with a session that reads past the library.
+func TestDialogsDirect(t *testing.T) {
+	runDialogs(t, func(s *server, _ *smtp.Server) { s.direct = direct })
+}
+
+func direct(c *Conn, _ io.Reader) io.Reader { return c.Body(0) }
+
+func runDialogs(t *testing.T, with ...func(*server, *smtp.Server)) {
 	files, err := filepath.Glob("testdata/*.dlg")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no dialogues: %v", err)
@@ -38,7 +50,7 @@ func TestDialogs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := start(t, dialogConfig(t))
+			s := start(t, dialogConfig(t), with...)
 			d := &dialog{s: s, p: s.dial(), t: t}
 			for i, line := range strings.Split(string(text), "\n") {
 				d.where = fmt.Sprintf("%s:%d: %s", f, i+1, line)

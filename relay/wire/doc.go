@@ -22,6 +22,10 @@
 // MaxMessageBytes must be one more than the limit that SIZE announces, because
 // the library refuses a message of exactly its limit.
 //
+// A session may read the message by [Conn.Body] instead of the Reader that the
+// library gives it: the same bytes and errors, and much
+// less work, for the library takes a message byte by byte.
+//
 // # Message bytes
 //
 // A DATA body ends at CR LF . CR LF and nowhere else (RFC 5321, 4.1.1.4). A line

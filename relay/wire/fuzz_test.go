@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/emersion/go-smtp"
@@ -63,6 +64,9 @@ func (l *oneListener) Addr() net.Addr { return nil }
 func converse(t *testing.T, in string, rng *rand.Rand) (string, []message, string) {
 	t.Helper()
 	s := &server{t: t}
+	if rng != nil {
+		s.direct = func(c *Conn, _ io.Reader) io.Reader { return iotest.OneByteReader(c.Body(0)) }
+	}
 	conn := &scriptConn{in: []byte(in), rng: rng}
 	l := &oneListener{conn: conn, gone: make(chan struct{})}
 	lib := smtp.NewServer(s)

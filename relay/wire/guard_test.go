@@ -16,6 +16,14 @@ import (
 // library alone takes a chunk cut short by a FIN for the end of the message, and
 // queues what there is.
 func TestCutShort(t *testing.T) {
+	t.Run("library", func(t *testing.T) { cutShort(t) })
+	t.Run("direct", func(t *testing.T) {
+		cutShort(t, func(s *server, _ *smtp.Server) { s.direct = direct })
+	})
+}
+
+func cutShort(t *testing.T, with ...func(*server, *smtp.Server)) {
+	t.Helper()
 	starts := map[string]string{
 		"data":              "DATA\r\nhalf a mess",
 		"data behind a dot": "DATA\r\nhalf a message\r\n.",
@@ -30,7 +38,7 @@ func TestCutShort(t *testing.T) {
 		"rst":          func(_ *peer, raw *net.TCPConn) { _ = raw.SetLinger(0); _ = raw.Close() },
 		"close_notify": func(p *peer, _ *net.TCPConn) { _ = p.conn.(*tls.Conn).CloseWrite() },
 	}
-	s := start(t, withTLS(t, Config{}))
+	s := start(t, withTLS(t, Config{}), with...)
 	wantFailed := 0
 	for what, text := range starts {
 		for how, cut := range cuts {
@@ -131,6 +139,36 @@ func TestExactSize(t *testing.T) {
 	}
 }
 
+// TestDirectBody: the limit of Body is exact, and what a session leaves unread is
+// skipped, wherever it stops.
+func TestDirectBody(t *testing.T) {
+	const limit = 5000
+	s := start(t, Config{}, func(s *server, _ *smtp.Server) {
+		s.direct = func(c *Conn, _ io.Reader) io.Reader { return c.Body(limit) }
+	})
+	p := s.greeted()
+	for _, extra := range []int{0, 1} {
+		body := strings.Repeat("x", limit-2+extra) + "\r\n"
+		want := []string{"250 2.0.0 queued", "451 "}[extra]
+		p.send(envelope + "DATA\r\n" + body + ".\r\n")
+		p.want("250 ", "250 ", "354 ", want)
+		p.send(envelope + "BDAT 5 LAST\r\nabcdeNOOP\r\n")
+		p.want("250 ", "250 ", "250 2.0.0 queued", "250 2.0.0 ok")
+	}
+	if err := s.errors()[0]; !errors.Is(err, ErrTooLarge) {
+		t.Errorf("the session was told %v", err)
+	}
+	for stop := range 12 {
+		s.mu.Lock()
+		s.direct = func(c *Conn, _ io.Reader) io.Reader { return io.LimitReader(c.Body(0), int64(stop)) }
+		s.mu.Unlock()
+		p.send(envelope + "DATA\r\nab.\r\n..\r\nx\r\n.\r\nNOOP\r\n")
+		p.want("250 ", "250 ", "354 ", "250 2.0.0 queued", "250 2.0.0 ok")
+		p.send(envelope + "BDAT 3\r\nab.BDAT 8 LAST\r\n\r\n.\r\nx\r\nNOOP\r\n")
+		p.want("250 ", "250 ", "250 2.0.0 chunk", "250 2.0.0 queued", "250 2.0.0 ok")
+	}
+}
+
 // TestLongLines: 64 KiB with the CRLF passes, one byte more is refused for good.
 func TestLongLines(t *testing.T) {
 	s := start(t, Config{})
@@ -166,10 +204,24 @@ func TestBodyBound(t *testing.T) {
 				break
 			}
 		}
+		_ = p.conn.Close()
 		eventually(t, "cut off", func() bool { return s.l.Len() == 0 })
 	}
 	if n := len(s.messages()); n != 0 {
 		t.Errorf("%d messages taken", n)
+	}
+}
+
+// TestLastWords: a client that is cut off while it sends gets to read why.
+func TestLastWords(t *testing.T) {
+	s := start(t, Config{MaxBody: 100 << 10})
+	for range 5 {
+		p := s.greeted()
+		p.send(envelope + "DATA\r\n")
+		p.want("250 ", "250 ", "354 ")
+		p.send(strings.Repeat(strings.Repeat("x", 998)+"\r\n", 2000)) // much is behind the bound
+		p.want("552 5.3.4", "<eof>")
+		_ = p.conn.Close()
 	}
 }
 

@@ -51,10 +51,11 @@ type server struct {
 	resets   int
 	log      bytes.Buffer // what the library logged
 
-	dataErr    error                 // what Data returns instead of nil
-	sessionErr error                 // what NewSession returns
-	onData     func()                // called when Data begins
-	rcptErr    func(to string) error // what Rcpt returns
+	dataErr    error                            // what Data returns instead of nil
+	direct     func(*Conn, io.Reader) io.Reader // what Data reads instead of r
+	sessionErr error                            // what NewSession returns
+	onData     func()                           // called when Data begins
+	rcptErr    func(to string) error            // what Rcpt returns
 }
 
 type session struct {
@@ -117,6 +118,7 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 func (s *session) Data(r io.Reader) error {
 	s.s.mu.Lock()
 	s.s.reading++
+	direct := s.s.direct
 	s.s.mu.Unlock()
 	defer func() {
 		s.s.mu.Lock()
@@ -128,6 +130,9 @@ func (s *session) Data(r io.Reader) error {
 	}
 	if len(s.m.rcpts) > 0 && strings.HasPrefix(s.m.rcpts[0], "panic@") {
 		panic("asked for")
+	}
+	if direct != nil {
+		r = direct(s.c, r)
 	}
 	b, err := io.ReadAll(r)
 	return s.done(b, err)

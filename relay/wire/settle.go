@@ -19,6 +19,7 @@ const (
 // line end with an LF behind it, that many line ends otherwise.
 type settler struct {
 	chunked bool // BDAT: no dot-stuffing and no end of data in the input
+	plain   bool // write the text itself: no dot-stuffing, no end of data
 	maxLine int
 
 	mid     bool // inside a line
@@ -55,8 +56,7 @@ func (s *settler) next(dst, src []byte) (nd, ns int) {
 			if !s.closing {
 				return nd, ns
 			}
-			nd += copy(dst[nd:], ".\r\n")
-			s.ended = true
+			nd += s.end(dst[nd:])
 		case s.crs == 0 && !s.dot && (s.mid || src[ns] != '.') && src[ns] != '\n' && src[ns] != '\r':
 			n := s.run(dst[nd:], src[ns:])
 			nd += n
@@ -116,16 +116,11 @@ func (s *settler) step(dst []byte, b byte) (n, used int) {
 		s.bareCRs()
 		return 0, 0
 	case s.dot:
-		s.dot, s.mid = false, true
-		s.lineLen++
-		if s.bare {
-			return copy(dst, []byte{'.', '.', b}), 1
-		}
-		return copy(dst, []byte{'.', b}), 1
+		return s.dotAnd(dst, b), 1
 	case b == '.' && !s.mid && s.chunked:
 		s.mid = true
 		s.lineLen++
-		return copy(dst, ".."), 1
+		return s.dots(dst, 2), 1
 	case b == '.' && !s.mid:
 		s.dot = true
 		if s.bare {
@@ -139,6 +134,38 @@ func (s *settler) step(dst []byte, b byte) (n, used int) {
 	return 1, 1
 }
 
+// dotAnd takes the byte behind a dot that begins a line. Behind a CRLF that dot
+// was put there for transparency (RFC 5321, 4.5.2); behind a settled line end the
+// client cannot have meant it so.
+func (s *settler) dotAnd(dst []byte, b byte) int {
+	n := 1
+	if s.bare {
+		n = 2
+	}
+	s.dot, s.mid = false, true
+	s.lineLen++
+	n = s.dots(dst, n)
+	dst[n] = b
+	return n + 1
+}
+
+// dots writes n dots at the beginning of a line, one less in plain text.
+func (s *settler) dots(dst []byte, n int) int {
+	if s.plain {
+		n--
+	}
+	return copy(dst, ".."[:n])
+}
+
+// end writes the end of data.
+func (s *settler) end(dst []byte) int {
+	s.ended = true
+	if s.plain {
+		return 0
+	}
+	return copy(dst, ".\r\n")
+}
+
 // endLine takes the LF of a line end.
 func (s *settler) endLine(dst []byte) (n int) {
 	exact := s.crs == 1
@@ -147,8 +174,7 @@ func (s *settler) endLine(dst []byte) (n int) {
 	}
 	if s.dot {
 		if exact && !s.bare {
-			s.ended = true
-			return copy(dst, ".\r\n")
+			return s.end(dst)
 		}
 		s.spoil(flawNewline)
 	}

@@ -94,8 +94,9 @@ func unstuff(t *testing.T, s string) (string, bool) {
 }
 
 // settleAll runs the settler with random splits of input and output.
-func settleAll(in string, chunked bool, rng *rand.Rand) (out string, used int, s settler) {
+func settleAll(in string, chunked, plain bool, rng *rand.Rand) (out string, used int, s settler) {
 	s.reset(chunked, 1<<20)
+	s.plain = plain
 	src := []byte(in)
 	var b strings.Builder
 	clean := true
@@ -124,7 +125,7 @@ func settleAll(in string, chunked bool, rng *rand.Rand) (out string, used int, s
 func checkBody(t *testing.T, in string, chunked bool, seed uint64) {
 	t.Helper()
 	want := reference(in, chunked)
-	out, used, s := settleAll(in, chunked, rand.New(rand.NewPCG(seed, 1)))
+	out, used, s := settleAll(in, chunked, false, rand.New(rand.NewPCG(seed, 1)))
 	if got := s.flaw != flawNone; got != want.flaw {
 		t.Fatalf("%q chunked %v: refused %v, want %v", in, chunked, got, want.flaw)
 	}
@@ -141,6 +142,9 @@ func checkBody(t *testing.T, in string, chunked bool, seed uint64) {
 		return
 	}
 	content, ended := unstuff(t, out)
+	if text, _, _ := settleAll(in, chunked, true, rand.New(rand.NewPCG(seed, 2))); text != content {
+		t.Fatalf("%q chunked %v: plain text %q, want %q", in, chunked, text, content)
+	}
 	if !ended || content != want.content || s.settled != want.settled {
 		t.Fatalf("%q chunked %v: %q, settled %d, ended %v; want %q, settled %d",
 			in, chunked, content, s.settled, ended, want.content, want.settled)
@@ -172,7 +176,7 @@ func TestLookAlikes(t *testing.T) {
 	for before, b := range ends {
 		for after, a := range ends {
 			body := "x" + b + "." + a + "y\r\n.\r\n"
-			out, used, s := settleAll(body, false, rand.New(rand.NewPCG(1, 1)))
+			out, used, s := settleAll(body, false, false, rand.New(rand.NewPCG(1, 1)))
 			wantEnd := strings.HasSuffix(b, "\r\n") && a == "\r\n"
 			switch {
 			case wantEnd && (s.flaw != flawNone || used != 1+len(b)+1+len(a)):

@@ -33,7 +33,7 @@ func (c *Conn) startTLS(cmd cmdLine) {
 	case c.r < c.w:
 		// What was sent in clear behind STARTTLS would be taken as if it had come
 		// through TLS. Somebody in between put it there.
-		c.refuseConn("tls_injection", "554 5.5.1 commands were sent behind STARTTLS, closing connection")
+		c.cutOff("tls_injection", "554 5.5.1 commands were sent behind STARTTLS, closing connection")
 	default:
 		c.say("220 2.0.0 ready to start TLS")
 		if c.flush(); !c.lost {
