@@ -1,0 +1,156 @@
+package disk
+
+import (
+	"database/sql/driver"
+	"fmt"
+	"os"
+
+	"crossfade/mail"
+	"crossfade/router"
+)
+
+// recover brings counts, doubts and what is filed up to date after a start.
+func (s *Store) recover() error {
+	f, err := openDoubt(s.dir)
+	if err != nil {
+		return err
+	}
+	boot, err := s.countDoubts(f)
+	if err != nil {
+		f.Close()
+		return err
+	}
+	if s.doubt, err = newDoubt(f, boot); err != nil {
+		f.Close()
+		return err
+	}
+	for _, step := range []func() error{s.countBodies, s.countRecipients, s.findMisfiled} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if n := s.files.orphans(); n > 0 {
+		s.log.Info("removed files of bodies that no message refers to", "files", n)
+	}
+	return nil
+}
+
+// countDoubts counts a crash for what was leased when the process was killed,
+// and files what had only been in memory. The number of the boot makes sure
+// that a crash is not counted twice.
+func (s *Store) countDoubts(f *os.File) (boot int64, err error) {
+	v, _, err := s.db.ints("SELECT n FROM boot")
+	if err != nil {
+		return 0, err
+	}
+	if len(v) == 0 {
+		return 0, fmt.Errorf("open the queue database: the table boot is empty: restore %s from a backup", dbName)
+	}
+	doubts, err := readDoubts(f, v[0])
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.db.run("BEGIN IMMEDIATE"); err != nil {
+		return 0, err
+	}
+	if err := s.writeDoubts(doubts, v[0]+1); err != nil {
+		s.db.run("ROLLBACK")
+		return 0, err
+	}
+	_, err = s.db.run("COMMIT")
+	return v[0] + 1, err
+}
+
+func (s *Store) writeDoubts(doubts []DoubtfulDelivery, boot int64) error {
+	if _, err := s.db.run("UPDATE boot SET n = ?", boot); err != nil {
+		return err
+	}
+	if _, err := s.db.run("UPDATE recipient SET due = ? WHERE due IS NULL", max(s.now(), 1)); err != nil {
+		return err
+	}
+	for _, d := range doubts {
+		ch, ok, err := s.find1(d.ID, d.N)
+		if err != nil {
+			return err
+		}
+		if !ok || ch.row.lane == laneParked || ch.row.lane == laneOpHeld {
+			continue // it was settled: the kill came before its slot was free
+		}
+		s.doubtful = append(s.doubtful, d)
+		s.countCrash(&ch.row)
+		if err := s.writeRow(&ch.row); err != nil {
+			return err
+		}
+		s.log.Warn("a delivery was under way when the process was killed", "id", d.ID, "recipient", d.N, "route", d.Route, "sending", d.Sending)
+	}
+	return nil
+}
+
+// countBodies counts what is live in each file.
+func (s *Store) countBodies() error {
+	return s.db.each(func(cols []driver.Value) error {
+		n := int(asInt(cols[2]))
+		s.files.count(asInt(cols[0]), asInt(cols[1]) != 0, n, asInt(cols[3]))
+		s.messages += n
+		return nil
+	}, "SELECT file, pos < 0, count(*), sum(size) FROM message GROUP BY file, pos < 0")
+}
+
+// countRecipients counts the lanes and notes when each is due.
+func (s *Store) countRecipients() error {
+	for l := range s.lanes {
+		s.lanes[l].nextDisk, s.lanes[l].cursor = never, never
+	}
+	return s.db.each(func(cols []driver.Value) error {
+		l := lane(asInt(cols[0]))
+		if l <= laneNone || l >= laneCount {
+			return fmt.Errorf("open the queue database: a recipient is in lane %d, which there is not", l)
+		}
+		s.count[l] = int(asInt(cols[1]))
+		if l.isRoute() {
+			s.lanes[l].left(asInt(cols[2]))
+		}
+		return nil
+	}, "SELECT lane, count(*), min(due) FROM recipient INDEXED BY recipient_due WHERE due IS NOT NULL GROUP BY lane")
+}
+
+// findMisfiled begins again the filing that a kill cut short: users with mail
+// in a lane that is not theirs.
+func (s *Store) findMisfiled() error {
+	s.kickWriter()
+	return s.db.each(func(cols []driver.Value) error {
+		key, l := asString(cols[0]), lane(asInt(cols[1]))
+		u := &ustate{known: cols[2] != nil, user: router.User{State: router.State(asString(cols[2]))}}
+		want, held := u.way()
+		switch {
+		case held:
+			want = laneHeld
+		case want == laneNone && l != laneHeld:
+			return nil // by its hint
+		}
+		if l != want {
+			s.addJob(key)
+		}
+		return nil
+	}, `SELECT f.user, f.lane, u.state FROM (SELECT DISTINCT user, lane FROM recipient INDEXED BY recipient_user
+WHERE due IS NOT NULL AND user IS NOT NULL AND lane <= 4) f LEFT JOIN user u ON u.address = f.user`)
+}
+
+// count notes what the database refers to in a file.
+func (s *files) count(num int64, own bool, n int, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pos := int64(0)
+	if own {
+		pos = -1
+	}
+	s.useLocked(loc{file: num, pos: pos, size: size - headerSize}, 1)
+	s.next = max(s.next, num+1)
+	f := s.byNum[num]
+	f.live += n - 1
+	f.bytes += int64(n) * headerSize
+	s.bytes += int64(n) * headerSize
+}
+
+// matchAll selects every recipient of some messages.
+func (s *Store) matchAll(ids []mail.ID) *selection { return &selection{ids: ids} }
