@@ -165,6 +165,10 @@ func (f *folderRun) sync() error {
 	f.p.report.Messages += len(metas)
 	todo := f.todo(metas)
 	f.cand = newCandidates(f)
+	f.p.progress.Messages += len(todo) - f.expected()
+	for _, m := range todo {
+		f.p.progress.Bytes += m.Size
+	}
 	for len(todo) > 0 {
 		n := f.batchSize(todo)
 		if err := f.copyBatch(todo[:n]); err != nil {
