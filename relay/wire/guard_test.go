@@ -219,8 +219,13 @@ func TestLastWords(t *testing.T) {
 		p := s.greeted()
 		p.send(envelope + "DATA\r\n")
 		p.want("250 ", "250 ", "354 ")
-		p.send(strings.Repeat(strings.Repeat("x", 998)+"\r\n", 2000)) // much is behind the bound
-		p.want("552 5.3.4", "<eof>")
+		piece := strings.Repeat(strings.Repeat("x", 998)+"\r\n", 200)
+		p.send(piece)
+		p.want("552 5.3.4")
+		for range 4 {
+			p.send(piece) // a reset would make this fail
+		}
+		p.want("<eof>")
 		_ = p.conn.Close()
 	}
 }
