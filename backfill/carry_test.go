@@ -59,6 +59,7 @@ func setFlags(t *testing.T, user string, d *realtest.Dovecot, folder string, uid
 
 // TestCarry runs what needs no Dovecot of its own, each with a user of its own.
 func TestCarry(t *testing.T) {
+	t.Parallel()
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
 	for name, test := range map[string]func(t *testing.T, src, dst *realtest.Dovecot, user string){
@@ -74,6 +75,7 @@ func TestCarry(t *testing.T) {
 }
 
 func TestFoldersBySpecialUseAndByName(t *testing.T) {
+	t.Parallel()
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX,
 		SpecialUse: map[string]string{"Gesendet": `\Sent`, "Entwuerfe": `\Drafts`}}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{
@@ -109,6 +111,7 @@ func TestFoldersBySpecialUseAndByName(t *testing.T) {
 
 // TestNamesWithTheOtherSeparator goes the other way round.
 func TestNamesWithTheOtherSeparator(t *testing.T) {
+	t.Parallel()
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	for i, f := range []string{"a.b", "a_b", "A.B/c.d", "x/INBOX/y"} {
@@ -165,8 +168,10 @@ func testSubscriptionsAreCarriedOnce(t *testing.T, src, dst *realtest.Dovecot, u
 }
 
 func TestFlagsChangedLater(t *testing.T) {
+	t.Parallel()
 	for _, caps := range []string{"", "IMAP4rev1 UIDPLUS"} {
 		t.Run(caps, func(t *testing.T) {
+			t.Parallel()
 			src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX, Capability: caps}))
 			dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
 			put(t, src, user, "INBOX", letters(0, 10, 10)...)
@@ -231,8 +236,10 @@ func testAdoptsWhatIsThere(t *testing.T, src, dst *realtest.Dovecot, user string
 
 // TestUIDValidityChanged: the pairs are void, and nothing is copied again.
 func TestUIDValidityChanged(t *testing.T) {
+	t.Parallel()
 	for _, side := range []string{"source", "destination"} {
 		t.Run(side, func(t *testing.T) {
+			t.Parallel()
 			src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 			dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
 			put(t, src, user, "INBOX", append(letters(0, 10, 100), fragile()...)...)
@@ -284,6 +291,7 @@ func changeValidity(t *testing.T, d *realtest.Dovecot) {
 }
 
 func TestLogins(t *testing.T) {
+	t.Parallel()
 	o := realtest.DovecotOptions{MasterUser: "master", Users: []string{user}, Layout: realtest.DotINBOX}
 	src := realtest.StartDovecot(t, fast(o))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{MasterUser: "master", Users: []string{user}}))
@@ -306,6 +314,7 @@ func TestLogins(t *testing.T) {
 
 // TestOverQuota: the pass ends with the server's words, and goes on later.
 func TestOverQuota(t *testing.T) {
+	t.Parallel()
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	quota := "mail_plugins = $mail_plugins quota\nplugin {\n quota = count:User quota\n quota_vsizes = yes\n quota_rule = *:storage=20K\n quota_grace = 0\n}\n"
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Extra: quota}))

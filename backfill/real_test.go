@@ -212,6 +212,7 @@ func same(t testing.TB, want, got stored) {
 func TestPassCopiesAMailboxOnce(t *testing.T) {
 	for _, layouts := range [][2]realtest.Layout{{realtest.DotINBOX, realtest.Slash}, {realtest.Slash, realtest.DotINBOX}} {
 		t.Run(fmt.Sprint(layouts), func(t *testing.T) {
+			t.Parallel()
 			src := realtest.StartDovecot(t, realtest.DovecotOptions{Layout: layouts[0], MailFsync: "never"})
 			dst := realtest.StartDovecot(t, realtest.DovecotOptions{Layout: layouts[1], MailFsync: "never"})
 			name := func(s string) string {

@@ -280,17 +280,29 @@ func (r *Reader) fetchOnce(set imap.UIDSet, it Items, recv Receiver, got map[uin
 	cmd := r.client.Fetch(set, it.options())
 	for data := cmd.Next(); data != nil; data = cmd.Next() {
 		if err := r.takeMessage(data, it, recv, got); err != nil {
-			r.w.Conn.Close()
-			_ = cmd.Close()
-			var re *receiverError
-			if errors.As(err, &re) {
-				r.abort()
-				return err
-			}
-			return r.failed("UID FETCH", err)
+			return r.breakOff(cmd, err)
 		}
 	}
 	return r.failed("UID FETCH", cmd.Close())
+}
+
+// breakOff ends a FETCH in the middle, and the connection with it. The net.Conn
+// is closed first. After a literal that ended early go-imap's reading goroutine
+// has to be over before the rest is drained, because draining reads the same
+// literal once more; after an error of the receiver it waits for the draining.
+func (r *Reader) breakOff(cmd *imapclient.FetchCommand, err error) error {
+	var re *receiverError
+	mine := errors.As(err, &re)
+	r.w.Conn.Close()
+	if !mine {
+		<-r.client.Closed()
+	}
+	_ = cmd.Close()
+	if mine {
+		r.abort()
+		return err
+	}
+	return r.failed("UID FETCH", err)
 }
 
 func (r *Reader) takeMessage(data *imapclient.FetchMessageData, it Items, recv Receiver, got map[uint32]bool) error {
