@@ -32,6 +32,7 @@ type fake struct {
 	msgs     []fakeMsg
 	hook     func(c *fakeConn, tag, cmd string) bool
 
+	once     sync.Once
 	mu       sync.Mutex
 	conns    int
 	commands []string
@@ -56,6 +57,12 @@ func newFake(t *testing.T, uids ...uint32) *fake {
 	for _, u := range uids {
 		f.msgs = append(f.msgs, fakeMsg{uid: u, flags: `\Seen`, date: "01-Feb-2003 04:05:06 +0100", body: fmt.Sprintf("Subject: %d\r\n\r\nbody of %d\r\n", u, u)})
 	}
+	return f
+}
+
+// start begins to listen, when all is set.
+func (f *fake) start() {
+	t := f.t
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -84,10 +91,10 @@ func newFake(t *testing.T, uids ...uint32) *fake {
 		f.mu.Unlock()
 		f.wg.Wait()
 	})
-	return f
 }
 
 func (f *fake) account() Account {
+	f.once.Do(f.start)
 	return Account{Server: Server{Address: f.addr, Mode: TLSNone}, Login: Login{User: "anna", Password: "pa\"ss\\word"}}
 }
 
@@ -286,3 +293,5 @@ func fetchAll(t *testing.T, f *fake, uids ...uint32) (*collector, []Failure, err
 }
 
 var errStop = errors.New("no room")
+
+func newReader(b []byte) *bufio.Reader { return bufio.NewReader(strings.NewReader(string(b))) }
