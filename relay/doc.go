@@ -8,5 +8,6 @@
 // sub-package wire, beneath go-smtp.
 //
 // Start reading at [Server] for mail that comes in; session.go is one
-// connection, [Verifier] asks both sides whether they know an address.
+// connection, [Verifier] asks both sides whether they know an address. Mail goes
+// out by a [Deliverer] over the connections of its [Backend] values.
 package relay

@@ -614,3 +614,23 @@ func TestSwaks(t *testing.T) {
 		t.Errorf("%d messages: %+v", len(msgs), msgs)
 	}
 }
+
+// Postfix's load generator is the client of the benchmarks.
+func TestSMTPSource(t *testing.T) {
+	source := realtest.Need(t, "smtp-source")
+	s := newSite(t, router.PolicyReject, func(c *ServerConfig) { c.Logger = nil })
+	for _, args := range [][]string{{"-s", "10", "-m", "300"}, {"-d", "-s", "10", "-m", "300"}} {
+		s.queue.set(func(q *inQueue) { q.msgs = nil })
+		began := time.Now()
+		cmd := exec.CommandContext(t.Context(), source, append(args, "-l", "4096", "-f", "a@b.example", "-t", "ann@example.org", "inet:"+s.addr)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("smtp-source %v: %v\n%s", args, err, out)
+		}
+		took := time.Since(began)
+		msgs := s.queue.all()
+		if fmt.Sprint(len(msgs)) != args[len(args)-1] {
+			t.Errorf("smtp-source %v: %d messages are queued", args, len(msgs))
+		}
+		t.Logf("smtp-source %v: %.0f messages/s", args, float64(len(msgs))/took.Seconds())
+	}
+}
