@@ -117,17 +117,16 @@ var pool = sync.Pool{New: func() any {
 	return &buffers{out: make([]byte, 0, 1024), line: make([]byte, 0, 512)}
 }}
 
-func (c *Conn) setRemote(a net.Addr) {
+// addrPort is the IP address and port of a, as far as it has them.
+func addrPort(a net.Addr) (ap netip.AddrPort) {
 	switch a := a.(type) {
 	case *net.TCPAddr:
-		ap := a.AddrPort()
-		c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		ap = a.AddrPort()
 	case nil:
 	default:
-		if ap, err := netip.ParseAddrPort(a.String()); err == nil {
-			c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-		}
+		ap, _ = netip.ParseAddrPort(a.String()) // a Unix socket has none
 	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // Read gives the library its next bytes: one command line, or message bytes
@@ -179,7 +178,7 @@ func (c *Conn) open() {
 	c.phase = phaseCommand
 	cfg := &c.l.cfg
 	if _, known := c.raw.(*net.TCPConn); !known {
-		c.setRemote(c.raw.RemoteAddr())
+		c.remote = addrPort(c.raw.RemoteAddr())
 		if !c.l.admit(c) {
 			c.refuseConn("conns_per_ip", "421 4.7.0 too many connections, try again later")
 			return

@@ -366,6 +366,34 @@ func TestTooManyRecipients452(t *testing.T) {
 	p.want("354 ", "250 2.0.0 queued")
 }
 
+// TestLongReplies: replies that the library writes in pieces go out whole.
+func TestLongReplies(t *testing.T) {
+	text := strings.Repeat("z", 9000)
+	s := start(t, Config{}, func(s *server, _ *smtp.Server) {
+		s.rcptErr = func(string) error {
+			return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 7, 1}, Message: "one\n" + text + "\nthree"}
+		}
+	})
+	p := s.greeted()
+	p.send(envelope + "NOOP\r\n")
+	p.want("250 ")
+	for _, want := range []string{"550-one", "550-" + text, "550 5.7.1 three", "250 2.0.0 ok"} {
+		if got, err := p.r.ReadString('\n'); got != want+"\r\n" {
+			t.Fatalf("%.40q (%d bytes), want %.40q: %v", got, len(got), want, err)
+		}
+	}
+}
+
+// TestEndlessCommand: a command line without an end is not read for ever.
+func TestEndlessCommand(t *testing.T) {
+	s := start(t, Config{})
+	p := s.greeted()
+	p.send(strings.Repeat("x", 60000) + "\r\nNOOP\r\n")
+	p.want("500 5.5.2 command line too long", "250 2.0.0 ok")
+	p.send(strings.Repeat("x", 80000))
+	p.want("500 5.5.2 command line too long, closing", "<eof>")
+}
+
 // TestMaxMessages: a connection may be used for so many messages and no more.
 func TestMaxMessages(t *testing.T) {
 	s := start(t, Config{MaxMessages: 2})

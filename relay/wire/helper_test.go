@@ -81,11 +81,37 @@ func (s *server) NewSession(c *smtp.Conn) (smtp.Session, error) {
 	return &session{s: s, c: c.Conn().(*Conn), inner: c}, nil
 }
 
-func (s *session) note() {
+func (s *session) note(parsed string) {
+	// The guard and the library must mean the same path.
+	path := s.c.LastPath()
+	if got := unquotePath(path); got != parsed && !strings.EqualFold(path, "postmaster") {
+		s.s.t.Errorf("line %q: the guard sees %q, the library %q", s.c.LastCommand(), got, parsed)
+	}
 	s.s.mu.Lock()
 	defer s.s.mu.Unlock()
 	s.s.paths = append(s.s.paths, s.c.LastPath())
 	s.s.lines = append(s.s.lines, s.c.LastCommand())
+}
+
+// unquotePath makes of a raw path what the library makes of it.
+func unquotePath(p string) string {
+	if strings.HasPrefix(p, "@") {
+		_, p, _ = strings.Cut(p, ":")
+	}
+	if !strings.HasPrefix(p, `"`) {
+		return p
+	}
+	var local strings.Builder
+	for i := 1; i < len(p); i++ {
+		switch p[i] {
+		case '"':
+			return local.String() + p[i+1:]
+		case '\\':
+			i++
+		}
+		local.WriteByte(p[i])
+	}
+	return p
 }
 
 func (s *session) Reset() {
@@ -96,13 +122,13 @@ func (s *session) Reset() {
 }
 func (s *session) Logout() error { return nil }
 func (s *session) Mail(from string, _ *smtp.MailOptions) error {
-	s.note()
+	s.note(from)
 	s.m.from = from // only Reset forgets recipients
 	return nil
 }
 
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
-	s.note()
+	s.note(to)
 	if strings.HasPrefix(to, "nobody@") {
 		return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such user"}
 	}

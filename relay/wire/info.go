@@ -39,11 +39,9 @@ func (i Info) Protocol() string {
 
 // Info tells what is known of the connection now.
 func (c *Conn) Info() Info {
-	local := Conn{}
-	local.setRemote(c.raw.LocalAddr())
 	return Info{
 		Number: c.number, Start: c.start,
-		Remote: c.remote, Local: local.remote,
+		Remote: c.remote, Local: addrPort(c.raw.LocalAddr()),
 		Helo: c.helo, ESMTP: c.esmtp, TLS: c.tls,
 	}
 }

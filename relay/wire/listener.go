@@ -66,7 +66,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		// listener RemoteAddr waits for the header.
 		tcp, known := raw.(*net.TCPConn)
 		if known {
-			c.setRemote(tcp.RemoteAddr())
+			c.remote = addrPort(tcp.RemoteAddr())
 		}
 		if reason := l.add(c, known); reason != "" {
 			callWith(l.cfg.Metrics.Refused, reason)
