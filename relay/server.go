@@ -110,7 +110,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.wire = s.wireConfig()
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
 	s.smtp.Domain = cfg.Hostname
-	// The library refuses a message of exactly its limit.
+	// One more than the limit, so that our checks of SIZE and of the body come
+	// first: the library refuses a message of exactly its limit.
 	s.smtp.MaxMessageBytes = cfg.Limits.MaxMessageSize + 1
 	s.smtp.MaxLineLength = 0 // lines are bounded by wire
 	s.smtp.EnableSMTPUTF8 = true

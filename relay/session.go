@@ -273,10 +273,10 @@ func originalRcpt(opts *smtp.RcptOptions) (string, error) {
 	return strings.ToLower(string(opts.OriginalRecipientType)) + ";" + opts.OriginalRecipient, nil
 }
 
-// Data stores the message and answers with its id. Whatever happens to the
-// connection while the body is read is an error of r, and then nothing is
-// queued.
-func (s *session) Data(r io.Reader) error {
+// Data stores the message and answers with its id. The body is read past the
+// library. Whatever happens to the connection meanwhile is an error of that
+// read, and then nothing is queued.
+func (s *session) Data(io.Reader) error {
 	env := s.env
 	if env == nil || len(env.Recipients) == 0 {
 		return s.refuse("data", "", mail.Replyf(503, mail.Enhanced{5, 5, 1}, "RCPT is wanted first"))
@@ -286,7 +286,7 @@ func (s *session) Data(r io.Reader) error {
 	env.Received = s.srv.cfg.Now()
 	info := s.conn.Info()
 	s.setClient(env, info)
-	s.body.start(s, env, info, r)
+	s.body.start(s, env, info)
 	defer s.body.release()
 	if err := s.srv.cfg.Queue.Put(s.srv.ctx, env, &s.body); err != nil {
 		return s.refuse("data", string(env.ID), s.bodyError(err))

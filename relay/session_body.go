@@ -18,7 +18,6 @@ type bodyReader struct {
 	head []byte // what is left of the trace header
 	r    io.Reader
 	env  *mail.Envelope
-	max  int64 // octets that may still come
 	scan headerScan
 
 	buf   *bodyBuffers
@@ -34,10 +33,10 @@ var bodyPool = sync.Pool{New: func() any {
 	return &bodyBuffers{head: make([]byte, 0, 512), line: make([]byte, 0, 256), text: make([]byte, 0, 256)}
 }}
 
-func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info, r io.Reader) {
+func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	buf := bodyPool.Get().(*bodyBuffers)
 	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
-	*b = bodyReader{head: buf.head, r: r, env: env, buf: buf, max: s.srv.cfg.Limits.MaxMessageSize}
+	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf}
 	b.scan = headerScan{own: s.srv.by, line: buf.line[:0], text: buf.text[:0]}
 }
 
@@ -64,9 +63,8 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		return 0, b.err
 	}
 	n, err := b.r.Read(p)
-	if b.max -= int64(n); b.max < 0 {
-		b.err = errTooBig
-		return 0, b.err
+	if errors.Is(err, wire.ErrTooLarge) {
+		err = errTooBig
 	}
 	if scanErr := b.look(p[:n], err); scanErr != nil {
 		b.err = scanErr
