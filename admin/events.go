@@ -11,7 +11,7 @@ const (
 	EventUser    = "user"    // data is a router.Change
 	EventCutover = "cutover" // data is a cutover.Status
 	EventBackend = "backend" // data is a BackendStatus
-	EventReload  = "reload"  // data is empty
+	EventReload  = "reload"  // data is empty; the daemon publishes it, SIGHUP reloads too
 )
 
 // Event is something that happened. IDs grow by one and start anew with the

@@ -191,7 +191,6 @@ type memConductor struct {
 	mu       sync.Mutex
 	requests []cutover.Request
 	err      error
-	verify   func(ctx context.Context) error
 }
 
 func (c *memConductor) Start(_ context.Context, r cutover.Request) error {
@@ -223,11 +222,6 @@ func (c *memConductor) RunBackfill(ctx context.Context, user, by string) error {
 	return c.Start(ctx, cutover.Request{User: user, By: by, Sync: true})
 }
 func (c *memConductor) Verify(ctx context.Context, user string) (backfill.Verification, error) {
-	if c.verify != nil {
-		if err := c.verify(ctx); err != nil {
-			return backfill.Verification{}, err
-		}
-	}
 	return backfill.Verification{User: user, Folders: []backfill.FolderCheck{{Source: "INBOX", Dest: "INBOX"}}}, c.err
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -382,6 +383,15 @@ func (e *endless) Read(p []byte) (int, error) {
 	return copy(p, bytes.Repeat(e.line, len(p)/len(e.line)+1)), nil
 }
 
+func TestImportIsBounded(t *testing.T) {
+	c := &countedReader{r: &endless{line: []byte("x")}, left: 1000}
+	n, err := io.Copy(io.Discard, c)
+	wantProblem(t, err, ProblemTooLarge)
+	if n > 1000 {
+		t.Errorf("%d octets were passed on", n)
+	}
+}
+
 // TestImportCutShort: a file that did not arrive whole is not imported.
 func TestImportCutShort(t *testing.T) {
 	r := newRig(t, nil)
@@ -522,22 +532,24 @@ func TestNoConductor(t *testing.T) {
 // TestSlowWorkAfterABody: the deadline of the body must not end a request
 // whose work takes longer.
 func TestSlowWorkAfterABody(t *testing.T) {
-	r := newRig(t, nil)
-	r.server.bodyIdle = 50 * time.Millisecond
-	r.conductor.verify = func(ctx context.Context) error {
-		timer := time.NewTimer(300 * time.Millisecond)
+	const idle = 50 * time.Millisecond
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := &idleBody{ReadCloser: r.Body, rc: http.NewResponseController(w), header: w.Header(), idle: idle}
+		if _, err := io.ReadAll(body); err != nil {
+			t.Error(err)
+		}
+		timer := time.NewTimer(6 * idle)
 		defer timer.Stop()
 		select {
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-r.Context().Done():
+			t.Error("the request ended while its work went on")
 		case <-timer.C:
-			return nil
 		}
-	}
-	resp, text := r.ask(operateToken, "POST", "/v1/backfill/anna@example.org/verify", `{"ignored": "by an operation without a body"}`)
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("%d %s", resp.StatusCode, text)
-	}
+	}))
+	defer web.Close()
+	resp, err := http.Post(web.URL, "text/plain", strings.NewReader("body"))
+	check(t, err)
+	resp.Body.Close()
 }
 
 func TestSilentBodyIsCutOff(t *testing.T) {

@@ -168,7 +168,6 @@ func (s *Server) reload(ctx context.Context, _ *struct{}) (*body[Reloaded], erro
 	if err != nil {
 		return nil, err
 	}
-	s.events.Publish(EventReload, struct{}{})
 	return &body[Reloaded]{out}, nil
 }
 
