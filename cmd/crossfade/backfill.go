@@ -29,15 +29,9 @@ func (c *backfillRunCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	w := newWait(a, client, false)
-	known, err := client.Moves(a.ctx)
+	w, err := newWait(a, client, false)
 	if err != nil {
-		return fmt.Errorf("reading the state of copies: %w", err)
-	}
-	for _, s := range known {
-		if !s.Active() {
-			w.seen(s)
-		}
+		return err
 	}
 	for _, address := range addresses {
 		st, err := client.RunBackfill(a.ctx, address)
@@ -85,18 +79,21 @@ func (c *backfillVerifyCmd) Run(a *app) error {
 		if fatal(a, err) {
 			return fmt.Errorf("verifying %s: %w", address, err)
 		}
-		if err == nil {
-			all = append(all, v)
-			if !c.JSON {
-				if err := a.printVerification(v); err != nil {
-					return err
-				}
-			}
-			if !v.OK() {
-				err = fmt.Errorf("%s missing on new", count(v.Missing, "message is", "messages are"))
-			}
+		if err != nil {
+			r.note(address, "", err)
+			continue
+		}
+		all = append(all, v)
+		if !v.OK() {
+			err = fmt.Errorf("%s missing on new", count(v.Missing, "message is", "messages are"))
 		}
 		r.note(address, "", err)
+		if c.JSON {
+			continue
+		}
+		if err := a.printVerification(v); err != nil {
+			return err
+		}
 	}
 	if c.JSON {
 		if err := a.printJSON(all); err != nil {

@@ -44,19 +44,14 @@ func (c *cutoverStartCmd) Run(a *app) error {
 		return err
 	}
 	req := admin.MoveRequest{Reason: c.Reason, Sync: c.Sync}
-	w := newWait(a, client, !c.Sync)
+	w, err := newWait(a, client, !c.Sync)
+	if err != nil {
+		return err
+	}
 	if c.Wave != "" {
-		out, err := client.StartWave(a.ctx, c.Wave, req)
-		if err != nil {
-			return fmt.Errorf("starting the wave %s: %w", c.Wave, err)
+		if err := w.startWave(c.Wave, req); err != nil {
+			return err
 		}
-		for _, f := range out.Failed {
-			w.refused(f.Where, errors.New(f.Message))
-		}
-		for _, skipped := range out.Skipped {
-			fmt.Fprintf(a.stderr, "%s: nothing to do (see: crossfade user show)\n", clean(skipped))
-		}
-		w.add(out.Started...)
 	}
 	for _, address := range addresses {
 		st, err := client.StartCutover(a.ctx, address, req)
@@ -70,6 +65,22 @@ func (c *cutoverStartCmd) Run(a *app) error {
 		w.add(st.User)
 	}
 	return w.finish(c.NoWait, c.JSON)
+}
+
+// startWave starts the moves of a wave.
+func (w *wait) startWave(wave string, req admin.MoveRequest) error {
+	out, err := w.client.StartWave(w.app.ctx, wave, req)
+	if err != nil {
+		return fmt.Errorf("starting the wave %s: %w", wave, err)
+	}
+	for _, f := range out.Failed {
+		w.refused(f.Where, errors.New(f.Message))
+	}
+	for _, skipped := range out.Skipped {
+		fmt.Fprintf(w.app.stderr, "%s: nothing to do (see: crossfade user show)\n", clean(skipped))
+	}
+	w.add(out.Started...)
+	return nil
 }
 
 // addressList joins the addresses of arguments and file, each once.

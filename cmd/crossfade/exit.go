@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"crossfade/admin"
 )
@@ -54,6 +55,9 @@ func (a *app) report(err error) {
 	var p *admin.Problem
 	if errors.As(err, &p) {
 		for _, f := range p.Errors {
+			if strings.Contains(err.Error(), f.Message) {
+				continue // the detail says it already
+			}
 			fmt.Fprintf(a.stderr, "  %s\n", clean(f.String()))
 		}
 	}

@@ -26,17 +26,28 @@ type wait struct {
 	users   []string
 	waiting map[string]bool
 	last    map[string]cutover.Status
-	before  map[string]time.Time // Updated, of a move that was known before
+	before  map[string]time.Time // Updated, of an end that was known before
 	results results
 	shown   progress
 	lost    int // looks in a row that failed
 }
 
-func newWait(a *app, client *admin.Client, flip bool) *wait {
+// newWait is made before the moves are asked for: an end that is known by then
+// belongs to an earlier request.
+func newWait(a *app, client *admin.Client, flip bool) (*wait, error) {
 	w := &wait{app: a, client: client, flip: flip, waiting: map[string]bool{}, last: map[string]cutover.Status{}, before: map[string]time.Time{}}
 	w.results.app = a
 	w.shown = newProgress(a.stderr)
-	return w
+	known, err := client.Moves(a.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of moves: %w", err)
+	}
+	for _, s := range known {
+		if !s.Active() && !s.Updated.IsZero() {
+			w.before[s.User] = s.Updated
+		}
+	}
+	return w, nil
 }
 
 // add takes users whose move was started.
@@ -48,10 +59,6 @@ func (w *wait) add(users ...string) {
 		}
 	}
 }
-
-// seen notes a move that was known before it was asked for again, so that its
-// old end is not taken for the new one.
-func (w *wait) seen(s cutover.Status) { w.before[s.User] = s.Updated }
 
 // refused notes a user whose move could not be started.
 func (w *wait) refused(user string, err error) { w.results.note(user, "", err) }
