@@ -89,6 +89,9 @@ func (g *backendGate) room() int {
 // enter waits for a slot.
 func (g *backendGate) enter(ctx context.Context) (*gateSlot, error) {
 	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		g.mu.Lock()
 		if len(g.slots) < g.room() {
 			s := &gateSlot{}

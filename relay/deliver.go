@@ -25,20 +25,19 @@ type DelivererConfig struct {
 	// *mail.Reply means that the address leads nowhere. (Everybody goes Out.)
 	Resolve func(ctx context.Context, addr mail.Address) ([]mail.Recipient, error)
 	// Grace is how long deliveries may go on when Run is told to end (20 s).
-	Grace  time.Duration
-	Logger *slog.Logger
-	Hooks  DeliverHooks
-	Now    func() time.Time
-	Jitter func() float64 // in [0, 1)
+	Grace   time.Duration
+	Logger  *slog.Logger
+	Metrics DelivererMetrics
+	Now     func() time.Time
+	Jitter  func() float64 // in [0, 1)
 }
 
-// DeliverHooks are told what happens, for metrics and alarms. Each may be nil;
-// none may block.
-type DeliverHooks struct {
-	// Transaction is called after each transaction, err nil or why the session ended.
-	Transaction func(route mail.Route, took time.Duration, err error)
-	// Settled is called for each recipient whose outcome the queue has recorded.
-	Settled func(route mail.Route, kind queue.Kind)
+// DelivererMetrics are told what happens. Each may be nil; none may block.
+type DelivererMetrics struct {
+	// Attempt is called after each transaction, however it ended.
+	Attempt func(route mail.Route, took time.Duration)
+	// Outcome is called for each recipient whose outcome the queue has recorded.
+	Outcome func(route mail.Route, kind queue.Kind)
 	// Alarm is called when an operator should look.
 	Alarm func(DeliverAlarm)
 }

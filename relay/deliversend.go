@@ -47,8 +47,8 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	if conn != nil {
 		w.b.sends.put(x.ctx, conn)
 	}
-	if hook := w.d.cfg.Hooks.Transaction; hook != nil {
-		hook(w.route, time.Since(started), err)
+	if attempt := w.d.cfg.Metrics.Attempt; attempt != nil {
+		attempt(w.route, time.Since(started))
 	}
 	var notices []queue.NewMessage
 	if !errors.Is(err, queue.ErrLost) {
@@ -231,23 +231,23 @@ func (w *deliverWorker) settle(work context.Context, lease *queue.Lease, verdict
 	w.report(ctx, lease, verdicts, err)
 }
 
-// report logs each recipient's outcome and tells the hooks.
+// report logs each recipient's outcome and tells the metrics.
 func (w *deliverWorker) report(ctx context.Context, lease *queue.Lease, verdicts []deliverVerdict, settled error) {
-	hooks := &w.d.cfg.Hooks
+	metrics := &w.d.cfg.Metrics
 	for i := range verdicts {
 		v := &verdicts[i]
 		if settled != nil && v.Kind != queue.Done {
 			continue // ignored by the queue
 		}
-		if hooks.Settled != nil {
-			hooks.Settled(w.route, v.Kind)
+		if metrics.Outcome != nil {
+			metrics.Outcome(w.route, v.Kind)
 		}
 		rcpt := lease.Envelope.Recipients[v.N].Addr
 		level := slog.LevelInfo
 		if v.alarm != "" {
 			level = slog.LevelWarn
-			if hooks.Alarm != nil {
-				hooks.Alarm(DeliverAlarm{ID: lease.Envelope.ID, Route: w.route, Rcpt: rcpt, Text: v.alarm, Reply: v.Reply})
+			if metrics.Alarm != nil {
+				metrics.Alarm(DeliverAlarm{ID: lease.Envelope.ID, Route: w.route, Rcpt: rcpt, Text: v.alarm, Reply: v.Reply})
 			}
 		}
 		if !w.log.Enabled(ctx, level) {
