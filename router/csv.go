@@ -62,8 +62,8 @@ var csvColumns = []struct {
 // The users of good lines are returned also when there are bad lines; a caller
 // who wants all or nothing looks at the errors first. A field that is empty is
 // the zero value: "not said" to [Table.ImportUsers]. A state counts only for
-// users that are new to the table and can be old, new or done; it places them
-// without a copy.
+// users that are new to the table and can be old (also when nothing is said), new
+// or done; it places them without a copy.
 func ParseCSV(r io.Reader, opts CSVOptions) ([]User, []LineError) {
 	p := csvParser{opts: opts.withDefaults(), seen: make(map[string]int)}
 	limited := &limitReader{r: r, left: p.opts.MaxBytes}
@@ -254,6 +254,9 @@ func (p *csvParser) finish(u *User) *LineError {
 	case u.Kind == KindMailbox && len(u.Targets) > 0:
 		return wrong("target", "a mailbox has no target: use kind alias or group")
 	case u.Kind == KindMailbox:
+		if u.State == "" {
+			u.State = StateOld
+		}
 		return nil
 	case len(u.Targets) == 0:
 		return wrong("target", "kind %s needs a target", u.Kind)

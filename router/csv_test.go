@@ -22,7 +22,7 @@ func TestParseCSV(t *testing.T) {
 		",@Example.net,,alias,@example.org"
 	want := []User{
 		{Address: "ann@example.org", Kind: KindMailbox, State: StateNew, Wave: "w1", NotBefore: time.Date(2026, 3, 31, 0, 0, 0, 0, time.UTC), Deliver: DeliverBoth, OldLogin: "ann.old"},
-		{Address: `"b b"@example.org`, Kind: KindMailbox, Wave: "w, 2", NotBefore: time.Date(2026, 3, 31, 18, 0, 0, 0, time.UTC), NewLogin: "b"},
+		{Address: `"b b"@example.org`, Kind: KindMailbox, State: StateOld, Wave: "w, 2", NotBefore: time.Date(2026, 3, 31, 18, 0, 0, 0, time.UTC), NewLogin: "b"},
 		{Address: "info@example.org", Kind: KindAlias, Targets: []string{"ann@example.org"}},
 		{Address: "team@example.org", Kind: KindGroup, Targets: []string{"ann@example.org", "bob@example.org", "info@example.org"}},
 		{Address: "@example.net", Kind: KindAlias, Targets: []string{"@example.org"}},

@@ -60,6 +60,8 @@ func (r *Router) trySetState(ctx context.Context, addr mail.Address, to State, r
 		return User{}, 0, fmt.Errorf("read the user: %w", err)
 	case u.Kind == KindAlias || u.Kind == KindGroup:
 		return User{}, 0, fmt.Errorf("%w: %s is %s", ErrNoState, key, describe(u))
+	case u.State == "":
+		u.State = StateOld
 	}
 	if req.Epoch != nil && *req.Epoch != u.Epoch {
 		return User{}, 0, &EpochError{User: key, Have: u.Epoch, Want: *req.Epoch}

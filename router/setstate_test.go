@@ -75,6 +75,10 @@ func TestSetStateMakesUser(t *testing.T) {
 	if _, _, err := r.SetState(t.Context(), addr(t, "new@example.org"), "nowhere", SetRequest{}); err == nil || !strings.Contains(err.Error(), "unknown state") {
 		t.Error(err)
 	}
+	table.users["bare@example.org"] = User{Address: "bare@example.org", Epoch: 1}
+	if u, _, err := r.SetState(t.Context(), addr(t, "bare@example.org"), StateSyncing, SetRequest{}); err != nil || u.State != StateSyncing {
+		t.Errorf("a user without a state is one of old: %+v, %v", u, err)
+	}
 	table.users["list@example.org"] = group("list@example.org", "new@example.org")
 	if _, _, err := r.SetState(t.Context(), addr(t, "list@example.org"), StateSyncing, SetRequest{}); !errors.Is(err, ErrNoState) {
 		t.Error(err)
