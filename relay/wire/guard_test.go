@@ -204,6 +204,12 @@ func TestBodyBound(t *testing.T) {
 				break
 			}
 		}
+		for got := ""; !strings.HasPrefix(got, "552 5.3.4 message far over"); got = p.reply() {
+			if got == "<eof>" {
+				t.Errorf("%q: not told that it is too much", cmd)
+				break
+			}
+		}
 		_ = p.conn.Close()
 		eventually(t, "cut off", func() bool { return s.l.Len() == 0 })
 	}
