@@ -145,6 +145,7 @@ func (s *Store) applyPut(p *put) {
 				s.lanes[r.lane].left(r.due)
 				s.arm(r.due)
 			}
+			s.checkFiled(r)
 			continue
 		}
 		m := s.resident(p.env.ID, p.env, p.body.loc, len(p.rows))

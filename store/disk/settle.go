@@ -422,6 +422,7 @@ func (s *Store) applyChange(ch *rowChange) {
 			s.lanes[ch.row.lane].left(ch.row.due)
 			s.arm(ch.row.due)
 		}
+		s.checkFiled(&ch.row)
 		return
 	}
 	if other := it.lease; it.where == leased && other != nil && !other.settled && !other.lost && !other.sending {

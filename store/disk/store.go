@@ -136,7 +136,7 @@ type Store struct {
 	tokens   uint64
 	filing   []*item // to be filed as held
 	dead     []loc   // bodies that nothing refers to any more
-	jobs     []*refile
+	jobs     map[string]*refile // by user
 	bg       []*op // of the store itself
 	count    [laneCount]int
 	messages int
@@ -168,7 +168,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		ops: make(chan *op, 1024), kick: make(chan struct{}, 1), poke: make(chan struct{}, 1),
 		quit: make(chan struct{}), failed: make(chan struct{}),
 		users: map[string]*ustate{}, msgs: map[mail.ID]*msg{}, leases: map[*lease]struct{}{},
-		ghosts: map[*lease]time.Time{}, armed: never, stale: map[string]router.User{},
+		ghosts: map[*lease]time.Time{}, armed: never, jobs: map[string]*refile{}, stale: map[string]router.User{},
 	}
 	s.budget.Store(opts.MemoryBudget)
 	if err := s.load(); err != nil {

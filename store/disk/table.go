@@ -149,5 +149,8 @@ func (s *Store) planImport(u router.User, c router.Change) (*change, error) {
 	}
 	ch.gen = ch.u.Epoch
 	ch.c.From, ch.c.To, ch.c.Epoch = "", ch.u.State, ch.u.Epoch
+	if err := s.findFiled(ch); err != nil {
+		return nil, err
+	}
 	return ch, s.writeUser(ch.u, ch.gen, ch.c)
 }

@@ -189,7 +189,7 @@ type change struct {
 	gen     uint64
 	known   bool // afterwards
 	created bool
-	busy    int
+	filed   bool // there is mail of his on disk
 }
 
 // SetUser implements [router.Table]. The state is one step; mail of the user
@@ -206,11 +206,15 @@ func (s *Store) SetUser(ctx context.Context, u router.User, c router.Change) (ro
 	ch := &change{u: u, c: c, known: true}
 	o := &op{name: "user", keys: []string{"u:" + u.Address}}
 	o.plan = func() error { return s.planSet(ch) }
-	o.apply = func() { ch.busy = s.applyUsers([]*change{ch}) }
+	busy := 0
+	o.apply = func() {
+		s.applyUsers([]*change{ch})
+		busy = s.busy(ch.u.Address)
+	}
 	if err := s.do(o); err != nil {
 		return router.User{}, 0, err
 	}
-	return ch.u, ch.busy, nil
+	return ch.u, busy, nil
 }
 
 // planSet checks the epoch and writes.
@@ -247,7 +251,17 @@ func (s *Store) planSet(ch *change) error {
 	if ch.c.To == "" {
 		ch.c.To = ch.u.State
 	}
+	if err := s.findFiled(ch); err != nil {
+		return err
+	}
 	return s.writeUser(ch.u, ch.gen, ch.c)
+}
+
+// findFiled tells whether mail of the user is on disk, which has to be filed
+// again when his route changes.
+func (s *Store) findFiled(ch *change) (err error) {
+	_, ch.filed, err = s.db.ints("SELECT 1 FROM recipient INDEXED BY recipient_user WHERE user = ? AND due IS NOT NULL LIMIT 1", ch.u.Address)
+	return err
 }
 
 // sameWay tells whether mail goes the same way under u as before.
@@ -275,6 +289,9 @@ func (s *Store) DeleteUser(_ context.Context, key string, epoch uint64, c router
 		if ch.c.From == "" {
 			ch.c.From = us.user.State
 		}
+		if err := s.findFiled(ch); err != nil {
+			return err
+		}
 		if _, err := s.db.run("DELETE FROM user WHERE address = ?", key); err != nil {
 			return err
 		}
@@ -286,8 +303,7 @@ func (s *Store) DeleteUser(_ context.Context, key string, epoch uint64, c router
 
 // applyUsers makes changes to users the truth in memory: leases under an older
 // epoch are taken back unless they are being sent, and mail in memory moves.
-// It gives the number of deliveries that are being sent under an older epoch.
-func (s *Store) applyUsers(changes []*change) (busy int) {
+func (s *Store) applyUsers(changes []*change) {
 	s.userVer++
 	touched := make(map[*ustate]bool, len(changes))
 	moved := false
@@ -298,7 +314,9 @@ func (s *Store) applyUsers(changes []*change) (busy int) {
 		}
 		if us.known != ch.known || us.gen != ch.gen {
 			moved = true
-			s.addJob(us.key)
+			if ch.filed {
+				s.addJob(us.key)
+			}
 		}
 		if s.opts.staleRoute {
 			touched[us] = true
@@ -316,10 +334,6 @@ func (s *Store) applyUsers(changes []*change) (busy int) {
 	if moved {
 		s.moveItems(touched)
 	}
-	for us := range touched {
-		busy += s.busy(us.key)
-	}
-	return busy
 }
 
 func (s *Store) concerns(l *lease, touched map[*ustate]bool) bool {

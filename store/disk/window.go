@@ -16,13 +16,13 @@ const pageIn = 128
 func (s *Store) fill(l lane) error {
 	s.mu.Lock()
 	q := &s.lanes[l]
-	now, from, room := s.now(), q.cursor, q.paged.n+pageIn <= s.window
+	now, from, room := s.now(), q.cursor, min(s.window-q.paged.n, pageIn)
 	need := q.nextDisk <= now
 	s.mu.Unlock()
-	if !need || !room {
+	if !need || room < min(pageIn, s.window/2) {
 		return nil
 	}
-	ids, last, more, err := s.dueOnDisk(l, from, now)
+	ids, last, more, err := s.dueOnDisk(l, from, now, room)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *Store) fill(l lane) error {
 
 // dueOnDisk lists messages with a recipient that is due on disk but not in
 // memory; more tells that the list is cut at last.
-func (s *Store) dueOnDisk(l lane, from, now int64) (ids []mail.ID, last int64, more bool, err error) {
+func (s *Store) dueOnDisk(l lane, from, now int64, room int) (ids []mail.ID, last int64, more bool, err error) {
 	seen := map[mail.ID]bool{}
 	err = s.db.each(func(cols []driver.Value) error {
 		id, n := mail.ID(asString(cols[0])), int(asInt(cols[1]))
@@ -67,7 +67,7 @@ func (s *Store) dueOnDisk(l lane, from, now int64) (ids []mail.ID, last int64, m
 		if in {
 			return nil
 		}
-		if len(ids) == pageIn {
+		if len(ids) == room {
 			more = true
 			return errStop
 		}
@@ -200,14 +200,20 @@ type refile struct {
 
 // addJob begins the work for a user, or begins it again.
 func (s *Store) addJob(key string) {
-	for _, j := range s.jobs {
-		if j.key == key {
-			*j = refile{key: key, lane: laneOld}
-			return
-		}
+	if j := s.jobs[key]; j != nil {
+		*j = refile{key: key, lane: laneOld}
+		return
 	}
-	s.jobs = append(s.jobs, &refile{key: key, lane: laneOld})
+	s.jobs[key] = &refile{key: key, lane: laneOld}
 	s.kickWriter()
+}
+
+// checkFiled begins the work for a user whose state was changed between the
+// moment a row of his was written and now, in the same group.
+func (s *Store) checkFiled(r *row) {
+	if u := s.users[r.user]; u != nil && r.lane <= laneHeld && wayOf(r, u) != r.lane {
+		s.addJob(r.user)
+	}
 }
 
 const sqlUserRows = `SELECT ` + rcptColumns + ` FROM recipient INDEXED BY recipient_user
@@ -237,7 +243,7 @@ func (s *Store) refileOp(j *refile) *op {
 			ch.row.fresh(u)
 			ch.row.lane, ch.row.due = wayOf(&ch.row, u), s.now()
 			s.mu.Unlock()
-			if ch.row.lane != ch.from {
+			if ch.row.lane != ch.from || last.gen != ch.row.gen {
 				changes = append(changes, ch)
 			}
 			return nil
@@ -284,10 +290,5 @@ func (s *Store) advance(j *refile, found int, last row) {
 		*j = refile{key: j.key, lane: j.lane + 1}
 		return
 	}
-	for i := range s.jobs {
-		if s.jobs[i] == j {
-			s.jobs = append(s.jobs[:i], s.jobs[i+1:]...)
-			return
-		}
-	}
+	delete(s.jobs, j.key)
 }

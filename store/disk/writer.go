@@ -148,8 +148,9 @@ func (s *Store) ownWork() []*op {
 		own = append(own, s.fileOp(s.filing[:n:n]))
 		s.filing = s.filing[n:]
 	}
-	if len(s.jobs) > 0 {
-		own = append(own, s.refileOp(s.jobs[0]))
+	for _, j := range s.jobs { // any of them: they take turns by chance
+		own = append(own, s.refileOp(j))
+		break
 	}
 	return own
 }
