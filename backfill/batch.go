@@ -245,6 +245,8 @@ func temporary(e *imapconn.Error) bool {
 	case "OVERQUOTA", "THROTTLED", "UNAVAILABLE", "INUSE", "SERVERBUG", "CONTACTADMIN", "AUTHENTICATIONFAILED",
 		"AUTHORIZATIONFAILED", "EXPIRED", "PRIVACYREQUIRED", "NOPERM", "EXPUNGEISSUED":
 		return true
+	case "LIMIT", "TOOBIG", "CANNOT", "PARSE", "BADCHARSET", "UNKNOWN-CTE":
+		return false
 	}
 	text := strings.ToLower(e.Text)
 	return slices.ContainsFunc([]string{"quota", "disk", "space", "try again", "tempora", "throttl", "backoff", "unavailable",

@@ -1,0 +1,276 @@
+package backfill_test
+
+import (
+	"bytes"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"crossfade/backfill"
+	"crossfade/internal/mailtest"
+	"crossfade/internal/mailtest/realtest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// proxy stands in front of a server. It cuts connections when budget octets
+// went to the server, and edits what the server says.
+type proxy struct {
+	addr, to string
+	edit     func([]byte) []byte
+
+	mu     sync.Mutex
+	budget int // octets until the cut; negative: none
+	live   map[net.Conn]bool
+	wg     sync.WaitGroup
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{addr: l.Addr().String(), to: to, budget: -1, live: map[net.Conn]bool{}}
+	p.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s, err := net.Dial("tcp", p.to)
+			if err != nil {
+				c.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.live[c], p.live[s] = true, true
+			p.mu.Unlock()
+			p.wg.Go(func() { p.pump(s, c, true) })
+			p.wg.Go(func() { p.pump(c, s, false) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		p.mu.Lock()
+		for c := range p.live {
+			c.Close()
+		}
+		p.mu.Unlock()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) set(budget int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.budget = budget
+}
+
+func (p *proxy) pump(dst, src net.Conn, toServer bool) {
+	defer dst.Close()
+	defer src.Close()
+	buf := make([]byte, 4096)
+	for {
+		n, err := src.Read(buf)
+		b := buf[:n]
+		cut := false
+		if toServer {
+			b, cut = p.spend(b)
+		} else if p.edit != nil {
+			b = p.edit(b)
+		}
+		if _, werr := dst.Write(b); werr != nil || err != nil || cut {
+			return
+		}
+	}
+}
+
+func (p *proxy) spend(b []byte) ([]byte, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.budget < 0 {
+		return b, false
+	}
+	if len(b) > p.budget {
+		b = b[:p.budget]
+		p.budget = 0
+		return b, true
+	}
+	p.budget -= len(b)
+	return b, false
+}
+
+// TestConnectionsDropAnywhere cuts the connections to the destination after
+// more and more octets; the last pass has one that holds.
+func TestConnectionsDropAnywhere(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", append(letters(0, 20, 300), fragile()...)...)
+	put(t, src, user, "INBOX.x", letters(20, 30, 300)...)
+	c := copier(t, newLedger(t))
+	c.BatchMessages = 6
+	p := newProxy(t, dst.IMAPAddr)
+	job := jobOf(src, dst)
+	job.Dest.Server.Address = p.addr
+	failed := 0
+	for budget := 50; budget < 20_000; budget = budget*4/3 + 7 {
+		p.set(budget)
+		if _, err := c.Pass(t.Context(), job, backfill.Options{}); err != nil {
+			failed++
+		}
+	}
+	p.set(-1)
+	mustPass(t, c, job, backfill.Options{})
+	if n := holds(t, dst, user, false).count(); n != 33 || failed < 10 {
+		t.Errorf("%d messages after %d failures, want 33", n, failed)
+	}
+	if v, err := c.Verify(t.Context(), job); err != nil || !v.OK() {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestSourceDropsAnywhere: the reader goes on by itself.
+func TestSourceDropsAnywhere(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 60, 3000)...)
+	p := newProxy(t, src.IMAPAddr)
+	bytesLeft := 20_000
+	var mu sync.Mutex
+	p.edit = func(b []byte) []byte { // a connection for every 20 KB
+		mu.Lock()
+		defer mu.Unlock()
+		if bytesLeft -= len(b); bytesLeft < 0 {
+			bytesLeft = 20_000
+			p.mu.Lock()
+			for c := range p.live {
+				c.Close()
+			}
+			p.mu.Unlock()
+		}
+		return b
+	}
+	c := copier(t, newLedger(t))
+	job := jobOf(src, dst)
+	job.Source.Server.Address = p.addr
+	r := mustPass(t, c, job, backfill.Options{})
+	if r.Copied != 60 || len(r.Problems) != 0 {
+		t.Errorf("%+v", r)
+	}
+	same(t, holds(t, src, user, true), holds(t, dst, user, true))
+}
+
+func TestKeywordsThatCannotBeKept(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	p := newProxy(t, dst.IMAPAddr)
+	p.edit = func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(` \*)]`), []byte(" kept)]")) }
+	for i := range 3 {
+		put(t, src, user, "INBOX", mailtest.StoredMessage{Body: letter(i, 10).Body, Flags: []string{`\Seen`, "kept", "lost"}})
+	}
+	c := copier(t, newLedger(t))
+	job := jobOf(src, dst)
+	job.Dest.Server.Address = p.addr
+	r := mustPass(t, c, job, backfill.Options{})
+	if got := problems(r, backfill.ClassFlag); r.Copied != 3 || !cmp.Equal(got, []string{`INBOX: the destination cannot keep "lost"`}) {
+		t.Errorf("%+v", r)
+	}
+	for _, m := range dst.Messages(t, user, "INBOX") {
+		if !cmp.Equal(m.Flags, []string{`\Seen`, "kept"}) {
+			t.Errorf("flags: %q", m.Flags)
+		}
+	}
+	if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestRefusedMessages: a batch with refused messages is halved until they are
+// alone; they are reported in every pass, and make none of them unclean.
+func TestRefusedMessages(t *testing.T) {
+	t.Parallel()
+	for what, caps := range map[string]string{"MULTIAPPEND": "", "single": "IMAP4rev1 UIDPLUS"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+			small := "mail_plugins = $mail_plugins quota\nplugin {\n quota = count:User quota\n quota_vsizes = yes\n quota_max_mail_size = 4k\n}\n"
+			dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Extra: small, Capability: caps}))
+			msgs := letters(0, 20, 100)
+			msgs[7], msgs[13] = letter(7, 5000), letter(13, 5000)
+			put(t, src, user, "INBOX", msgs...)
+			c := copier(t, newLedger(t))
+			job := jobOf(src, dst)
+			r := mustPass(t, c, job, backfill.Options{})
+			if r.Copied != 18 || len(problems(r, backfill.ClassRefused)) != 2 {
+				t.Fatalf("%+v", r)
+			}
+			t.Log(r.Problems[0].Text)
+			for _, o := range []backfill.Options{{}, {Final: true}, {}, {RetryRefused: true}} {
+				if r = mustPass(t, c, job, o); !r.Clean() || len(problems(r, backfill.ClassRefused)) != 2 {
+					t.Errorf("%+v: %+v", o, r)
+				}
+			}
+			v, err := c.Verify(t.Context(), job)
+			if err != nil || v.Missing != 2 || len(v.Problems) != 2 || v.Problems[0].Class != backfill.ClassRefused {
+				t.Errorf("%+v, %v", v, err)
+			}
+			if n := holds(t, dst, user, false).count(); n != 18 {
+				t.Errorf("%d messages", n)
+			}
+		})
+	}
+}
+
+// TestCorpus copies real messages with everything that is wrong with real
+// messages. Dovecot may alter some: none may be missing.
+func TestCorpus(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join("..", "..", "shared", "corpus")
+	var msgs []mailtest.StoredMessage
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || strings.Contains(filepath.Base(path), "LICENSE") || filepath.Ext(path) == ".md" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if len(b) > 0 {
+			msgs = append(msgs, mailtest.StoredMessage{Body: b})
+		}
+		return err
+	})
+	if err != nil || len(msgs) == 0 {
+		t.Skipf("SKIPPED, NOT PROVEN: the corpus is not at %s: %v", root, err)
+	}
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", msgs...)
+	c := copier(t, newLedger(t))
+	r := mustPass(t, c, jobOf(src, dst), backfill.Options{})
+	n := holds(t, dst, user, false).count()
+	if r.Copied != len(msgs) || n != len(msgs) {
+		t.Errorf("copied %d of %d, there are %d: %v", r.Copied, len(msgs), n, r.Problems)
+	}
+	v, err := c.Verify(t.Context(), jobOf(src, dst))
+	if err != nil || !v.OK() {
+		t.Errorf("%d missing, %v", v.Missing, err)
+	}
+	t.Logf("%d messages, %d altered", len(msgs), len(v.Problems))
+	if r := mustPass(t, c, jobOf(src, dst), backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+	// Without a ledger everything is recognised.
+	r = mustPass(t, copier(t, newLedger(t)), jobOf(src, dst), backfill.Options{})
+	if r.Adopted != len(msgs) || r.Copied != 0 {
+		t.Errorf("a new ledger: adopted %d, copied %d", r.Adopted, r.Copied)
+	}
+}
