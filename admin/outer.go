@@ -92,9 +92,9 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 	w.Write(append(body, '\n')) // an error means that the client is gone
 }
 
-// idleBody gives up when a client is silent for too long inside a body, and
-// takes the deadline back at the end of the body: net/http reads on in the
-// background, and a deadline that is still set would end the request's context.
+// idleBody gives up when a client is silent for too long inside a body. At the
+// body's end it takes the deadline back and sets no other: net/http reads on in
+// the background, and a deadline there would end the request's context.
 type idleBody struct {
 	io.ReadCloser
 	rc     *http.ResponseController

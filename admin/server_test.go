@@ -538,6 +538,9 @@ func TestSlowWorkAfterABody(t *testing.T) {
 		if _, err := io.ReadAll(body); err != nil {
 			t.Error(err)
 		}
+		if n, err := body.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("behind the end: %d, %v", n, err)
+		}
 		timer := time.NewTimer(6 * idle)
 		defer timer.Stop()
 		select {
