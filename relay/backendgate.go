@@ -36,6 +36,7 @@ type backendGate struct {
 
 	mu       sync.Mutex
 	slots    map[*gateSlot]struct{}
+	live     int // slots that are not withdrawn
 	inFlight int
 	limit    int
 	credit   int // deliveries that went well since limit last changed
@@ -56,9 +57,10 @@ type backendGate struct {
 // gateSlot is a worker's permission to claim and deliver, one message after
 // another.
 type gateSlot struct {
-	ctx    context.Context // ends when the permission does: claim under it
-	cancel context.CancelFunc
-	busy   bool
+	ctx       context.Context // ends when the permission does: claim under it
+	cancel    context.CancelFunc
+	busy      bool
+	withdrawn bool
 }
 
 func newBackendGate(cfg BackendConfig) *backendGate {
@@ -93,10 +95,11 @@ func (g *backendGate) enter(ctx context.Context) (*gateSlot, error) {
 			return nil, err
 		}
 		g.mu.Lock()
-		if len(g.slots) < g.room() {
+		if g.live < g.room() {
 			s := &gateSlot{}
 			s.ctx, s.cancel = context.WithCancel(ctx)
 			g.slots[s] = struct{}{}
+			g.live++
 			g.mu.Unlock()
 			return s, nil
 		}
@@ -114,9 +117,18 @@ func (g *backendGate) enter(ctx context.Context) (*gateSlot, error) {
 func (g *backendGate) leave(s *gateSlot) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s.cancel()
+	g.withdraw(s)
 	delete(g.slots, s)
 	g.wake()
+}
+
+// withdraw is called with g.mu held.
+func (g *backendGate) withdraw(s *gateSlot) {
+	if !s.withdrawn {
+		s.withdrawn = true
+		g.live--
+		s.cancel()
+	}
 }
 
 // begin says that a delivery starts. False: the slot was withdrawn while the
@@ -124,7 +136,7 @@ func (g *backendGate) leave(s *gateSlot) {
 func (g *backendGate) begin(s *gateSlot) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s.ctx.Err() != nil || len(g.slots) > g.room() {
+	if s.ctx.Err() != nil || g.live > g.room() {
 		return false
 	}
 	s.busy = true
@@ -150,7 +162,7 @@ func (g *backendGate) finish(s *gateSlot, r gateReport) (stay bool) {
 	case r.ok:
 		g.worked()
 	}
-	return s.ctx.Err() == nil && len(g.slots) <= g.room()
+	return s.ctx.Err() == nil && g.live <= g.room()
 }
 
 // worked is called with g.mu held.
@@ -200,14 +212,12 @@ func (g *backendGate) down() {
 // trim withdraws slots above what there is room for, of workers that wait for
 // mail. Called with g.mu held.
 func (g *backendGate) trim() {
-	surplus := len(g.slots) - g.room()
 	for s := range g.slots {
-		if surplus <= 0 {
+		if g.live <= g.room() {
 			return
 		}
-		if !s.busy && s.ctx.Err() == nil {
-			s.cancel()
-			surplus--
+		if !s.busy {
+			g.withdraw(s)
 		}
 	}
 }

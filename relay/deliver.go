@@ -30,6 +30,8 @@ type DelivererConfig struct {
 	Metrics DelivererMetrics
 	Now     func() time.Time
 	Jitter  func() float64 // in [0, 1)
+
+	renewEvery time.Duration // of a lease (20 s)
 }
 
 // DelivererMetrics are told what happens. Each may be nil; none may block.
@@ -60,7 +62,7 @@ type Deliverer struct {
 // The figures of a delivery.
 const (
 	maxLeaseRcpts = 100 // RFC 5321, 4.5.3.1.8: every server takes as many
-	renewEvery    = 20 * time.Second
+	defaultRenew  = 20 * time.Second
 	settleTime    = 30 * time.Second // in which a settlement is repeated after errors
 	claimPause    = time.Second      // after a failed claim
 )
@@ -90,6 +92,9 @@ func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
 	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 20 * time.Second
+	}
+	if cfg.renewEvery <= 0 {
+		cfg.renewEvery = defaultRenew
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -42,10 +42,12 @@ type outQueue struct {
 	changed   chan struct{}
 	added     []queue.NewMessage
 	renewErr  error // of Renew(sending)
+	renewLost bool  // renewErr is for every Renew
 	settleErr []error
 	openErr   error
 	corrupt   bool
 	claims    int
+	renewals  []bool // the argument sending of each Renew
 }
 
 func newOutQueue() *outQueue {
@@ -137,7 +139,9 @@ func (q *outQueue) claim(route mail.Route, maxRcpts int) (*queue.Lease, time.Dur
 func (q *outQueue) Renew(_ context.Context, l *queue.Lease, sending bool) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if sending && q.renewErr != nil {
+	q.renewals = append(q.renewals, sending)
+	q.wake()
+	if (sending || q.renewLost) && q.renewErr != nil {
 		return q.renewErr
 	}
 	return nil

@@ -39,12 +39,14 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	x.ctx, x.cancel = context.WithCancelCause(work)
 	defer x.cancel(nil)
 	x.body = lazyBody{ctx: x.ctx, queue: w.d.cfg.Queue, id: lease.Envelope.ID}
-	x.timer = time.AfterFunc(renewEvery, x.renew)
+	x.mu.Lock() // the timer may run before the assignment is seen
+	x.timer = time.AfterFunc(w.d.cfg.renewEvery, x.renew)
+	x.mu.Unlock()
 	conn, answers, err := x.send()
 	x.stopRenewing()
 	x.body.close()
-	verdicts := x.verdicts(conn, answers, err)
-	if conn != nil {
+	verdicts, report := x.verdicts(conn, answers, err), deliverReport(answers, err)
+	if conn != nil { // answers belong to it
 		w.b.sends.put(x.ctx, conn)
 	}
 	if attempt := w.d.cfg.Metrics.Attempt; attempt != nil {
@@ -58,7 +60,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	if errors.Is(err, smtpclient.ErrWithheld) && !errors.Is(err, queue.ErrLost) {
 		deliverPause(x.ctx, claimPause) // the queue is in trouble: it would be claimed again at once
 	}
-	return deliverReport(answers, err)
+	return report
 }
 
 // send runs the transaction over a kept connection, or over a new one when
@@ -149,7 +151,7 @@ func (x *delivery) renew() {
 		x.cancel(err)
 		return
 	}
-	x.timer.Reset(renewEvery)
+	x.timer.Reset(x.w.d.cfg.renewEvery)
 }
 
 func (x *delivery) stopRenewing() {
