@@ -23,7 +23,7 @@ const defaultURL = "http://127.0.0.1:8025"
 // client makes the client of the admin API: flags win over the environment,
 // the environment over the configuration file.
 func (a *app) client() (*admin.Client, error) {
-	url, token := a.flags.URL, ""
+	url, token, certFile := a.flags.URL, "", ""
 	if url == "" {
 		url = a.getenv("CROSSFADE_URL")
 	}
@@ -37,7 +37,7 @@ func (a *app) client() (*admin.Client, error) {
 			return nil, usageError(err, "")
 		}
 		if url == "" {
-			url = urlOf(cfg.Admin)
+			url, certFile = urlOf(cfg.Admin), cfg.Admin.TLS.Cert
 		}
 		if tokenFile == "" && token == "" {
 			tokenFile = cfg.Admin.TokenFile
@@ -60,7 +60,22 @@ func (a *app) client() (*admin.Client, error) {
 	if err != nil {
 		return nil, usageError(err, "the address looks like "+defaultURL)
 	}
+	if certFile != "" {
+		return c, trust(c, certFile)
+	}
 	return c, nil
+}
+
+// trust makes the client accept the certificate of the configuration.
+func trust(c *admin.Client, certFile string) error {
+	chain, err := os.ReadFile(certFile)
+	if err != nil {
+		return usageError(fmt.Errorf("admin.tls.cert: %w", err), "")
+	}
+	if err := c.TrustCertificate(chain); err != nil {
+		return usageError(fmt.Errorf("%s: %w", certFile, err), "")
+	}
+	return nil
 }
 
 func readToken(path string) (string, error) {

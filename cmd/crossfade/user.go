@@ -195,7 +195,9 @@ func (a *app) showUser(address string, s userShown) error {
 		field("address", u.Address)
 		field("kind", string(u.Kind))
 		field("targets", strings.Join(u.Targets, " "))
-		field("state", stateText(u))
+		if len(u.Targets) == 0 {
+			field("state", stateText(u))
+		}
 		field("since", moment(u.Since))
 		field("epoch", fmt.Sprint(u.Epoch))
 		field("wave", u.Wave)

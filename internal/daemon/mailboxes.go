@@ -14,7 +14,13 @@ import (
 // mailboxes says how each user's mailbox is reached on both sides. It is
 // exchanged as a whole at a reload.
 type mailboxes struct {
-	sides atomic.Pointer[imapSides]
+	sides *atomic.Pointer[imapSides]
+}
+
+func atomicSides(s *imapSides) *atomic.Pointer[imapSides] {
+	p := &atomic.Pointer[imapSides]{}
+	p.Store(s)
+	return p
 }
 
 // imapSides is what the configuration says of IMAP.

@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"crossfade/admin"
+	"crossfade/config"
+	"crossfade/mail"
+)
+
+// openAdmin makes the API.
+func (d *Daemon) openAdmin() (err error) {
+	tokens, created, err := admin.LoadOrCreateToken(d.cfg.Admin.TokenFile)
+	if err != nil {
+		return fmt.Errorf("admin.token_file: %w", err)
+	}
+	if created {
+		d.log.Info("a token for the admin API was made", "file", d.cfg.Admin.TokenFile)
+	}
+	if d.audit, err = admin.OpenAuditLog(auditPath(d.cfg)); err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	cfg := admin.Config{
+		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
+		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready,
+		Metrics: d.registry, Log: d.log,
+	}
+	if sides := d.mailboxes.sides.Load(); sides.old.server.Address != "" && sides.new.server.Address != "" {
+		cfg.Conductor = d.conductor
+	}
+	if d.opts.Reload != nil {
+		cfg.Reload = d.reloadFile
+	}
+	d.admin, err = admin.New(cfg)
+	return err
+}
+
+// health tells what only a new start can mend.
+func (d *Daemon) health(context.Context) error {
+	select {
+	case <-d.store.Failed():
+		return d.store.Err()
+	default:
+		return nil
+	}
+}
+
+// ready gives the reasons why mail cannot be accepted now.
+func (d *Daemon) ready(context.Context) []string {
+	var reasons []string
+	if err := d.store.Room(0); err != nil {
+		reasons = append(reasons, fmt.Sprintf("the queue takes no mail: %v", err))
+	}
+	return reasons
+}
+
+func (d *Daemon) reloadFile(ctx context.Context) ([]string, error) {
+	cfg, err := d.opts.Reload()
+	if err != nil {
+		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
+	}
+	return d.Reload(ctx, cfg)
+}
+
+// Reload puts a new configuration into force: everything is built and checked
+// first, then swapped; on an error the old one stays. The strings name keys
+// that changed and need a restart; they are not in force.
+func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	later := config.Diff(d.cfg, cfg)
+	sides, err := loadIMAP(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
+	}
+	sides.host = d.cfg.Hostname
+	rc := routerConfig(cfg, d.log)
+	rc.Hostname = d.cfg.Hostname
+	errs := []error{}
+	for _, r := range routes {
+		_, err := target(cfg, r, d.log)
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
+	}
+	if err := d.router.Reload(rc); err != nil {
+		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
+	}
+	d.mailboxes.sides.Store(sides)
+	for _, r := range routes {
+		d.retarget(cfg, r)
+	}
+	d.events.Publish(admin.EventReload, struct{}{})
+	for _, key := range later {
+		d.log.Warn("reload: a changed key needs a restart and is not in force", "key", key)
+	}
+	for _, w := range cfg.Warnings() {
+		d.log.Warn("configuration: " + w)
+	}
+	d.log.Info("reload: the configuration is in force", "changed", config.Changed(d.cfg, cfg))
+	d.cfg = cfg
+	return later, nil
+}
+
+// retarget points a backend to where the new configuration has it. Its target
+// was built once before, so it does not fail here but for a file that changed
+// in between; then the backend stays as it is.
+func (d *Daemon) retarget(cfg *config.Config, r mail.Route) {
+	t, err := target(cfg, r, d.log)
+	if err == nil {
+		t.Hello = d.cfg.Hostname
+		err = d.backends[r].Update(t)
+	}
+	if err != nil {
+		d.log.Error("reload: a backend stays as it was", "backend", r, "err", err)
+	}
+}

@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crossfade/backfill/imapconn"
+	"crossfade/config"
+	"crossfade/mail"
+	"crossfade/relay/smtpclient"
+	"crossfade/router"
+)
+
+// Finding is one thing that Check looked at.
+type Finding struct {
+	What string `json:"what"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`           // what was seen
+	Hint string `json:"hint,omitempty"` // what to do when it is not OK
+}
+
+// checkTime bounds each probe.
+const checkTime = 15 * time.Second
+
+// Check tries what a configuration needs to work: the store's disk, both
+// backends, and the logins. With a user's address it opens that user's mailbox
+// on both sides; without one only servers are reached, because master logins
+// need somebody to be logged in as.
+func Check(ctx context.Context, cfg *config.Config, user string) []Finding {
+	var out []Finding
+	for _, w := range cfg.Warnings() {
+		out = append(out, Finding{What: "configuration", OK: true, Text: "warning: " + w})
+	}
+	out = append(out, checkStore(cfg.Store))
+	for _, r := range []mail.Route{mail.Old, mail.New} {
+		out = append(out, checkSMTP(ctx, cfg, r))
+	}
+	if _, err := loadCertificate(cfg.SMTP.TLS, nil); err != nil {
+		out = append(out, Finding{What: "smtp.tls", Text: err.Error(), Hint: "give a PEM chain and its key; the user who runs crossfade has to be able to read both"})
+	} else if !cfg.SMTP.TLS.Enabled() {
+		out = append(out, Finding{What: "smtp.tls", OK: true, Text: "warning: no certificate: STARTTLS is not offered, mail arrives in clear"})
+	}
+	return append(out, checkIMAP(ctx, cfg, user)...)
+}
+
+// checkStore writes and syncs a file where the store is, and times it.
+func checkStore(dir string) Finding {
+	f := Finding{What: "store " + dir, Hint: "the directory has to be on a local disk that the user who runs crossfade may write to"}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	name := filepath.Join(dir, ".check")
+	defer os.Remove(name)
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	defer file.Close()
+	const rounds = 20
+	began := time.Now()
+	for range rounds {
+		if _, err := file.Write(make([]byte, 4096)); err != nil {
+			f.Text = err.Error()
+			return f
+		}
+		if err := file.Sync(); err != nil {
+			f.Text = err.Error()
+			return f
+		}
+	}
+	f.OK, f.Hint = true, ""
+	f.Text = fmt.Sprintf("a write of 4 KiB is synced in %s", (time.Since(began) / rounds).Round(10*time.Microsecond))
+	return f
+}
+
+func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route) Finding {
+	b := backendConfig(cfg, r)
+	f := Finding{What: fmt.Sprintf("backends.%s.smtp %s", r, b.SMTP), Hint: "is the server up, reachable from here, and does its certificate match?"}
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	t, err := target(cfg, r, nil)
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	conn, err := smtpclient.Dial(ctx, t)
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	f.OK, f.Hint = true, ""
+	f.Text = fmt.Sprintf("connected, encrypted: %t, offers %+v", conn.Encrypted(), conn.Caps())
+	conn.Quit(ctx)
+	return f
+}
+
+func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
+	if cfg.Backends.Old.IMAP.IsZero() || cfg.Backends.New.IMAP.IsZero() {
+		return []Finding{{What: "imap", OK: true, Text: "warning: not configured for both sides: users cannot be copied, only set by force"}}
+	}
+	sides, err := loadIMAP(cfg)
+	if err != nil {
+		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
+	}
+	if user == "" {
+		return []Finding{{What: "imap", OK: true, Text: "logins were not tried: name somebody with --user"}}
+	}
+	job, err := (&mailboxes{sides: atomicSides(sides)}).Job(router.User{Address: user})
+	if err != nil {
+		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
+	}
+	return []Finding{checkLogin(ctx, "old", job.Source), checkLogin(ctx, "new", job.Dest)}
+}
+
+func checkLogin(ctx context.Context, side string, a imapconn.Account) Finding {
+	f := Finding{What: fmt.Sprintf("backends.%s.imap %s", side, a.Server.Address),
+		Hint: "does the login work by hand, and may the master user open this mailbox?"}
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	s, err := (&imapconn.Dialer{}).Open(ctx, a)
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	defer s.Close()
+	folders, err := s.List()
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	f.OK, f.Hint = true, ""
+	f.Text = fmt.Sprintf("logged in, %d folders", len(folders))
+	return f
+}

@@ -1,0 +1,284 @@
+// Package daemon is the only place where the parts are wired: it makes store,
+// router, relay, backfill, cutover and admin API of a configuration and runs
+// them together. What `crossfade serve` does, tests and the demo do with the
+// same calls.
+//
+// Start reading at [New] and [Daemon.Run].
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/backfill"
+	"crossfade/config"
+	"crossfade/cutover"
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/relay"
+	"crossfade/router"
+	"crossfade/store/disk"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// smtpGrace is what messages whose data has begun get to end in good order.
+const smtpGrace = 15 * time.Second
+
+// Options are what a configuration file does not say.
+type Options struct {
+	Version string
+	// Reload reads the configuration file again, for POST /v1/reload; nil: it
+	// cannot be reloaded.
+	Reload func() (*config.Config, error)
+	// CrashPoint is for tests: see disk.Options and backfill.Copier.
+	CrashPoint func(name string)
+}
+
+// Daemon is the whole product in one process. Several may run in one process,
+// each on its own store.
+type Daemon struct {
+	cfg  *config.Config
+	opts Options
+	log  *slog.Logger
+
+	mu      sync.Mutex // guards cfg against Reload
+	started chan struct{}
+	once    sync.Once
+
+	metrics   *admin.Metrics
+	registry  *prometheus.Registry
+	events    *admin.Events
+	store     *disk.Store
+	router    *router.Router
+	backends  map[mail.Route]*relay.Backend
+	verifier  *relay.Verifier
+	server    *relay.Server
+	deliverer *relay.Deliverer
+	mailboxes *mailboxes
+	copier    *backfill.Copier
+	conductor *cutover.Conductor
+	admin     *admin.Server
+	audit     *admin.AuditLog
+	cert      *certificate
+	adminCert *certificate
+
+	smtpListeners []net.Listener
+	adminListener net.Listener
+}
+
+// New makes a daemon of a valid configuration. It reads certificates and
+// password files, so that what is wrong with them is known at once, and starts
+// nothing.
+func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	d := &Daemon{cfg: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
+	sides, err := loadIMAP(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
+	if d.cert, err = loadCertificate(cfg.SMTP.TLS, log); err != nil {
+		return nil, fmt.Errorf("smtp.tls: %w", err)
+	}
+	if d.adminCert, err = loadCertificate(cfg.Admin.TLS, log); err != nil {
+		return nil, fmt.Errorf("admin.tls: %w", err)
+	}
+	if d.backends, err = newBackends(cfg, log); err != nil {
+		return nil, err
+	}
+	d.registry = prometheus.NewRegistry()
+	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return d, nil
+}
+
+// Started is closed when everything listens.
+func (d *Daemon) Started() <-chan struct{} { return d.started }
+
+// SMTPAddrs gives the addresses on which mail is taken, after Started.
+func (d *Daemon) SMTPAddrs() []net.Addr {
+	var out []net.Addr
+	for _, l := range d.smtpListeners {
+		out = append(out, l.Addr())
+	}
+	return out
+}
+
+// AdminURL is where the API listens, after Started.
+func (d *Daemon) AdminURL() string {
+	scheme := "http"
+	if d.adminCert != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + d.adminListener.Addr().String()
+}
+
+// Run works until ctx ends, and then ends every part in good order: nothing
+// new is accepted, messages whose data has begun are stored, deliveries under
+// way finish or are cut before their dot. An error means that something failed
+// that a new start may mend, a failed write to the store for one.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	first := false
+	d.once.Do(func() { first = true })
+	if !first {
+		return errors.New("daemon: Run was called before: make a new Daemon")
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.open(); err != nil {
+		return err
+	}
+	p := newParts()
+	p.start("delivery", d.deliverer.Run)
+	p.start("cutover", d.conductor.Run)
+	p.start("admin API", func(ctx context.Context) error { return d.admin.Serve(ctx, d.adminListener) })
+	for _, l := range d.smtpListeners {
+		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
+	}
+	p.start("metrics", d.measure)
+	d.log.Info("crossfade is up", "version", d.opts.Version, "smtp", fmt.Sprint(d.SMTPAddrs()), "admin", d.AdminURL(), "store", d.cfg.Store)
+	close(d.started)
+	select {
+	case <-ctx.Done():
+		d.log.Info("stopping", "cause", context.Cause(ctx))
+	case err = <-p.failed:
+	case <-d.store.Failed():
+		err = fmt.Errorf("the store stopped itself: %w", d.store.Err())
+	}
+	d.stop(p)
+	return err
+}
+
+// stop ends the parts: first what takes mail in, then what delivers it.
+func (d *Daemon) stop(p *parts) {
+	ctx, cancel := context.WithTimeout(context.Background(), smtpGrace)
+	defer cancel()
+	if err := d.server.Shutdown(ctx); err != nil {
+		d.log.Warn("stopping: connections were cut", "err", err)
+	}
+	p.stop()
+}
+
+// open makes what needs the store, and binds the addresses.
+func (d *Daemon) open() (err error) {
+	if d.store, err = disk.Open(d.cfg.Store, disk.Options{
+		MaxBytes: int64(d.cfg.Queue.MaxSize), MinFree: minFree(d.cfg), Logger: d.log, CrashPoint: d.opts.CrashPoint,
+	}); err != nil {
+		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
+	}
+	for _, doubt := range d.store.InDoubt() {
+		d.log.Warn("a delivery was under way when the process before died: it is tried again, a duplicate is possible",
+			"id", doubt.ID, "recipient", doubt.N, "route", doubt.Route, "final_dot_allowed", doubt.Sending)
+	}
+	if d.router, err = router.New(routerConfig(d.cfg, d.log), d.store); err != nil {
+		return err
+	}
+	if err := d.openRelay(); err != nil {
+		return err
+	}
+	d.copier = &backfill.Copier{Ledger: d.store, Log: d.log, CrashPoint: d.opts.CrashPoint}
+	d.conductor = d.newConductor()
+	if err := d.openAdmin(); err != nil {
+		return err
+	}
+	return d.listen()
+}
+
+// minFree turns the configuration's 0, no reserve, into the store's way to say
+// so.
+func minFree(cfg *config.Config) int64 {
+	if cfg.Queue.MinFree == 0 {
+		return -1
+	}
+	return int64(cfg.Queue.MinFree)
+}
+
+func (d *Daemon) listen() error {
+	for _, addr := range d.cfg.SMTP.Listen {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("smtp.listen: %w (is another mail server running there? ports below 1024 need a capability)", err)
+		}
+		d.smtpListeners = append(d.smtpListeners, l)
+	}
+	l, err := net.Listen("tcp", d.cfg.Admin.Listen)
+	if err != nil {
+		return fmt.Errorf("admin.listen: %w", err)
+	}
+	d.adminListener = l
+	return nil
+}
+
+// close releases what open made.
+func (d *Daemon) close() error {
+	var errs []error
+	for _, l := range d.smtpListeners {
+		_ = l.Close() // closed already where it was served
+	}
+	if d.adminListener != nil {
+		_ = d.adminListener.Close()
+	}
+	if d.verifier != nil {
+		d.verifier.Close()
+	}
+	for _, b := range d.backends {
+		b.Close()
+	}
+	if d.audit != nil {
+		errs = append(errs, d.audit.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// parts are the goroutines of a running daemon.
+type parts struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error
+}
+
+func newParts() *parts {
+	p := &parts{failed: make(chan error, 1)}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+func (p *parts) start(name string, run func(context.Context) error) {
+	p.wg.Go(func() {
+		if err := run(p.ctx); err != nil && p.ctx.Err() == nil {
+			select {
+			case p.failed <- fmt.Errorf("%s: %w", name, err):
+			default:
+			}
+		}
+	})
+}
+
+func (p *parts) stop() {
+	p.cancel()
+	p.wg.Wait()
+}
+
+// auditPath is where the audit log lies.
+func auditPath(cfg *config.Config) string { return filepath.Join(cfg.Store, "audit.jsonl") }
+
+// schedule is the retry schedule of the configuration.
+func schedule(cfg *config.Config) queue.Schedule {
+	s := queue.DefaultSchedule()
+	s.Expire, s.Notice = time.Duration(cfg.Queue.Expire), time.Duration(cfg.Queue.DelayNotice)
+	return s
+}

@@ -1,0 +1,212 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/config"
+	"crossfade/cutover"
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/relay"
+	"crossfade/relay/smtpclient"
+	"crossfade/relay/wire"
+	"crossfade/router"
+)
+
+// routes lists the backends in the order in which people see them.
+var routes = []mail.Route{mail.Old, mail.New, mail.Out}
+
+// backendConfig is the configuration of the backend that a route leads to.
+func backendConfig(cfg *config.Config, r mail.Route) config.Backend {
+	if r == mail.New || r == mail.Out && cfg.Routing.Outbound == "new" {
+		return cfg.Backends.New
+	}
+	return cfg.Backends.Old
+}
+
+// target says how to reach the backend of a route.
+func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Target, error) {
+	b := backendConfig(cfg, r)
+	tlsConf, err := backendTLS(b.TLS, b.SMTP.Host)
+	if err != nil {
+		return smtpclient.Target{}, fmt.Errorf("backends.%s.tls: %w", r, err)
+	}
+	modes := map[config.TLSMode]smtpclient.Mode{
+		config.TLSNone: smtpclient.Insecure, config.TLSOpportunistic: smtpclient.Opportunistic,
+		config.TLSRequired: smtpclient.Required, config.TLSImplicit: smtpclient.Implicit,
+	}
+	return smtpclient.Target{
+		Network: b.SMTP.Network, Address: b.SMTP.Address, LMTP: b.SMTP.Protocol == config.ProtocolLMTP,
+		Mode: modes[b.SMTP.TLS], TLS: tlsConf, Hello: cfg.Hostname, Logger: log,
+	}, nil
+}
+
+func newBackends(cfg *config.Config, log *slog.Logger) (map[mail.Route]*relay.Backend, error) {
+	out := map[mail.Route]*relay.Backend{}
+	for _, r := range routes {
+		t, err := target(cfg, r, log)
+		if err != nil {
+			return nil, err
+		}
+		out[r], err = relay.NewBackend(relay.BackendConfig{Name: r, Target: t, MaxConns: backendConfig(cfg, r).MaxConnections, Logger: log})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func routerConfig(cfg *config.Config, log *slog.Logger) router.Config {
+	return router.Config{
+		Hostname: cfg.Hostname, Domains: cfg.Domains, Subaddress: cfg.Routing.Subaddress,
+		Unknown: router.Policy(cfg.Routing.Unknown), Logger: log,
+	}
+}
+
+// openRelay makes both ends of SMTP.
+func (d *Daemon) openRelay() (err error) {
+	d.verifier = relay.NewVerifier(relay.VerifierConfig{Old: d.backends[mail.Old], New: d.backends[mail.New], Logger: d.log})
+	smtp := d.cfg.SMTP
+	d.server, err = relay.NewServer(relay.ServerConfig{
+		Hostname: d.cfg.Hostname, Router: d.router, Queue: d.store, Verifier: d.verifier,
+		Limits: relay.Limits{MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients},
+		Wire: wire.Config{
+			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
+			IdleTimeout: time.Duration(smtp.IdleTimeout), Trusted: trusts(smtp.Trusted),
+			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway},
+		},
+		TLS: d.cert.config, Logger: d.log,
+		Metrics: relay.ServerMetrics{
+			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
+			Refused:  d.metrics.Refused,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	d.deliverer, err = relay.NewDeliverer(relay.DelivererConfig{
+		Queue: d.store, Backends: d.backends, Schedule: schedule(d.cfg), Hostname: d.cfg.Hostname,
+		Resolve: d.resolveSender, Logger: d.log,
+		Metrics: relay.DelivererMetrics{Outcome: d.metrics.Delivered, Attempt: d.metrics.Attempt, Alarm: d.alarm},
+	})
+	return err
+}
+
+func noLimitAt0(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+func trusts(nets []netip.Prefix) func(netip.Addr) bool {
+	if len(nets) == 0 {
+		return nil
+	}
+	return func(a netip.Addr) bool {
+		return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+	}
+}
+
+// resolveSender says where a bounce to a reverse-path goes: a sender of ours
+// the way of all our mail, one outside over the outbound backend.
+func (d *Daemon) resolveSender(ctx context.Context, addr mail.Address) ([]mail.Recipient, error) {
+	res, err := d.router.Resolve(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	if res.Status == router.NotOurs {
+		return []mail.Recipient{{Addr: addr, Hint: mail.Out}}, nil
+	}
+	out := slices.Clone(res.Recipients)
+	for i := range out {
+		if out[i].Hint == "" && res.Status == router.Unknown {
+			out[i].Hint = mail.Old
+		}
+	}
+	return out, nil
+}
+
+// switchboard is the operators' view of the backends.
+type switchboard map[mail.Route]*relay.Backend
+
+// Status implements admin.BackendsAPI.
+func (s switchboard) Status() []admin.BackendStatus {
+	var out []admin.BackendStatus
+	for _, r := range routes {
+		if b := s[r]; b != nil {
+			st := b.Status()
+			out = append(out, admin.BackendStatus{
+				Route: r, State: string(st.State), Reason: st.Reason, By: st.By, Since: st.Since, Active: st.InFlight, Limit: st.Limit,
+			})
+		}
+	}
+	return out
+}
+
+// Pause implements admin.BackendsAPI.
+func (s switchboard) Pause(_ context.Context, r mail.Route, by, reason string) error {
+	b := s[r]
+	if b == nil {
+		return fmt.Errorf("there is no backend %q: use old, new or out", r)
+	}
+	b.Pause(reason, by)
+	return nil
+}
+
+// Resume implements admin.BackendsAPI.
+func (s switchboard) Resume(_ context.Context, r mail.Route, _ string) error {
+	b := s[r]
+	if b == nil {
+		return fmt.Errorf("there is no backend %q: use old, new or out", r)
+	}
+	b.Resume()
+	return nil
+}
+
+func (d *Daemon) newConductor() *cutover.Conductor {
+	c := d.cfg.Cutover
+	return cutover.New(cutover.Config{
+		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
+		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: c.Concurrency,
+		Publish: d.publish, Log: d.log,
+	})
+}
+
+// publish tells API listeners and metrics what the conductor does.
+func (d *Daemon) publish(s cutover.Status) {
+	d.events.Publish(admin.EventCutover, s)
+}
+
+// alarm tells listeners of the API what an operator should look at; the
+// deliverer has logged it already.
+func (d *Daemon) alarm(a relay.DeliverAlarm) { d.events.Publish("alarm", a) }
+
+// measure keeps the gauges of queue and users fresh.
+func (d *Daemon) measure(ctx context.Context) error {
+	t := time.NewTicker(10 * time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if st, err := d.store.Stats(ctx); err == nil {
+			d.warnOf(st)
+		}
+	}
+}
+
+// warnOf raises alarms that nobody else raises: mail that waits for a person.
+func (d *Daemon) warnOf(st queue.Stats) {
+	if n := st.States[queue.Parked]; n > 0 {
+		d.log.Warn("mail is parked and waits for an operator: see `crossfade queue list --state parked`", "recipients", n)
+	}
+}
