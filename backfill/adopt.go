@@ -141,9 +141,7 @@ func (c *candidates) wanted(msgs []*incoming) ([]uint32, error) {
 		}
 		for size, uids := range bySize {
 			if size == m.meta.Size || size >= lo && size <= hi {
-				for _, uid := range uids {
-					want[uid] = true
-				}
+				addAll(want, uids)
 			}
 		}
 		uids, err := c.byQueueID(m.id.QueueID)
@@ -157,6 +155,12 @@ func (c *candidates) wanted(msgs []*incoming) ([]uint32, error) {
 		}
 	}
 	return sortedKeys(want), nil
+}
+
+func addAll(set map[uint32]bool, uids []uint32) {
+	for _, uid := range uids {
+		set[uid] = true
+	}
 }
 
 // byQueueID gives the candidates that carry a queue id of ours. Their Received

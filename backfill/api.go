@@ -123,6 +123,11 @@ type Copier struct {
 	TempDir string
 	// Dialer opens the connections; the zero value does.
 	Dialer imapconn.Dialer
+	// Settle is how long a destination may still be writing a batch after the
+	// connection that brought it is gone. A pass that finds such a batch not
+	// there yet waits that long, counted from the append, before it appends it
+	// again. Zero means 5 seconds.
+	Settle time.Duration
 	// CrashPoint is called at named points of a pass, for tests that kill the
 	// process there: [CrashPoints].
 	CrashPoint func(name string)

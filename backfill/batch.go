@@ -1,11 +1,13 @@
 package backfill
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"crossfade/backfill/imapconn"
 )
@@ -15,7 +17,8 @@ type incoming struct {
 	meta imapconn.Meta
 	id   identity
 	body *body
-	done bool // paired or refused
+	keep []string // flags that the destination keeps
+	done bool     // paired or refused
 }
 
 // fetcher takes messages off a reader: their identity, and their bodies when
@@ -128,8 +131,9 @@ func (f *folderRun) append(msgs []*incoming) error {
 	if len(msgs) == 0 {
 		return f.save()
 	}
-	j := &journal{Validity: f.rec.DstValidity, UIDNext: f.uidNext}
+	j := &journal{Validity: f.rec.DstValidity, UIDNext: f.uidNext, At: time.Now().UnixMilli()}
 	for _, m := range msgs {
+		m.keep = f.keep(m.meta)
 		j.Entries = append(j.Entries, entry{UID: m.meta.UID, Exact: m.id.Exact, Loose: m.id.Loose})
 	}
 	f.rec.Pending = j
@@ -205,7 +209,7 @@ const refusedTooOften = 10
 func (f *folderRun) appendAll(msgs []*incoming) error {
 	out := make([]imapconn.Outgoing, 0, len(msgs))
 	for _, m := range msgs {
-		out = append(out, imapconn.Outgoing{Flags: f.keep(m.meta), Date: m.meta.Date, Size: m.body.size, Body: m.body})
+		out = append(out, imapconn.Outgoing{Flags: m.keep, Date: m.meta.Date, Size: m.body.size, Body: m.body})
 	}
 	done, err := f.p.dst.Append(f.wire, out)
 	var e *imapconn.Error
@@ -223,12 +227,47 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 		}
 		return f.appendAll(msgs[half:])
 	}
+	if taken, terr := f.appendPlain(msgs[0], e); taken || terr != nil {
+		return terr
+	}
 	if f.p.refusedInRow++; f.p.refusedInRow >= refusedTooOften {
 		f.forgetRefused()
 		return fmt.Errorf("append: %d messages in a row were refused, so it is not the messages: %w", f.p.refusedInRow, err)
 	}
 	f.refuse(msgs[0], e.Error())
 	return nil
+}
+
+// appendPlain offers a refused message without what may be the reason beside its
+// content: without keywords, then without its date too.
+func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool, err error) {
+	system := slices.DeleteFunc(slices.Clone(m.keep), func(flag string) bool { return !strings.HasPrefix(flag, `\`) })
+	plain := imapconn.Outgoing{Flags: system, Size: m.body.size, Body: m.body}
+	dated := plain
+	dated.Date = m.meta.Date
+	tries := []imapconn.Outgoing{dated, plain}
+	if len(system) == len(m.keep) {
+		tries = tries[1:]
+	}
+	for _, out := range tries {
+		done, err := f.p.dst.Append(f.wire, []imapconn.Outgoing{out})
+		var e *imapconn.Error
+		if errors.As(err, &e) && !temporary(e) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("append: %w", err)
+		}
+		f.p.crash("after-append")
+		class, what := ClassFlag, "keywords"
+		if out.Date.IsZero() {
+			class, what = ClassDate, "keywords and date"
+		}
+		f.p.problem(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: class, Text: "it was taken only without its " + what + ": " + cause.Error()})
+		f.p.refusedInRow = 0
+		return true, f.appended([]*incoming{m}, done)
+	}
+	return false, nil
 }
 
 // forgetRefused has all refused messages of the folder offered again.
@@ -286,23 +325,63 @@ func (f *folderRun) recover() error {
 	if j == nil {
 		return nil
 	}
-	before := f.p.report.Adopted
-	if err := f.resolve(j, &f.p.report.Adopted); err != nil {
-		return fmt.Errorf("destination: look for what the last pass appended: %w", err)
+	var found int
+	for settled := false; ; {
+		if err := f.resolve(j, &found); err != nil {
+			return fmt.Errorf("destination: look for what the last pass appended: %w", err)
+		}
+		if settled || !slices.ContainsFunc(j.Entries, f.unpaired) {
+			break
+		}
+		// The server may have the whole command and still be writing.
+		var err error
+		if settled, err = f.settle(j); err != nil {
+			return err
+		}
 	}
+	f.p.report.Adopted += found
 	f.rec.Pending = nil
 	f.p.crash("after-recover")
-	f.p.log.Info("batch recovered", "user", f.p.job.User, "folder", f.src.Name, "entries", len(j.Entries), "found", f.p.report.Adopted-before)
+	f.p.log.Info("batch recovered", "user", f.p.job.User, "folder", f.src.Name, "entries", len(j.Entries), "found", found)
 	return f.save()
+}
+
+const (
+	defaultSettle = 5 * time.Second
+	settleLook    = 500 * time.Millisecond // between two looks
+)
+
+// settle waits for the next look at a destination that may still be writing a
+// batch; the look after it is the last one when it is settled.
+func (f *folderRun) settle(j *journal) (settled bool, err error) {
+	whole := f.p.c.Settle
+	if whole <= 0 {
+		whole = defaultSettle
+	}
+	// A clock that was set back must not make the wait longer than it is.
+	left := min(time.Until(time.UnixMilli(j.At).Add(whole)), whole)
+	if left <= 0 {
+		return true, nil
+	}
+	timer := time.NewTimer(min(left, settleLook))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return left <= settleLook, nil
+	case <-f.p.ctx.Done():
+		return false, context.Cause(f.p.ctx)
+	}
+}
+
+// unpaired tells whether an entry of a journal has no place yet.
+func (f *folderRun) unpaired(e entry) bool {
+	_, paired := f.rec.Pairs.dest(e.UID)
+	return !paired && f.rec.Refused[e.UID] == nil
 }
 
 // identify finds the UIDs of appended messages that the server did not tell.
 func (f *folderRun) identify(j *journal) error {
-	missing := func(e entry) bool {
-		_, paired := f.rec.Pairs.dest(e.UID)
-		return !paired && f.rec.Refused[e.UID] == nil
-	}
-	if !slices.ContainsFunc(j.Entries, missing) {
+	if !slices.ContainsFunc(j.Entries, f.unpaired) {
 		return nil
 	}
 	var n int
@@ -310,7 +389,7 @@ func (f *folderRun) identify(j *journal) error {
 		return fmt.Errorf("look for the UIDs of what was appended: %w", err)
 	}
 	for _, e := range j.Entries {
-		if missing(e) {
+		if f.unpaired(e) {
 			// Offered again, it would be there twice.
 			if f.rec.Refused == nil {
 				f.rec.Refused = map[uint32]*refusal{}

@@ -196,6 +196,74 @@ func TestKeywordsThatCannotBeKept(t *testing.T) {
 	}
 }
 
+// TestKeywordsThatMakeItRefuse: a keyword is no reason to lose a message.
+func TestKeywordsThatMakeItRefuse(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX, Extra: "mail_max_keyword_length = 200\n"}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	long := strings.Repeat("k", 120)
+	msgs := letters(0, 12, 10)
+	msgs[5].Flags = []string{`\Flagged`, long}
+	put(t, src, user, "INBOX", msgs...)
+	c := copier(t, newLedger(t))
+	r := mustPass(t, c, jobOf(src, dst), backfill.Options{})
+	if r.Copied != 12 || len(problems(r, backfill.ClassRefused)) != 0 || len(problems(r, backfill.ClassFlag)) != 1 {
+		t.Errorf("%+v", r)
+	}
+	same(t, holds(t, src, user, false), holds(t, dst, user, false))
+	if r := mustPass(t, c, jobOf(src, dst), backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestDeliveriesMeanwhile: others append to the destination without pause while
+// the pass runs, and its UIDs are not in one row.
+func TestDeliveriesMeanwhile(t *testing.T) {
+	t.Parallel()
+	for what, caps := range map[string]string{"all": "", "no UIDPLUS": "IMAP4rev1 MULTIAPPEND LITERAL+"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+			dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Capability: caps}))
+			put(t, src, user, "INBOX", letters(0, 150, 1000)...)
+			want := holds(t, src, user, false)["INBOX"]
+			c := copier(t, newLedger(t))
+			c.BatchMessages = 5
+			stop, stopped := make(chan struct{}), make(chan int)
+			go func() {
+				cl := dst.Login(t, user)
+				n := 0
+				for ; ; n++ {
+					select {
+					case <-stop:
+						stopped <- n
+						return
+					default:
+						if err := appendOne(cl, "INBOX", letter(5000+n, 500)); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}()
+			r := mustPass(t, c, jobOf(src, dst), backfill.Options{})
+			close(stop)
+			extra := <-stopped
+			got := holds(t, dst, user, false)["INBOX"]
+			if r.Copied != 150 || len(got) != 150+extra || extra == 0 {
+				t.Errorf("copied %d, delivered %d, there are %d", r.Copied, extra, len(got))
+			}
+			for _, line := range want {
+				if n := strings.Count(strings.Join(got, "\n"), line); n != 1 {
+					t.Errorf("%s is there %d times", line, n)
+				}
+			}
+			if r := mustPass(t, c, jobOf(src, dst), backfill.Options{Final: true}); !r.Clean() {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
 // TestRefusedMessages: a batch with refused messages is halved until they are
 // alone; they are reported in every pass, and make none of them unclean.
 func TestRefusedMessages(t *testing.T) {

@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -92,7 +93,13 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 	}
 	for ch, uids := range changes {
 		slices.Sort(uids)
-		if err := f.p.dst.Store(uids, strings.Fields(ch.add), strings.Fields(ch.remove)); err != nil {
+		err := f.p.dst.Store(uids, strings.Fields(ch.add), strings.Fields(ch.remove))
+		var e *imapconn.Error
+		if errors.As(err, &e) && !temporary(e) {
+			f.p.problem(Problem{Folder: f.src.Name, Class: ClassFlag, Text: fmt.Sprintf("%d messages: set %q, clear %q: %s", len(uids), ch.add, ch.remove, e.Error())})
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("destination: change flags: %w", err)
 		}
 		f.p.report.Flagged += len(uids)

@@ -42,7 +42,7 @@ func child(args []string) int {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
-	c := &backfill.Copier{Ledger: &fileLedger{path: args[2]}, BatchMessages: 7}
+	c := &backfill.Copier{Ledger: &fileLedger{path: args[2]}, BatchMessages: 7, Settle: 100 * time.Millisecond}
 	if args[3] == "" {
 		time.AfterFunc(time.Duration(nth)*time.Microsecond, die)
 	} else {

@@ -191,6 +191,9 @@ func (m *mapper) place(f imapconn.Folder, known string) pairing {
 	p := pairing{src: f, use: m.useOf[f.Wire]}
 	switch d, ok := m.dstUse[p.use]; {
 	case f.Name == "INBOX":
+		if m.src.ns.Prefix != "" {
+			id = "\x00" + id // not the folder INBOX.INBOX
+		}
 		m.take(id, []string{"INBOX"})
 		p.name, p.wire, p.exists = "INBOX", "INBOX", true
 		return p
@@ -213,7 +216,7 @@ func (m *mapper) place(f imapconn.Folder, known string) pairing {
 
 // placeByName walks down the levels; each gets a name that is free.
 func (m *mapper) placeByName(p pairing, path []string) pairing {
-	if len(path) > 1 && strings.EqualFold(path[0], "INBOX") && m.dst.ns.Prefix != "" {
+	if m.dst.ns.Prefix != "" && m.belowInbox(p.src) {
 		path = path[1:] // all folders of the destination are below INBOX already
 	}
 	if m.hasUse(p.use) {
@@ -224,6 +227,10 @@ func (m *mapper) placeByName(p pairing, path []string) pairing {
 		id := strings.Join(levels(p.src, m.src.ns)[:len(levels(p.src, m.src.ns))-len(path)+i+1], "\x00")
 		if at, ok := m.placed[id]; ok {
 			to = at
+			continue
+		}
+		if i == 0 && m.dst.ns.Prefix == "" && m.belowInbox(p.src) {
+			to = []string{"INBOX"}
 			continue
 		}
 		to = m.freeBelow(id, to, m.clean(path[i]))
@@ -239,6 +246,12 @@ func (m *mapper) placeByName(p pairing, path []string) pairing {
 	}
 	m.problems = append(m.problems, Problem{Folder: p.src.Name, Class: ClassName, Text: fmt.Sprintf("it is called %q on the destination", p.name)})
 	return p
+}
+
+// belowInbox tells whether a folder has the INBOX itself as its first level.
+func (m *mapper) belowInbox(f imapconn.Folder) bool {
+	l := levels(f, m.src.ns)
+	return m.src.ns.Prefix == "" && len(l) > 1 && strings.EqualFold(l[0], "INBOX")
 }
 
 // sameButUse tells whether only the parents differ, which were mapped by use or
@@ -277,10 +290,6 @@ func (m *mapper) take(id string, to []string) {
 // source, or one that is the same but for case, has the name.
 func (m *mapper) freeBelow(id string, parent []string, name string) []string {
 	to := append(slices.Clone(parent), name)
-	if len(parent) == 0 && strings.EqualFold(name, "INBOX") {
-		// "INBOX" with levels below it: the INBOX itself is its parent.
-		return []string{"INBOX"}
-	}
 	for n := 2; !m.free(id, to); n++ {
 		to[len(to)-1] = name + "-" + strconv.Itoa(n)
 	}

@@ -115,14 +115,14 @@ func (p *pass) connect() error {
 }
 
 func (p *pass) close() {
-	for _, s := range []*imapconn.Session{p.srcSession, p.dst} {
-		if s != nil {
-			s.Close()
-		}
-	}
 	for _, r := range []*imapconn.Reader{p.src, p.dstReader} {
 		if r != nil {
 			r.Close()
+		}
+	}
+	for _, s := range []*imapconn.Session{p.srcSession, p.dst} {
+		if s != nil {
+			s.Close()
 		}
 	}
 }

@@ -199,7 +199,7 @@ func copier(t testing.TB, l backfill.Ledger) *backfill.Copier {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	return &backfill.Copier{Ledger: l, Log: log}
+	return &backfill.Copier{Ledger: l, Log: log, Settle: 100 * time.Millisecond}
 }
 
 func same(t testing.TB, want, got stored) {

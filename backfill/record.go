@@ -52,6 +52,7 @@ type journal struct {
 	Validity uint32  `json:"validity"`
 	UIDNext  uint32  `json:"uidnext"`
 	Entries  []entry `json:"entries"`
+	At       int64   `json:"at"` // when it was written, in milliseconds of Unix time
 }
 
 type entry struct {

@@ -75,10 +75,8 @@ func (f *fetching) fetch(uids []uint32) error {
 		}
 		// It dropped the connection, did not make sense, or left everything out.
 		if try++; try < 2 || len(uids) == 1 && try < attempts {
-			if err == nil {
-				if _, err := f.r.reselect(); fatal(err) {
-					return err
-				}
+			if err := f.refresh(err); err != nil {
+				return err
 			}
 			continue
 		}
@@ -90,6 +88,18 @@ func (f *fetching) fetch(uids []uint32) error {
 			return err
 		}
 		return f.fetch(uids[half:])
+	}
+	return nil
+}
+
+// refresh opens the folder anew after an answer that left messages out. After
+// an error there is a new connection anyway.
+func (f *fetching) refresh(after error) error {
+	if after != nil {
+		return nil
+	}
+	if _, err := f.r.reselect(); fatal(err) {
+		return err
 	}
 	return nil
 }
@@ -215,21 +225,26 @@ func (r *Reader) UIDsFrom(from uint32) ([]uint32, error) {
 		}
 		data, err := r.client.UIDSearch(&imap.SearchCriteria{UID: all}, nil).Wait()
 		if err = r.failed("UID SEARCH", err); err == nil {
-			var uids []uint32
-			for _, u := range data.AllUIDs() {
-				// "n:*" has the last message, whatever its UID (RFC 3501, 6.4.8).
-				if uint32(u) >= from {
-					uids = append(uids, uint32(u))
-				}
-			}
-			slices.Sort(uids)
-			return uids, nil
+			return atLeast(from, data.AllUIDs()), nil
 		}
 		if last = err; fatal(err) {
 			break
 		}
 	}
 	return nil, fmt.Errorf("folder %q: %w", r.folder.Name, last)
+}
+
+// atLeast gives the UIDs of from or more, ascending: "n:*" has the last message
+// too, whatever its UID (RFC 3501, 6.4.8).
+func atLeast(from uint32, all []imap.UID) []uint32 {
+	var uids []uint32
+	for _, u := range all {
+		if uint32(u) >= from {
+			uids = append(uids, uint32(u))
+		}
+	}
+	slices.Sort(uids)
+	return uids
 }
 
 // ListThese gives what is known of some messages; those that are gone are

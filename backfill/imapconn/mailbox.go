@@ -123,12 +123,12 @@ func (s *Session) List() ([]Folder, error) {
 		if err != nil {
 			return nil, err
 		}
+		subscribed := map[string]bool{}
 		for _, sub := range subs {
-			for i := range folders {
-				if folders[i].Wire == sub.Wire && sub.Selectable() {
-					folders[i].Subscribed = true
-				}
-			}
+			subscribed[sub.Wire] = sub.Selectable()
+		}
+		for i := range folders {
+			folders[i].Subscribed = subscribed[folders[i].Wire]
 		}
 	}
 	return folders, nil

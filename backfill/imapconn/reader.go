@@ -313,12 +313,7 @@ func (r *Reader) takeMessage(data *imapclient.FetchMessageData, it Items, recv R
 		case imapclient.FetchItemDataUID:
 			m.UID = uint32(item.UID)
 		case imapclient.FetchItemDataFlags:
-			m.Flags = []string{}
-			for _, f := range item.Flags {
-				if !strings.EqualFold(string(f), `\Recent`) {
-					m.Flags = append(m.Flags, string(f))
-				}
-			}
+			m.Flags = lasting(item.Flags)
 		case imapclient.FetchItemDataRFC822Size:
 			m.Size, sized = item.Size, true
 		case imapclient.FetchItemDataInternalDate:
@@ -343,6 +338,17 @@ func (r *Reader) takeMessage(data *imapclient.FetchMessageData, it Items, recv R
 	}
 	got[m.UID] = true
 	return nil
+}
+
+// lasting gives flags without \Recent, which says something of the session only.
+func lasting(flags []imap.Flag) []string {
+	out := []string{}
+	for _, f := range flags {
+		if !strings.EqualFold(string(f), `\Recent`) {
+			out = append(out, string(f))
+		}
+	}
+	return out
 }
 
 // copyLiteral compares what came with what was announced: go-imap shows a
