@@ -82,7 +82,7 @@ func (s *Server) importUsers(ctx context.Context, in *importInput) (*body[Import
 	out.Skipped, out.Checked, out.DryRun = len(out.Errors), len(users), in.DryRun
 	if len(out.Errors) > 0 && !in.KeepGoing {
 		return nil, &Problem{Type: ProblemBadCSV, Title: "the file has errors", Status: http.StatusUnprocessableEntity,
-			Detail: fmt.Sprintf("%d errors; nothing was imported", len(out.Errors)), Errors: out.Errors,
+			Detail: fmt.Sprintf("errors: %d; nothing was imported", len(out.Errors)), Errors: out.Errors,
 			Hint: "correct the lines, or import the rest of the file (--keep-going, keep_going=true)"}
 	}
 	if in.DryRun || len(users) == 0 {

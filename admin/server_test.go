@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -792,6 +794,32 @@ func TestServeReportsALostListener(t *testing.T) {
 	l.Close()
 	if err := r.server.Serve(t.Context(), l); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestTLS: an operator on the relay's machine uses 127.0.0.1 and trusts the
+// configured certificate, whatever name it is made for.
+func TestTLS(t *testing.T) {
+	r := newRig(t, nil)
+	web := httptest.NewUnstartedServer(r.server.Handler())
+	web.Config.ErrorLog = log.New(io.Discard, "", 0)
+	web.StartTLS()
+	defer web.Close()
+	chain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})
+	for _, address := range []string{web.URL, strings.Replace(web.URL, "127.0.0.1", "localhost", 1)} {
+		c, err := NewClient(address, readToken)
+		check(t, err)
+		defer c.Close()
+		if _, err := c.Stats(t.Context()); err == nil {
+			t.Error("an unknown certificate was trusted")
+		}
+		check(t, c.TrustCertificate(chain))
+		if _, err := c.Stats(t.Context()); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+		if err := c.TrustCertificate([]byte("no PEM")); err == nil {
+			t.Error("no certificate was taken")
+		}
 	}
 }
 

@@ -51,7 +51,11 @@ func (a *app) report(err error) {
 		fmt.Fprintln(a.stderr, "crossfade: interrupted")
 		return
 	}
-	fmt.Fprintf(a.stderr, "crossfade: %s\n", clean(err.Error()))
+	lines := strings.Split(err.Error(), "\n") // an excerpt of a file has several
+	for i, line := range lines {
+		lines[i] = clean(line)
+	}
+	fmt.Fprintf(a.stderr, "crossfade: %s\n", strings.Join(lines, "\n"))
 	var p *admin.Problem
 	if errors.As(err, &p) {
 		for _, f := range p.Errors {

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 // answers from the files api/METHOD.path (a status and a content type on the
 // first line, then the body; with .1, .2 and so on at the end of the name, the
 // first, second and so on answer), and notes the requests in the file requests.
+// crossfade.yaml is a configuration whose admin API is that server.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -36,6 +37,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CROSSFADE_URL", web.URL)
 			env.Setenv("CROSSFADE_TOKEN", "0123456789abcdef")
 			env.Setenv("NO_PROXY", "*")
+			conf := fmt.Sprintf("hostname: mx.example.org\ndomains: [example.org]\nadmin: {listen: %q, token_file: ./good}\n"+
+				"backends: {old: {smtp: smtp://old.example.net}, new: {smtp: smtp://new.example.net}}\n", strings.TrimPrefix(web.URL, "http://"))
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "crossfade.yaml"), []byte(conf), 0o600); err != nil {
+				return err
+			}
 			env.Setenv("TZ", "UTC")
 			return nil
 		},
