@@ -103,7 +103,9 @@ func (w *deliverWorker) fill(report *dsnReport, lease *queue.Lease, verdicts []d
 		switch report.kind {
 		case mail.NotifyDelay:
 			r.action = "delayed"
-			report.retryTo = later(report.retryTo, lease.Items[i].Since.Add(w.d.cfg.Schedule.Expire))
+			if expire := w.d.cfg.Schedule.Expire; expire > 0 {
+				report.retryTo = later(report.retryTo, lease.Items[i].Since.Add(expire))
+			}
 		case mail.NotifySuccess:
 			r.action = "relayed"
 			if w.b.currentTarget().LMTP {

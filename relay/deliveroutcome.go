@@ -51,7 +51,7 @@ type deliverVerdict struct {
 //	user unknown, on old or new (I8)     the other side; park when both refuse
 //	relay denied, login demanded         retry with an alarm, park when expired: the backend is misconfigured
 //	any other 5xx                        fail
-//	stored message damaged               park
+//	stored message damaged or missing    park
 //	lease lost, cut before the dot       release
 //
 // What fails leaves with a bounce in the same step. Where no bounce may be
@@ -115,7 +115,10 @@ func (r deliverRules) noAnswer(v *deliverVerdict, item queue.Item, rcpt mail.Rec
 		v.Kind, v.Reply = queue.Park, "the stored message is damaged and was not sent: "+err.Error()
 		v.alarm = "a stored message is damaged: look at the disk, and export what is left of it"
 	case errors.Is(err, queue.ErrNotFound):
-		v.Kind, v.Reply = queue.Release, "the message left the queue while it was being sent"
+		// When it was deleted meanwhile the lease is lost too, and the queue
+		// ignores this. Otherwise its body is gone and trying again is no use.
+		v.Kind, v.Reply = queue.Park, "the stored message is missing: "+err.Error()
+		v.alarm = "a stored message is missing: look at the disk"
 	case errors.Is(err, smtpclient.ErrSource):
 		// Our own trouble is never a reason to give a message up.
 		v.Kind, v.Reply = queue.Retry, err.Error()

@@ -93,7 +93,7 @@ func TestOutcome(t *testing.T) {
 		{"damaged", in{res: broken(smtpclient.SentPart, fmt.Errorf("%w: %w", smtpclient.ErrSource, queue.ErrCorrupt))}, queue.Park, 0, true, "damaged"},
 		{"wrong length", in{res: broken(smtpclient.SentPart, fmt.Errorf("%w: %w", smtpclient.ErrSource, smtpclient.ErrLength))}, queue.Park, 0, true, "damaged"},
 		{"unreadable, never given up", in{age: 1000 * hours, res: broken(smtpclient.SentNothing, fmt.Errorf("%w: disk", smtpclient.ErrSource))}, queue.Retry, 0, false, "disk"},
-		{"deleted meanwhile", in{res: broken(smtpclient.SentNothing, fmt.Errorf("%w: %w", smtpclient.ErrSource, queue.ErrNotFound))}, queue.Release, 0, false, ""},
+		{"missing", in{res: broken(smtpclient.SentNothing, fmt.Errorf("%w: %w", smtpclient.ErrSource, queue.ErrNotFound))}, queue.Park, 0, true, "missing"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -19,7 +19,7 @@ type dsnReport struct {
 	env      *mail.Envelope
 	rcpts    []dsnRcpt
 	now      time.Time
-	retryTo  time.Time // NotifyDelay: when it will be given up
+	retryTo  time.Time // NotifyDelay: when it will be given up; zero: never
 	remote   string    // the backend's address, as dialled
 	original []byte    // what of the message is returned
 	full     bool      // original is the whole message, not only its header
@@ -48,7 +48,7 @@ func (d *dsnReport) build() (body []byte, utf8, eight bool) {
 	var b bytes.Buffer
 	b.Grow(4096 + len(d.original))
 	boundary := "=_" + string(d.id)
-	d.header(&b, boundary)
+	d.header(&b, boundary, eight)
 	d.textPart(&b, boundary, utf8)
 	d.statusPart(&b, boundary, utf8)
 	d.originalPart(&b, boundary, utf8)
@@ -69,7 +69,7 @@ func (d *dsnReport) global() bool {
 	return false
 }
 
-func (d *dsnReport) header(b *bytes.Buffer, boundary string) {
+func (d *dsnReport) header(b *bytes.Buffer, boundary string, eight bool) {
 	fmt.Fprintf(b, "From: Mail Delivery System <MAILER-DAEMON@%s>\r\n", d.hostname)
 	fmt.Fprintf(b, "To: <%s>\r\n", d.env.From)
 	fmt.Fprintf(b, "Subject: %s\r\n", d.subject())
@@ -82,6 +82,9 @@ func (d *dsnReport) header(b *bytes.Buffer, boundary string) {
 		fmt.Fprintf(b, "In-Reply-To: %s\r\nReferences: %s\r\n", id, id)
 	}
 	b.WriteString("Auto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\n")
+	if eight {
+		b.WriteString("Content-Transfer-Encoding: 8bit\r\n") // as its parts (RFC 2045, 6.4)
+	}
 	fmt.Fprintf(b, "Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"%s\"\r\n\r\n", boundary)
 	b.WriteString("This is a delivery status notification in MIME format (RFC 3464).\r\n")
 }
@@ -114,8 +117,11 @@ func (d *dsnReport) textPart(b *bytes.Buffer, boundary string, utf8 bool) {
 	fmt.Fprintf(b, "This is the mail system at %s.\r\n\r\n", d.hostname)
 	switch d.kind {
 	case mail.NotifyDelay:
-		dsnWrap(b, "", "Your message could not be delivered yet to the recipients below. You do not need to send it again: it is kept and tried until "+
-			d.retryTo.Format("2 January 2006, 15:04 MST")+".")
+		until := "it arrives"
+		if !d.retryTo.IsZero() {
+			until = d.retryTo.Format("2 January 2006, 15:04 MST")
+		}
+		dsnWrap(b, "", "Your message could not be delivered yet to the recipients below. You do not need to send it again: it is kept and tried until "+until+".")
 	case mail.NotifySuccess:
 		dsnWrap(b, "", "Your message was handed over for the recipients below. \"Relayed\" means that the next mail system took it "+
 			"and sends no report of its own.")
@@ -177,7 +183,7 @@ func (d *dsnReport) rcptFields(b *bytes.Buffer, r *dsnRcpt, utf8 bool) {
 		dsnField(b, "Diagnostic-Code", "smtp; "+dsnLine(r.reply.String(), utf8))
 	}
 	dsnField(b, "Last-Attempt-Date", d.now.Format(time.RFC1123Z))
-	if d.kind == mail.NotifyDelay {
+	if d.kind == mail.NotifyDelay && !d.retryTo.IsZero() {
 		dsnField(b, "Will-Retry-Until", d.retryTo.Format(time.RFC1123Z))
 	}
 }
