@@ -45,8 +45,17 @@ type Config struct {
 	RetryFirst  time.Duration // 30 seconds after the first failure, doubled up to RetryMax
 	RetryMax    time.Duration // 1 hour
 
-	Publish func(Status) // called at every change of phase; nil: nobody listens
-	Log     *slog.Logger
+	Hooks Hooks
+	Log   *slog.Logger
+}
+
+// Hooks are told what happens. Each may be nil; none may block.
+type Hooks struct {
+	Status  func(Status)          // at every change of a status
+	Changed func(router.Change)   // a user was set to another state
+	Passed  func(backfill.Report) // a pass ended, by an error too
+	Flipped func(hold time.Duration)
+	Failed  func() // an attempt failed; it is made again
 }
 
 // Conductor moves users through the states. Make it with New, start it with
@@ -229,7 +238,12 @@ func (c *Conductor) set(ctx context.Context, u router.User, to router.State, by,
 	if to == router.StateReady && from == router.StateCutover {
 		u.Note = reason
 	}
-	saved, _, err := c.cfg.Table.SetUser(ctx, u, router.Change{From: from, To: to, By: by, Reason: reason})
+	change := router.Change{From: from, To: to, By: by, Reason: reason}
+	saved, _, err := c.cfg.Table.SetUser(ctx, u, change)
+	if err == nil && c.cfg.Hooks.Changed != nil {
+		change.User, change.Epoch, change.At = saved.Address, saved.Epoch, saved.Since
+		c.cfg.Hooks.Changed(change)
+	}
 	return saved, err
 }
 

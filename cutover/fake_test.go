@@ -91,7 +91,9 @@ func (t *table) setBusy(key string, n int) {
 	t.busy[key] = n
 }
 
-func (t *table) CountUsers(context.Context) (map[router.State]int, error) { return nil, errors.ErrUnsupported }
+func (t *table) CountUsers(context.Context) (map[router.State]int, error) {
+	return nil, errors.ErrUnsupported
+}
 func (t *table) DeleteUser(context.Context, string, uint64, router.Change) error {
 	return errors.ErrUnsupported
 }

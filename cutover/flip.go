@@ -82,6 +82,9 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 	m.note(func(s *Status) {
 		s.State, s.Phase, s.HoldTime, s.Err, s.Attempts, s.Next = flipped.State, PhaseDone, hold, "", 0, time.Time{}
 	})
+	if m.c.cfg.Hooks.Flipped != nil {
+		m.c.cfg.Hooks.Flipped(hold)
+	}
 	m.c.cfg.Log.Info("cutover: flipped", "user", u.Address, "hold", hold)
 	return nil
 }

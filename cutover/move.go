@@ -48,8 +48,13 @@ func newMove(c *Conductor, u router.User, req Request) *move {
 func (m *move) ask(req Request) {
 	m.mu.Lock()
 	m.req = req
-	m.status.Flip = !req.Sync
 	m.mu.Unlock()
+	m.note(func(s *Status) {
+		s.Flip = !req.Sync
+		if !s.Active() {
+			s.Phase = PhaseWaiting // who waits for the end must not see the last one
+		}
+	})
 	select {
 	case m.again <- struct{}{}:
 	default:
@@ -75,8 +80,8 @@ func (m *move) note(f func(*Status)) {
 	m.status.Updated = time.Now()
 	s := m.status
 	m.mu.Unlock()
-	if m.c.cfg.Publish != nil {
-		m.c.cfg.Publish(s)
+	if m.c.cfg.Hooks.Status != nil {
+		m.c.cfg.Hooks.Status(s)
 	}
 }
 
@@ -165,6 +170,9 @@ func (m *move) failed(err error) time.Duration {
 	m.note(func(s *Status) {
 		s.Phase, s.Err, s.Attempts, s.Next = PhaseFailed, err.Error(), attempts, time.Now().Add(wait)
 	})
+	if cfg.Hooks.Failed != nil {
+		cfg.Hooks.Failed()
+	}
 	cfg.Log.Warn("cutover: attempt failed", "user", m.user, "attempt", attempts, "next_in", wait, "err", err)
 	return wait
 }
@@ -221,6 +229,9 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		Final:    final,
 		Progress: func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
 	})
+	if m.c.cfg.Hooks.Passed != nil {
+		m.c.cfg.Hooks.Passed(rep)
+	}
 	m.note(func(s *Status) {
 		s.Passes++
 		s.Copied += rep.Copied

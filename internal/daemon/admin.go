@@ -22,6 +22,9 @@ func (d *Daemon) openAdmin() (err error) {
 	if d.audit, err = admin.OpenAuditLog(auditPath(d.cfg)); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
+	if err := d.registry.Register(admin.NewStateCollector(d.store, d.store, d.log)); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
 		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready,
@@ -90,6 +93,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
 	}
 	d.mailboxes.sides.Store(sides)
+	d.reloadTokens(cfg)
 	for _, r := range routes {
 		d.retarget(cfg, r)
 	}
@@ -103,6 +107,17 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	d.log.Info("reload: the configuration is in force", "changed", config.Changed(d.cfg, cfg))
 	d.cfg = cfg
 	return later, nil
+}
+
+// reloadTokens reads the token file again, so that tokens can be given and
+// taken away while the relay runs.
+func (d *Daemon) reloadTokens(cfg *config.Config) {
+	tokens, err := admin.LoadTokens(cfg.Admin.TokenFile)
+	if err != nil {
+		d.log.Error("reload: the tokens stay as they were", "err", err)
+		return
+	}
+	d.admin.SetTokens(tokens)
 }
 
 // retarget points a backend to where the new configuration has it. Its target

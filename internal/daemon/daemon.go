@@ -145,7 +145,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	for _, l := range d.smtpListeners {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
 	}
-	p.start("metrics", d.measure)
+	p.start("watch", d.watch)
 	d.log.Info("crossfade is up", "version", d.opts.Version, "smtp", fmt.Sprint(d.SMTPAddrs()), "admin", d.AdminURL(), "store", d.cfg.Store)
 	close(d.started)
 	select {

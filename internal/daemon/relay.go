@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crossfade/admin"
+	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/mail"
@@ -175,22 +176,26 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	return cutover.New(cutover.Config{
 		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: c.Concurrency,
-		Publish: d.publish, Log: d.log,
+		Log: d.log,
+		Hooks: cutover.Hooks{
+			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
+			Changed: func(c router.Change) { d.events.Publish(admin.EventUser, c) },
+			Passed:  func(r backfill.Report) { d.metrics.Backfilled(r.Copied, r.Bytes) },
+			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed,
+		},
 	})
-}
-
-// publish tells API listeners and metrics what the conductor does.
-func (d *Daemon) publish(s cutover.Status) {
-	d.events.Publish(admin.EventCutover, s)
 }
 
 // alarm tells listeners of the API what an operator should look at; the
 // deliverer has logged it already.
 func (d *Daemon) alarm(a relay.DeliverAlarm) { d.events.Publish("alarm", a) }
 
-// measure keeps the gauges of queue and users fresh.
-func (d *Daemon) measure(ctx context.Context) error {
-	t := time.NewTicker(10 * time.Second)
+// parkedCheck is how often mail that waits for a person is looked for.
+const parkedCheck = 5 * time.Minute
+
+// watch raises alarms that nobody else raises.
+func (d *Daemon) watch(ctx context.Context) error {
+	t := time.NewTicker(parkedCheck)
 	defer t.Stop()
 	for {
 		select {
@@ -198,15 +203,13 @@ func (d *Daemon) measure(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
-		if st, err := d.store.Stats(ctx); err == nil {
-			d.warnOf(st)
+		st, err := d.store.Stats(ctx)
+		if err != nil {
+			d.log.Warn("the queue cannot be counted", "err", err)
+			continue
 		}
-	}
-}
-
-// warnOf raises alarms that nobody else raises: mail that waits for a person.
-func (d *Daemon) warnOf(st queue.Stats) {
-	if n := st.States[queue.Parked]; n > 0 {
-		d.log.Warn("mail is parked and waits for an operator: see `crossfade queue list --state parked`", "recipients", n)
+		if n := st.States[queue.Parked]; n > 0 {
+			d.log.Warn("mail is parked and waits for an operator: see `crossfade queue list --state parked`", "recipients", n)
+		}
 	}
 }
