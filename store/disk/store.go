@@ -50,6 +50,8 @@ type Options struct {
 	staleRoute   bool                 // broken on purpose: routes from a cache that is never updated
 	segmentSize  int64
 	horizon      time.Duration
+	// checkpointPages is how long the write-ahead log may grow, about.
+	checkpointPages int
 }
 
 // grace is how long after the end of its lease a delivery whose final dot may
@@ -80,6 +82,9 @@ func (o *Options) defaults() {
 	}
 	if o.segmentSize == 0 {
 		o.segmentSize = segmentSize
+	}
+	if o.checkpointPages == 0 {
+		o.checkpointPages = checkpointPages
 	}
 	if o.horizon == 0 {
 		o.horizon = 2 * time.Minute
@@ -134,10 +139,10 @@ type Store struct {
 	leases   map[*lease]struct{}
 	ghosts   map[*lease]time.Time // lost while sending: busy until then
 	tokens   uint64
-	filing   []*item // to be filed as held
-	dead     []loc   // bodies that nothing refers to any more
+	filing   []*item            // to be filed as held
+	dead     []loc              // bodies that nothing refers to any more
 	jobs     map[string]*refile // by user
-	bg       []*op // of the store itself
+	bg       []*op              // of the store itself
 	count    [laneCount]int
 	messages int
 	stale    map[string]router.User // of the broken variant staleRoute

@@ -373,7 +373,7 @@ const checkpointPages = 4000
 // checkpoint moves the log into the database now and then. SQLite's own
 // checkpoints would repeat a failed sync; ours end the store instead.
 func (s *Store) checkpoint() error {
-	if s.frames < checkpointPages {
+	if s.frames < s.opts.checkpointPages {
 		return nil
 	}
 	s.frames = 0

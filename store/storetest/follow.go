@@ -327,7 +327,10 @@ func (b *bench) deliver(r mail.Route, stop chan struct{}, mu *sync.Mutex, dots m
 
 func followMuch(b *bench) {
 	b.start(Config{Window: 128})
-	const n = 4000
+	n := 4000
+	if slow {
+		n = 1000
+	}
 	var wg sync.WaitGroup
 	for range 40 {
 		wg.Go(func() {

@@ -1,0 +1,422 @@
+package disk
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/queue"
+	"crossfade/router"
+	"crossfade/store/storetest"
+)
+
+// The crash test runs a client, workers and operators against a store in a
+// child process that is killed with SIGKILL: by itself at a named point, or by
+// the parent at any time. What the child writes to its standard output is in
+// the pipe when it dies, so the parent knows what was promised.
+
+const childEnv = "CROSSFADE_DISK_CHILD"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		child(dir, os.Getenv(childEnv+"_POINT"), os.Getenv(childEnv+"_BROKEN") != "")
+		return
+	}
+	os.Exit(m.Run())
+}
+
+var outMu sync.Mutex
+
+func say(format string, args ...any) {
+	outMu.Lock()
+	defer outMu.Unlock()
+	fmt.Fprintf(os.Stdout, format+"\n", args...)
+}
+
+// crashOptions makes everything that is rare frequent.
+func crashOptions() Options {
+	return Options{ClaimWindow: 24, MinFree: -1, segmentSize: 96 << 10, checkpointPages: 300}
+}
+
+// child works until it is killed.
+func child(dir, point string, broken bool) {
+	o := crashOptions()
+	o.earlyAck = broken
+	var armed atomic.Bool
+	var left atomic.Int64
+	left.Store(1 + rand.Int64N(6))
+	if point == "compact.done" || point == "checkpoint" || point == "segment.remove" || strings.HasPrefix(point, "user") {
+		left.Store(1)
+	}
+	o.CrashPoint = func(name string) {
+		if name != point || !armed.Load() || left.Add(-1) != 0 {
+			return
+		}
+		if broken {
+			<-time.After(50 * time.Millisecond) // the client hears the false answer
+		}
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+	s, err := Open(dir, o)
+	if err != nil {
+		say("error %v", err)
+		os.Exit(3)
+	}
+	armed.Store(true)
+	say("ready")
+	ctx := context.Background()
+	for i := range 4 {
+		go childPut(ctx, s, i)
+	}
+	for _, r := range []mail.Route{mail.Old, mail.Old, mail.New, mail.Out} {
+		go childDeliver(ctx, s, r)
+	}
+	go childOperate(ctx, s)
+	<-time.After(20 * time.Second)
+	say("error the point %s was not reached", point)
+	os.Exit(4)
+}
+
+func childPut(ctx context.Context, s *Store, i int) {
+	for {
+		e := &mail.Envelope{ID: mail.NewID(), From: mail.Address{Local: "s", Domain: "example.com"}, Received: time.Now()}
+		for range 1 + rand.IntN(3) {
+			a := mail.Address{Local: "u" + strconv.Itoa(rand.IntN(8)), Domain: "example.org"}
+			e.Recipients = append(e.Recipients, mail.Recipient{Addr: a, User: a.Key()})
+		}
+		n := rand.IntN(20000)
+		if rand.IntN(25) == 0 {
+			n = 1<<20 + 100
+		}
+		say("offer %s %d", e.ID, len(e.Recipients))
+		if err := s.Put(ctx, e, bytes.NewReader(pattern(e.ID, n))); err != nil {
+			say("error put: %v", err)
+			return
+		}
+		say("ack %s", e.ID)
+	}
+}
+
+// pattern is a body that can be recognised.
+func pattern(id mail.ID, n int) []byte {
+	return bytes.Repeat([]byte(id), n/len(id)+1)[:n]
+}
+
+func childDeliver(ctx context.Context, s *Store, r mail.Route) {
+	for {
+		l, err := s.Claim(ctx, r, 10)
+		if err == nil && rand.IntN(12) == 0 {
+			s.abandon(l)
+			continue
+		}
+		if err == nil {
+			err = deliverOnce(ctx, s, l, true)
+		}
+		if err != nil && !errors.Is(err, queue.ErrLost) {
+			say("error deliver: %v", err)
+			return
+		}
+	}
+}
+
+// deliverOnce reads the body, sends, settles.
+func deliverOnce(ctx context.Context, s *Store, l *queue.Lease, mixed bool) error {
+	id := l.Envelope.ID
+	if err := readBody(ctx, s, l); err != nil {
+		return err
+	}
+	if err := s.Renew(ctx, l, true); err != nil {
+		return err
+	}
+	var outs []queue.Outcome
+	var msgs []queue.NewMessage
+	for _, it := range l.Items {
+		o := queue.Outcome{N: it.N, Kind: queue.Done}
+		switch k := rand.IntN(20); {
+		case k < 2 && mixed:
+			o.Kind, o.At = queue.Retry, time.Now().Add(time.Duration(rand.IntN(20))*time.Millisecond)
+		case k == 3 && mixed && l.Route != mail.Out:
+			o.Kind = queue.Fail
+			m := queue.NewMessage{Envelope: &mail.Envelope{ID: mail.NewID(), Received: time.Now(), Recipients: []mail.Recipient{{Addr: mail.Address{Local: "s", Domain: "example.com"}}}}}
+			m.Body = pattern(m.Envelope.ID, 300)
+			msgs = append(msgs, m)
+			say("fail %s %d %s", id, it.N, m.Envelope.ID)
+		default:
+			say("dot %s %d", id, it.N)
+		}
+		outs = append(outs, o)
+	}
+	if err := s.Settle(ctx, l, outs, msgs...); err != nil {
+		return err
+	}
+	for _, o := range outs {
+		if o.Kind == queue.Done {
+			say("settled %s %d", id, o.N)
+		}
+	}
+	return nil
+}
+
+func readBody(ctx context.Context, s *Store, l *queue.Lease) error {
+	r, err := s.Open(ctx, l.Envelope.ID)
+	if errors.Is(err, queue.ErrNotFound) {
+		return queue.ErrLost // another lease delivered the rest of it
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err == nil && !bytes.Equal(b, pattern(l.Envelope.ID, int(l.Envelope.Size))) {
+		err = fmt.Errorf("body of %s is another one", l.Envelope.ID)
+	}
+	return err
+}
+
+// childOperate changes users, holds and releases, saves, carries forward.
+func childOperate(ctx context.Context, s *Store) {
+	states := []router.State{router.StateOld, router.StateCutover, router.StateNew, router.StateRollback}
+	check := func(what string, err error) {
+		if err != nil && !errors.Is(err, router.ErrEpoch) {
+			say("error %s: %v", what, err)
+		}
+	}
+	for i := 0; ; i++ {
+		key := "u" + strconv.Itoa(rand.IntN(8)) + "@example.org"
+		u, err := s.User(ctx, key)
+		if errors.Is(err, router.ErrNoUser) {
+			u, err = router.User{Address: key, Kind: router.KindMailbox}, nil
+		}
+		check("user", err)
+		u.State = states[rand.IntN(len(states))]
+		_, _, err = s.SetUser(ctx, u, router.Change{By: "child"})
+		check("set", err)
+		_, err = s.Apply(ctx, queue.Filter{User: key}, queue.Action{Verb: []queue.Verb{queue.DoHold, queue.DoRelease, queue.DoRetry}[rand.IntN(3)]})
+		check("apply", err)
+		check("ledger", s.SaveLedger(ctx, key, "INBOX", []byte(key)))
+		check("collect", s.Collect())
+		if i%10 == 0 {
+			_, _, err := s.ImportUsers(ctx, []router.User{{Address: key, Kind: router.KindMailbox, Wave: "w"}}, router.Change{By: "child"})
+			check("import", err)
+		}
+	}
+}
+
+// abandon makes a lease end, as after 60 s of silence.
+func (s *Store) abandon(l *queue.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.Opaque.(*lease).until = time.Now().Add(-time.Second)
+	s.arm(s.now())
+}
+
+// kill runs a child until it dies, at a point or after a while, and takes its
+// account.
+func kill(t *testing.T, c *storetest.Checker, dir, point string, broken bool) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), childEnv+"="+dir, childEnv+"_POINT="+point)
+	if broken {
+		cmd.Env = append(cmd.Env, childEnv+"_BROKEN=1")
+	}
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	sc := bufio.NewScanner(out)
+	for sc.Scan() {
+		line := sc.Text()
+		switch {
+		case line == "ready":
+			if point == "" {
+				wait := time.Duration(rand.IntN(150)) * time.Millisecond
+				time.AfterFunc(wait, func() { cmd.Process.Kill() })
+			}
+		case strings.HasPrefix(line, "error"):
+			t.Errorf("child (%s): %s", point, line)
+			cmd.Process.Kill()
+		default:
+			if err := c.Note(line); err != nil {
+				t.Log(err) // cut short by the kill
+			}
+		}
+	}
+	cmd.Wait()
+}
+
+// reopen opens the store after a kill and accounts for what is in doubt.
+func reopen(t *testing.T, c *storetest.Checker, dir string) *Store {
+	t.Helper()
+	s, err := Open(dir, crashOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range s.InDoubt() {
+		if d.Sending {
+			if err := c.Note(fmt.Sprintf("doubt %s %d", d.ID, d.N)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return s
+}
+
+func check(t *testing.T, c *storetest.Checker, s *Store) storetest.Report {
+	t.Helper()
+	left, err := storetest.Left(context.Background(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Check(left)
+}
+
+// TestCrash kills the store at every named point and at random, and sees that
+// nothing is lost, nothing appears, and every duplicate has its doubt. With
+// CROSSFADE_KILLS=n it kills n times at random.
+func TestCrash(t *testing.T) {
+	dir := t.TempDir()
+	c := storetest.NewChecker()
+	kills := CrashPoints()
+	random := 20
+	if n, err := strconv.Atoi(os.Getenv("CROSSFADE_KILLS")); err == nil {
+		random = n
+	}
+	if testing.Short() {
+		kills, random = kills[:6], 4
+	}
+	for range random {
+		kills = append(kills, "")
+	}
+	rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
+	for i, point := range kills {
+		kill(t, c, dir, point, false)
+		s := reopen(t, c, dir)
+		if i%10 == 9 || i == len(kills)-1 {
+			if r := check(t, c, s); !r.Clean() {
+				t.Fatalf("after %q: %+v", point, r)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	s := reopen(t, c, dir)
+	defer s.Close()
+	drain(t, c, s)
+	r := check(t, c, s)
+	t.Logf("%d kills, %d acknowledged, %d dots, lost %d, unexpected %d, duplicates %d", len(kills), r.Acked, r.Dots, len(r.Lost), len(r.Unexpected), len(r.Duplicates))
+	if !r.Clean() {
+		t.Fatalf("%+v", r)
+	}
+	if st, _ := s.Stats(context.Background()); st.Messages != 0 || st.Bytes != 0 || len(st.Routes) != 0 {
+		t.Fatalf("after the drain: %+v", st)
+	}
+	if ents, _ := os.ReadDir(dir + "/bodies"); len(ents) > 1 {
+		t.Fatalf("%d files of bodies are left", len(ents))
+	}
+}
+
+// drain delivers everything, in this process.
+func drain(t *testing.T, c *storetest.Checker, s *Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for i := range 8 {
+		key := "u" + strconv.Itoa(i) + "@example.org"
+		u, err := s.User(ctx, key)
+		if errors.Is(err, router.ErrNoUser) {
+			u, err = router.User{Address: key, Kind: router.KindMailbox}, nil
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.State = router.StateNew
+		if _, _, err := s.SetUser(ctx, u, router.Change{By: "drain"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, v := range []queue.Verb{queue.DoRelease, queue.DoRetry} {
+		if _, err := s.Apply(ctx, queue.Filter{}, queue.Action{Verb: v}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		st, err := s.Stats(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Messages == 0 {
+			return
+		}
+		for _, r := range []mail.Route{mail.New, mail.Out} {
+			drainRoute(ctx, t, c, s, r)
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("it does not drain: %+v", st)
+		}
+	}
+}
+
+func drainRoute(ctx context.Context, t *testing.T, c *storetest.Checker, s *Store, r mail.Route) {
+	t.Helper()
+	for {
+		short, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+		l, err := s.Claim(short, r, 10)
+		cancel()
+		if err != nil {
+			return
+		}
+		if err := readBody(ctx, s, l); err != nil {
+			t.Fatal(err)
+		}
+		var outs []queue.Outcome
+		for _, it := range l.Items {
+			outs = append(outs, queue.Outcome{N: it.N, Kind: queue.Done})
+			if err := c.Note(fmt.Sprintf("dot %s %d", l.Envelope.ID, it.N)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Settle(ctx, l, outs); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCrashBrokenAck proves that the checker sees a store that answers before
+// the commit.
+func TestCrashBrokenAck(t *testing.T) {
+	for range 5 {
+		dir := t.TempDir()
+		c := storetest.NewChecker()
+		kill(t, c, dir, "broken.after-ack", true)
+		s := reopen(t, c, dir)
+		r := check(t, c, s)
+		s.Close()
+		if len(r.Lost) > 0 {
+			return
+		}
+	}
+	t.Fatal("a store that answers before the commit was not found out")
+}
