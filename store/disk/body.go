@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"sync"
 	"syscall"
 
@@ -120,7 +121,11 @@ func (s *Store) startOwn(b *body) error {
 		head = make([]byte, headerSize)
 	}
 	clear(head[:headerSize]) // no head: a torn file is no record
-	if _, err := f.f.Write(head); err != nil {
+	err = s.mayWrite(f.f)
+	if err == nil {
+		_, err = f.f.Write(head)
+	}
+	if err != nil {
 		return s.writeError("write a large body", err)
 	}
 	b.sum = crc32.Checksum(head[headerSize:], castagnoli)
@@ -203,6 +208,14 @@ func (s *Store) keep(b *body) {
 	}
 }
 
+// mayWrite is where tests let a write fail.
+func (s *Store) mayWrite(f *os.File) error {
+	if s.opts.write == nil {
+		return nil
+	}
+	return s.opts.write(f)
+}
+
 // isFull tells whether err means that there is no room.
 func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
@@ -227,7 +240,10 @@ func (s *Store) placeBodies(bodies []*body) (dirty []*bodyFile, created bool, er
 			return nil
 		}
 		f := s.files.active
-		_, err := f.f.WriteAt(buf, start)
+		err := s.mayWrite(f.f)
+		if err == nil {
+			_, err = f.f.WriteAt(buf, start)
+		}
 		if err == nil {
 			f.size = start + int64(len(buf))
 			buf = buf[:0]
