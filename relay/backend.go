@@ -69,6 +69,9 @@ type Backend struct {
 	target smtpclient.Target
 }
 
+// probeTime bounds one attempt to reach a backend that is down.
+const probeTime = 30 * time.Second
+
 // maxAsking bounds the questions to one backend at once.
 const maxAsking = 8
 
@@ -195,7 +198,9 @@ func (b *Backend) keep(ctx context.Context) {
 // tryAgain connects to a backend that is down. No message is put at risk for
 // it; the first delivery then decides.
 func (b *Backend) tryAgain(ctx context.Context) {
-	c, err := b.dial(ctx)
+	dctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	c, err := b.dial(dctx)
 	if err != nil {
 		b.gate.probed(err)
 		return

@@ -345,6 +345,45 @@ func TestDeliverShutdownCuts(t *testing.T) {
 	}
 }
 
+// Run may be told to end before it starts, and may be run again.
+func TestDeliverRunAgain(t *testing.T) {
+	outNoLeaks(t)
+	s := newOutSite(t, nil)
+	s.end()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.d.Run(ended); err != nil {
+		t.Error(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { s.finished <- s.d.Run(ctx) }()
+	s.stop = stop
+	if r := s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))[0]; r.kind != queue.Done {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestNewDelivererRefuses(t *testing.T) {
+	b, err := NewBackend(BackendConfig{Name: mail.Old, Target: outTargetNowhere()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backends := map[mail.Route]*Backend{mail.Old: b}
+	for _, cfg := range []DelivererConfig{
+		{Backends: backends, Hostname: "h.test"}, {Queue: newOutQueue(), Hostname: "h.test"}, {Queue: newOutQueue(), Backends: backends},
+		{Queue: newOutQueue(), Backends: map[mail.Route]*Backend{mail.New: nil}, Hostname: "h.test"},
+	} {
+		if _, err := NewDeliverer(cfg); err == nil {
+			t.Errorf("%+v was taken", cfg)
+		}
+	}
+	for _, cfg := range []BackendConfig{{Target: outTargetNowhere()}, {Name: mail.Old}} {
+		if _, err := NewBackend(cfg); err == nil {
+			t.Errorf("%+v was taken", cfg)
+		}
+	}
+}
+
 func TestDeliverRunEndsWithItsQueue(t *testing.T) {
 	outNoLeaks(t)
 	b, err := NewBackend(BackendConfig{Name: mail.Old, Target: outTargetNowhere()})
