@@ -142,6 +142,9 @@ func (s *Server) wireConfig() wire.Config {
 	}
 	w.Postmaster = "postmaster@" + s.cfg.Hostname
 	w.TLS = s.cfg.TLS
+	if w.Counts == nil {
+		w.Counts = &wire.Counts{} // the limits are of the server, not of one listener
+	}
 	if w.MaxBody == 0 {
 		// Somebody who sends on and on after the limit is not a mail server.
 		w.MaxBody = 2*s.cfg.Limits.MaxMessageSize + 1<<20

@@ -35,6 +35,9 @@ type Config struct {
 	// backends' own outbound hosts.
 	Trusted func(netip.Addr) bool
 
+	// Counts are shared by listeners that share the next two limits; nil: each
+	// listener has its own.
+	Counts *Counts
 	// MaxConns bounds the connections in all (default 1,000).
 	MaxConns int
 	// MaxConnsPerIP bounds the connections of one IPv4 address or one IPv6 /64

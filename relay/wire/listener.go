@@ -24,24 +24,71 @@ type Listener struct {
 
 	mu     sync.Mutex
 	conns  map[*Conn]struct{}
-	perIP  map[netip.Addr]int
 	number uint64
 	// gone is closed when the listener is closing and the last connection went.
 	gone     chan struct{}
 	goneOnce sync.Once
 }
 
+// Counts are the connections that MaxConns and MaxConnsPerIP bound. Listeners
+// that share them share the limits.
+type Counts struct {
+	mu    sync.Mutex
+	total int
+	perIP map[netip.Addr]int
+}
+
+// open counts a connection; false when there are limit already.
+func (n *Counts) open(limit int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.total >= limit {
+		return false
+	}
+	n.total++
+	return true
+}
+
+// openIP counts a connection of one network.
+func (n *Counts) openIP(key netip.Addr, limit int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.perIP[key] >= limit {
+		return false
+	}
+	if n.perIP == nil {
+		n.perIP = make(map[netip.Addr]int)
+	}
+	n.perIP[key]++
+	return true
+}
+
+// close takes a connection, and its network where it was counted, off.
+func (n *Counts) close(key netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.total--
+	if !key.IsValid() {
+		return
+	}
+	if n.perIP[key]--; n.perIP[key] <= 0 {
+		delete(n.perIP, key)
+	}
+}
+
 // NewListener guards the connections of inner as cfg says. It starts nothing;
 // inner is closed by Close or Shutdown.
 func NewListener(inner net.Listener, cfg Config) *Listener {
 	cfg = cfg.withDefaults()
+	if cfg.Counts == nil {
+		cfg.Counts = &Counts{}
+	}
 	return &Listener{
 		inner:     inner,
 		cfg:       cfg,
 		ehloClear: cfg.ehloReply(false),
 		ehloTLS:   cfg.ehloReply(true),
 		conns:     make(map[*Conn]struct{}),
-		perIP:     make(map[netip.Addr]int),
 		gone:      make(chan struct{}),
 	}
 }
@@ -93,13 +140,14 @@ func turnAway(raw net.Conn) {
 func (l *Listener) add(c *Conn, known bool) (reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.closing.Load():
+	if l.closing.Load() {
 		return "shutdown"
-	case len(l.conns) >= l.cfg.MaxConns:
+	}
+	if !l.cfg.Counts.open(l.cfg.MaxConns) {
 		return "conns"
 	}
 	if known && !l.countIP(c) {
+		l.cfg.Counts.close(netip.Addr{})
 		return "conns_per_ip"
 	}
 	l.number++
@@ -125,10 +173,9 @@ func (l *Listener) countIP(c *Conn) bool {
 	if !key.IsValid() || (l.cfg.Trusted != nil && l.cfg.Trusted(c.remote.Addr())) {
 		return true
 	}
-	if l.perIP[key] >= l.cfg.MaxConnsPerIP {
+	if !l.cfg.Counts.openIP(key, l.cfg.MaxConnsPerIP) {
 		return false
 	}
-	l.perIP[key]++
 	c.ipKey = key
 	return true
 }
@@ -151,11 +198,8 @@ func (l *Listener) remove(c *Conn) {
 	l.mu.Lock()
 	_, listed := l.conns[c]
 	delete(l.conns, c)
-	if c.ipKey.IsValid() {
-		if l.perIP[c.ipKey]--; l.perIP[c.ipKey] <= 0 {
-			delete(l.perIP, c.ipKey)
-		}
-		c.ipKey = netip.Addr{}
+	if listed {
+		l.cfg.Counts.close(c.ipKey)
 	}
 	last := len(l.conns) == 0 && l.closing.Load()
 	l.mu.Unlock()
