@@ -112,6 +112,9 @@ func (s *Store) takeBudget(b *body, n int64) bool {
 // startOwn moves a body that has begun into a file of its own.
 func (s *Store) startOwn(b *body) error {
 	f, err := s.files.create(true)
+	if errors.Is(err, queue.ErrClosed) {
+		return err
+	}
 	if err != nil {
 		return s.writeError("make a file for a large body", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"crossfade/mail"
+	"crossfade/queue"
 )
 
 // segmentSize is the largest size of a segment that is still written to.
@@ -54,6 +55,7 @@ type files struct {
 	active *bodyFile // the writer's; nil: the next body starts one
 	next   int64
 	open   int
+	closed bool
 	bytes  int64 // live octets in all
 }
 
@@ -102,6 +104,10 @@ func (s *files) path(f *bodyFile) string {
 // create makes a new file. The directory is not synced yet.
 func (s *files) create(own bool) (*bodyFile, error) {
 	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, queue.ErrClosed
+	}
 	f := &bodyFile{num: s.next, own: own}
 	s.next++
 	s.mu.Unlock()
@@ -153,7 +159,7 @@ func (s *files) release(f *bodyFile) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.refs--
-	if f.refs == 0 && (f.gone || f.own || s.open > keepOpen) {
+	if f.refs == 0 && (f.gone || f.own || s.closed || s.open > keepOpen) {
 		s.closeLocked(f)
 	}
 }
@@ -303,13 +309,18 @@ func (s *files) reader(id mail.ID, l loc) (*bodyReader, error) {
 	return b, nil
 }
 
-// close closes all files.
+// close closes all files that nobody reads or writes; the others are closed
+// when they are let go of.
 func (s *files) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.active = nil
+	s.closed = true
+	if s.active != nil {
+		s.active.refs--
+		s.active = nil
+	}
 	for _, f := range s.byNum {
-		if f.refs <= 1 && f.f != nil {
+		if f.refs == 0 {
 			s.closeLocked(f)
 		}
 	}

@@ -190,7 +190,8 @@ func (s *Store) Get(ctx context.Context, id mail.ID) (e queue.Entry, err error) 
 // entry reads a message for people.
 func (s *Store) entry(c *conn, id mail.ID) (queue.Entry, error) {
 	env, _, err := loadMessage(c, id)
-	if err != nil {
+	damaged := err != nil && !isDBError(err) && !errors.Is(err, queue.ErrNotFound)
+	if err != nil && !damaged {
 		return queue.Entry{}, err
 	}
 	rows, err := s.rows(c, id)
@@ -199,6 +200,9 @@ func (s *Store) entry(c *conn, id mail.ID) (queue.Entry, error) {
 	}
 	if len(rows) == 0 {
 		return queue.Entry{}, fmt.Errorf("%w: %s", queue.ErrNotFound, id)
+	}
+	if damaged {
+		env = salvage(id, rows)
 	}
 	e := queue.Entry{Envelope: env}
 	for i := range rows {
@@ -211,6 +215,28 @@ func (s *Store) entry(c *conn, id mail.ID) (queue.Entry, error) {
 		}
 	}
 	return e, nil
+}
+
+// salvage makes an envelope of what the recipients' rows know, for a message
+// whose own is damaged: an operator has to see it.
+func salvage(id mail.ID, rows []row) *mail.Envelope {
+	env := &mail.Envelope{ID: id}
+	for i := range rows {
+		r := &rows[i]
+		for len(env.Recipients) <= r.n {
+			env.Recipients = append(env.Recipients, mail.Recipient{})
+		}
+		text := r.addr
+		if text == "" {
+			text = r.user
+		}
+		a, err := mail.ParseAddress(text)
+		if err != nil {
+			a = mail.Address{}
+		}
+		env.Recipients[r.n] = mail.Recipient{Addr: a, User: r.user, Hint: r.hint.route()}
+	}
+	return env
 }
 
 func (s *Store) describeRcpt(r *row, u *ustate, env *mail.Envelope) queue.Rcpt {

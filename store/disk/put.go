@@ -30,14 +30,13 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.enterCall(); err != nil {
+	if err := s.usable(); err != nil {
 		return err
 	}
-	defer s.sent.Done()
 	if err := s.Room(env.Size); err != nil {
 		return err
 	}
-	b, err := s.receive(env.ID, r)
+	b, err := s.receive(env.ID, r) // Close does not wait for a slow peer
 	if err != nil {
 		return err
 	}
@@ -49,7 +48,7 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}}
 	o.plan = func() error { return s.planPut(p) }
 	o.apply = func() { s.applyPut(p) }
-	if err := s.doEntered(o); err != nil {
+	if err := s.do(o); err != nil {
 		return err
 	}
 	env.Size = p.env.Size

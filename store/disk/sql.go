@@ -60,6 +60,7 @@ const (
 	codeCantGo  = 14
 	codeRO      = 8
 	codePerm    = 3
+	codeBusy    = 5
 )
 
 func openConn(dsn string) (*conn, error) {

@@ -308,18 +308,22 @@ func (s *Store) plan(group []*op) error {
 	return nil
 }
 
-// rollback ends a transaction that cannot be committed. A full disk is the one
-// reason that passes, and only when the rollback is clean.
+// rollback ends a transaction that cannot be committed. A full disk passes,
+// and so does a lock that somebody took with sqlite3; but only when the
+// rollback is clean.
 func (s *Store) rollback(cause error) error {
-	full := sqliteCode(cause) == codeFull
+	code := sqliteCode(cause)
 	_, err := s.db.run("ROLLBACK")
-	if !full {
+	if code != codeFull && code != codeBusy {
 		return s.fail(cause)
 	}
 	if err != nil && s.inTransaction() {
 		return s.fail(fmt.Errorf("%w; and the rollback failed: %w", cause, err))
 	}
 	s.forgetUsers()
+	if code == codeBusy {
+		return fmt.Errorf("another process keeps the queue database locked, end its transaction: %w", cause)
+	}
 	return fmt.Errorf("%w: %w", queue.ErrFull, cause)
 }
 
