@@ -25,6 +25,7 @@ lint: ## formatting, vet
 
 bench: build ## beside Postfix, in the same run, on this machine (root, Debian; alone: nothing else may run)
 	bash bench/smtp.sh
+	@echo "memory, with a million queued messages: bash bench/memory.sh"
 
 faults: ## the kill tests, long form: about half an hour
 	CROSSFADE_FAULTS=long $(GO) test -timeout 60m -count=1 -run 'Kill|Crash|Faults' ./store/... ./backfill/... ./internal/...
