@@ -83,6 +83,9 @@ func child(dir, point string, broken bool) {
 	for i := range 4 {
 		go childPut(ctx, s, i)
 	}
+	if broken {
+		select {}
+	}
 	for _, r := range []mail.Route{mail.Old, mail.Old, mail.New, mail.Out} {
 		go childDeliver(ctx, s, r)
 	}
@@ -293,24 +296,36 @@ func check(t *testing.T, c *storetest.Checker, s *Store) storetest.Report {
 // nothing is lost, nothing appears, and every duplicate has its doubt. With
 // CROSSFADE_KILLS=n it kills n times at random.
 func TestCrash(t *testing.T) {
-	dir := t.TempDir()
-	c := storetest.NewChecker()
 	kills := CrashPoints()
 	random := 20
+	if raceEnabled || testing.Short() {
+		rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
+		kills, random = kills[:10], 6
+	}
 	if n, err := strconv.Atoi(os.Getenv("CROSSFADE_KILLS")); err == nil {
 		random = n
-	}
-	if testing.Short() {
-		kills, random = kills[:6], 4
 	}
 	for range random {
 		kills = append(kills, "")
 	}
 	rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
+	half := len(kills) / 2
+	for i, part := range [][]string{kills[:half], kills[half:]} {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			crashes(t, part)
+		})
+	}
+}
+
+// crashes kills a store again and again.
+func crashes(t *testing.T, kills []string) {
+	dir := t.TempDir()
+	c := storetest.NewChecker()
 	for i, point := range kills {
 		kill(t, c, dir, point, false)
 		s := reopen(t, c, dir)
-		if i%10 == 9 || i == len(kills)-1 {
+		if i%8 == 7 {
 			if r := check(t, c, s); !r.Clean() {
 				t.Fatalf("after %q: %+v", point, r)
 			}

@@ -42,9 +42,10 @@ func (s *Store) do(o *op) error {
 }
 
 func (s *Store) doEntered(o *op) error {
-	o.done = make(chan error, 1)
+	done := make(chan error, 1)
+	o.done = done
 	s.ops <- o
-	return <-o.done
+	return <-done
 }
 
 // writer is the one goroutine that changes the database.
