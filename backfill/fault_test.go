@@ -2,6 +2,8 @@ package backfill_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"crossfade/backfill"
+	"crossfade/backfill/imapconn"
 	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
 
@@ -165,6 +168,51 @@ func TestSourceDropsAnywhere(t *testing.T) {
 	job.Source.Server.Address = p.addr
 	r := mustPass(t, c, job, backfill.Options{})
 	if r.Copied != 60 || len(r.Problems) != 0 {
+		t.Errorf("%+v", r)
+	}
+	same(t, holds(t, src, user, true), holds(t, dst, user, true))
+}
+
+// TestUnreadableMessage: the source drops the connection over one message. The
+// others are copied, the passes stay unclean, and once it can be read it comes.
+func TestUnreadableMessage(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	msgs := letters(0, 20, 10)
+	msgs[11].Body = []byte("Subject: POISON\r\n\r\nx\r\n")
+	put(t, src, user, "INBOX", msgs...)
+	p := newProxy(t, src.IMAPAddr)
+	p.edit = func(b []byte) []byte {
+		if before, _, found := bytes.Cut(b, []byte("POISON")); found {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if p.budget < 0 {
+				for c := range p.live {
+					c.Close()
+				}
+				return before
+			}
+		}
+		return b
+	}
+	c := copier(t, newLedger(t))
+	job := jobOf(src, dst)
+	job.Source.Server.Address = p.addr
+	for i, copied := range []int{19, 0} {
+		r := mustPass(t, c, job, backfill.Options{})
+		if r.Copied != copied || r.Clean() || len(problems(r, backfill.ClassUnreadable)) != 1 || r.Problems[0].UID != 12 {
+			t.Errorf("pass %d: %+v", i, r)
+		}
+	}
+	if v, err := c.Verify(t.Context(), job); err != nil || v.OK() || !cmp.Equal(v.Folders[0].Missing, []uint32{12}) {
+		t.Errorf("%+v, %v", v, err)
+	}
+	p.set(1 << 30) // mended
+	if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 1 {
+		t.Errorf("%+v", r)
+	}
+	if r := mustPass(t, c, job, backfill.Options{}); !r.Clean() {
 		t.Errorf("%+v", r)
 	}
 	same(t, holds(t, src, user, true), holds(t, dst, user, true))
@@ -340,5 +388,62 @@ func TestCorpus(t *testing.T) {
 	r = mustPass(t, copier(t, newLedger(t)), jobOf(src, dst), backfill.Options{})
 	if r.Adopted != len(msgs) || r.Copied != 0 {
 		t.Errorf("a new ledger: adopted %d, copied %d", r.Adopted, r.Copied)
+	}
+}
+
+// TestUnrecognisable: a destination that tells no UIDs and changes messages
+// beyond recognition gets each of them once all the same.
+func TestUnrecognisable(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Capability: "IMAP4rev1 MULTIAPPEND"}))
+	put(t, src, user, "INBOX", letters(0, 5, 10)...)
+	p := newProxy(t, dst.IMAPAddr)
+	p.edit = func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("Subject:"), []byte("SUBJECT:")) }
+	c := copier(t, newLedger(t))
+	job := jobOf(src, dst)
+	job.Dest.Server.Address = p.addr
+	r := mustPass(t, c, job, backfill.Options{})
+	if r.Copied != 5 || len(problems(r, backfill.ClassAltered)) != 5 {
+		t.Errorf("%+v", r)
+	}
+	if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() || len(r.Problems) != 5 {
+		t.Errorf("%+v", r)
+	}
+	if n := holds(t, dst, user, false).count(); n != 5 {
+		t.Errorf("%d messages", n)
+	}
+}
+
+func TestPassOverTLS(t *testing.T) {
+	t.Parallel()
+	ca, err := mailtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue("imap.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.WritePEM(t.TempDir(), cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX, TLS: &files}))
+	imaps := realtest.FreePort(t)
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{TLS: &files,
+		Extra: fmt.Sprintf("service imap-login {\n inet_listener imaps {\n port = %d\n ssl = yes\n }\n}\n", imaps)}))
+	put(t, src, user, "INBOX", letters(0, 3, 10)...)
+	job := jobOf(src, dst)
+	good := &tls.Config{RootCAs: ca.Pool(), ServerName: "imap.test"}
+	job.Source.Server.Mode, job.Source.Server.TLS = imapconn.TLSStart, good
+	job.Dest.Server = imapconn.Server{Address: fmt.Sprintf("127.0.0.1:%d", imaps), Mode: imapconn.TLSImplicit, TLS: good}
+	c := copier(t, newLedger(t))
+	if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 3 {
+		t.Errorf("%+v", r)
+	}
+	job.Dest.Server.TLS = nil
+	if _, err := c.Pass(t.Context(), job, backfill.Options{}); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate of nobody's is taken: %v", err)
 	}
 }

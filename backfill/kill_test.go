@@ -83,13 +83,14 @@ func killed(t *testing.T, src, dst, name, ledger, point string, nth int) bool {
 	return false
 }
 
-// fragile are messages that Dovecot alters when they are appended.
+// fragile are messages that Dovecot alters when they are appended: NUL, and one
+// CR before each line end and at the end, each time.
 func fragile() []mailtest.StoredMessage {
 	m := letter(900, 50)
 	nul, bare, end := m, m, m
 	nul.Body = []byte("Subject: nul\r\n\r\na\x00b\r\n")
-	bare.Body = []byte("Subject: bare\r\n\r\na\rb\r\r\nc\r\n")
-	end.Body = []byte("Subject: end\r\n\r\nends in CR\r")
+	bare.Body = []byte("Subject: bare\r\n\r\na\rb\r\r\r\nc\r\n")
+	end.Body = []byte("Subject: end\r\n\r\nends in CR\r\r")
 	return []mailtest.StoredMessage{nul, bare, end}
 }
 
@@ -122,7 +123,7 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 			points := backfill.CrashPoints()
 			if what != "all" {
-				points = []string{"after-recover", "after-journal", "after-append", "after-record"}
+				points = []string{"after-recover", "after-append"}
 			}
 			for i, point := range points {
 				name := fmt.Sprintf("user%d@example.org", i)
@@ -164,7 +165,7 @@ func TestKilledAtRandom(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	var extra []mailtest.StoredMessage
 	kills := 0
-	for range 30 {
+	for range 24 {
 		if killed(t, src.IMAPAddr, dst.IMAPAddr, user, l.path, "", rnd.IntN(60_000)) {
 			kills++
 		}

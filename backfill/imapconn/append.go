@@ -56,7 +56,7 @@ func (s *Session) Append(wire string, msgs []Outgoing) (Appended, error) {
 	if err := answer.err("APPEND"); err != nil {
 		return done, err
 	}
-	if answer.code == "APPENDUID" {
+	if answer.code == "APPENDUID" && s.Has("UIDPLUS") {
 		validity, set, _ := strings.Cut(answer.arg, " ")
 		if uids, err := parseUIDSet(set, len(msgs)); err == nil && len(uids) == len(msgs) {
 			done.UIDValidity, done.UIDs = parseUint32(validity), uids

@@ -243,6 +243,12 @@ func (s *Session) takeCaps(r *response) {
 	for _, c := range strings.Fields(list) {
 		s.caps[strings.ToUpper(c)] = true
 	}
+	if s.caps["IMAP4REV2"] && !s.caps["IMAP4REV1"] {
+		// RFC 9051, appendix E: these are part of it and need not be told.
+		for _, c := range []string{"NAMESPACE", "UIDPLUS", "LIST-EXTENDED", "SPECIAL-USE", "LITERAL-", "SASL-IR", "STATUS=SIZE"} {
+			s.caps[c] = true
+		}
+	}
 }
 
 // next reads one response.
