@@ -92,6 +92,7 @@ func (s *Store) applyOp(sel *selection, a queue.Action, out *queue.Applied) *op 
 }
 
 func (s *Store) planApply(sel *selection, a queue.Action, out *queue.Applied) (all []rowChange, err error) {
+	*out = queue.Applied{}
 	list := sel.list
 	for _, id := range sel.ids {
 		rows, err := s.rows(s.db, id)

@@ -674,3 +674,46 @@ func TestLocked(t *testing.T) {
 		t.Fatal(err, seen)
 	}
 }
+
+// TestDamagedPage: what is on a damaged page gets an error, the rest goes on.
+func TestDamagedPage(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{ClaimWindow: 8})
+	var ids []mail.ID
+	for range 400 {
+		ids = append(ids, mustPut(t, s, 10, "a@example.org").ID)
+	}
+	if _, _, err := s.db.ints("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil { // the writer is idle
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, dbName)
+	db, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(db, []byte(ids[200])) / 4096 * 4096
+	for i := range 4096 {
+		db[at+i] = 0xee
+	}
+	if err := os.WriteFile(path, db, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.db.run("PRAGMA shrink_memory"); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for _, id := range ids {
+		_, err := s.Apply(ctx, queue.Filter{IDs: []mail.ID{id}}, queue.Action{Verb: queue.DoPark})
+		if err != nil {
+			failed++
+		}
+		if s.Err() != nil {
+			t.Fatalf("the store stopped: %v", s.Err())
+		}
+	}
+	mustPut(t, s, 10, "b@example.org")
+	if failed == 0 || failed > 200 {
+		t.Fatalf("%d of %d failed", failed, len(ids))
+	}
+	t.Logf("%d of %d failed", failed, len(ids))
+}

@@ -287,6 +287,7 @@ func (s *Store) forget(it *item) {
 		s.lanes[it.row.lane].left(it.row.due)
 		s.arm(it.row.due)
 	}
+	s.checkFiled(&it.row)
 	s.detach(it)
 }
 

@@ -184,6 +184,7 @@ var errKey = errors.New("change a user: the address is empty")
 
 // change is a change to one user on its way.
 type change struct {
+	asked   router.User // what SetUser was given
 	u       router.User
 	c       router.Change
 	gen     uint64
@@ -203,7 +204,7 @@ func (s *Store) SetUser(ctx context.Context, u router.User, c router.Change) (ro
 		return router.User{}, 0, err
 	}
 	u.Targets = slices.Clone(u.Targets)
-	ch := &change{u: u, c: c, known: true}
+	ch := &change{asked: u, u: u, c: c, known: true}
 	o := &op{name: "user", keys: []string{"u:" + u.Address}}
 	o.plan = func() error { return s.planSet(ch) }
 	busy := 0
@@ -219,6 +220,7 @@ func (s *Store) SetUser(ctx context.Context, u router.User, c router.Change) (ro
 
 // planSet checks the epoch and writes.
 func (s *Store) planSet(ch *change) error {
+	ch.u = ch.asked
 	us, err := s.user(ch.u.Address)
 	if err != nil {
 		return err

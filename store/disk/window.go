@@ -3,6 +3,7 @@ package disk
 import (
 	"database/sql/driver"
 	"fmt"
+	"time"
 
 	"crossfade/mail"
 	"crossfade/queue"
@@ -23,11 +24,19 @@ func (s *Store) fill(l lane) error {
 		return nil
 	}
 	ids, last, more, err := s.dueOnDisk(l, from, now, room)
+	if sqliteCode(err) == codeCorrupt {
+		return s.damagedIndex(l, now, err)
+	}
 	if err != nil {
 		return err
 	}
 	for _, id := range ids {
-		if err := s.pageMessage(id, l, now); err != nil {
+		err := s.pageMessage(id, l, now)
+		if sqliteCode(err) == codeCorrupt {
+			s.log.Error("a queued message is on a damaged page of the database and waits: run PRAGMA integrity_check, and restore it", "id", id, "error", err, "alarm", true)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -48,6 +57,16 @@ func (s *Store) fill(l lane) error {
 	}
 	q.cursor, q.nextDisk = now+1, next
 	s.arm(next)
+	return nil
+}
+
+// damagedIndex leaves what is on disk alone for a minute: the rest goes on.
+func (s *Store) damagedIndex(l lane, now int64, err error) error {
+	s.log.Error("the index of waiting mail is damaged: run PRAGMA integrity_check, then REINDEX", "route", l.route(), "error", err, "alarm", true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lanes[l].nextDisk = now + time.Minute.Milliseconds()
+	s.arm(s.lanes[l].nextDisk)
 	return nil
 }
 
@@ -222,6 +241,7 @@ WHERE user = ? AND lane = ? AND due IS NOT NULL AND (id, n) > (?, ?) ORDER BY id
 // refileOp does a slice of a job.
 func (s *Store) refileOp(j *refile) *op {
 	o := &op{name: "refile", keys: []string{"u:" + j.key}}
+	o.giveUp = func() { delete(s.jobs, j.key) }
 	var from refile
 	var changes []rowChange
 	var last row

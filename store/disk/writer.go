@@ -20,6 +20,8 @@ type op struct {
 	undo   func() // instead of apply, when the commit did not happen
 	done   chan error
 	err    error
+	aside  bool   // it met a damaged page
+	giveUp func() // of the store's own work then
 }
 
 // Bounds of a group.
@@ -261,10 +263,14 @@ func (s *Store) writeGroup(group []*op) ([]*op, []*bodyFile) {
 }
 
 // transact runs the plans in one transaction. The segments are synced
-// meanwhile, and the commit waits for that.
+// meanwhile, and the commit waits for that. What runs into a damaged page is
+// answered so, and the others begin again.
 func (s *Store) transact(group []*op, dirty []*bodyFile) error {
 	s.syncReq <- dirty
 	err := s.plan(group)
+	for sqliteCode(err) == codeCorrupt && s.setAside(group, err) {
+		err = s.plan(group)
+	}
 	if serr := <-s.syncAns; serr != nil {
 		s.db.run("ROLLBACK")
 		return s.fail(fmt.Errorf("sync a segment: %w", serr))
@@ -299,7 +305,7 @@ func (s *Store) plan(group []*op) error {
 		return err
 	}
 	for _, o := range group {
-		if o.plan == nil {
+		if o.plan == nil || o.aside {
 			continue
 		}
 		if o.err = o.plan(); o.err != nil && isDBError(o.err) {
@@ -307,6 +313,31 @@ func (s *Store) plan(group []*op) error {
 		}
 	}
 	return nil
+}
+
+// setAside takes the op out that met a damaged page of the database; false
+// when that does not help.
+func (s *Store) setAside(group []*op, cause error) bool {
+	s.db.run("ROLLBACK")
+	for _, o := range group {
+		if o.aside || o.err == nil || !isDBError(o.err) {
+			continue
+		}
+		s.log.Error("the queue database is damaged: run PRAGMA integrity_check, and restore it", "doing", o.name, "error", cause, "alarm", true)
+		o.aside = true
+		s.mu.Lock()
+		switch {
+		case o.done == nil: // the store's own work is not tried again
+			if o.giveUp != nil {
+				o.giveUp()
+			}
+		case o.undo != nil:
+			o.undo()
+		}
+		s.mu.Unlock()
+		return true
+	}
+	return false
 }
 
 // rollback ends a transaction that cannot be committed. A full disk passes,
