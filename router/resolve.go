@@ -23,7 +23,7 @@ type Status string
 
 // The statuses.
 const (
-	NotOurs Status = "not ours" // no domain of ours: 550 5.7.1
+	NotOurs Status = "not ours" // no domain of ours, or a route to elsewhere: 550 5.7.1
 	Known   Status = "known"    // Resolution.Recipients is what to queue
 	Unknown Status = "unknown"  // ours, in no table: Resolution.Policy decides
 )
@@ -71,6 +71,12 @@ func (r *Router) Resolve(ctx context.Context, addr mail.Address) (Resolution, er
 	return res, nil
 }
 
+// routeMarks are what a mail system may take for a route to another host when
+// it stands in a local part: <ann%example.com@ours>, <example.com!ann@ours>,
+// <"ann@example.com"@ours> (RFC 5321, appendix F.2). The backends trust us, and
+// Postfix follows all three for those it trusts: we would be an open relay.
+const routeMarks = "@%!"
+
 // lookup reads one line of the table.
 type lookup func(ctx context.Context, key string) (User, error)
 
@@ -101,6 +107,13 @@ func (w *walk) resolve(ctx context.Context) (Resolution, error) {
 		to := mail.Address{Local: a.Local, Domain: w.site.first}
 		w.step(StepRole, a.String(), to.String(), "mail for "+a.Local+" at our host name goes to our first domain")
 		a = to
+	}
+	if strings.ContainsAny(a.Local, routeMarks) {
+		// The exact address counts: in front of a tag the same marks are no one's.
+		if _, found, err := w.read(ctx, a.Key()); err != nil || !found {
+			w.step(StepDomain, a.String(), "", "the local part names a route to elsewhere, and no such address is in the table")
+			return Resolution{Status: NotOurs}, err
+		}
 	}
 	known, err := w.expand(ctx, a, false)
 	if err != nil {

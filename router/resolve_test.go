@@ -37,7 +37,7 @@ func addr(t testing.TB, s string) mail.Address {
 
 func TestResolve(t *testing.T) {
 	table := newTable(
-		mailbox("ann@example.org"), mailbox("bob@example.org"), mailbox("own+tag@example.org"), mailbox("own@example.org"),
+		mailbox("ann@example.org"), mailbox("bob@example.org"), mailbox("own+tag@example.org"), mailbox("own@example.org"), mailbox("50%off@example.org"),
 		mailbox("ann@example.net"),
 		alias("info@example.org", "ann@example.org"), alias("hello@example.org", "info@example.org"),
 		alias("fixed@example.org", "ann+fixed@example.org"),
@@ -85,7 +85,15 @@ func TestResolve(t *testing.T) {
 		{in: "postmaster@example.org", policy: PolicyNew, want: "known: postmaster@example.org<new"},
 		{in: "abuse@mx.example.org", policy: PolicyReject, want: "unknown: abuse@example.org"},
 		{in: "ann@mx.example.org", want: "not ours: "},
-		{in: `"ann@example.com"@example.org`, want: `unknown: "ann@example.com"@example.org`},
+		// A route inside the local part is one that a backend might follow.
+		{in: `"ann@example.com"@example.org`, want: "not ours: "},
+		{in: "ann%example.com@example.org", want: "not ours: "},
+		{in: "ann%example.com@example.org", policy: PolicyOld, want: "not ours: "},
+		{in: "example.com!ann@example.org", policy: PolicyNew, want: "not ours: "},
+		{in: "ann+x%example.com@example.org", want: "not ours: "}, // known but for its tag
+		{in: "hello+x%example.com@example.org", want: "not ours: "},
+		{in: `"+@example.com"@example.net`, want: "not ours: "},
+		{in: "50%off@example.org", want: "known: 50%off@example.org"}, // an operator's own
 	} {
 		t.Run(test.in+"/"+string(test.policy), func(t *testing.T) {
 			res, err := newRouter(t, test.policy, table).Resolve(t.Context(), addr(t, test.in))
