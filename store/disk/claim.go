@@ -277,6 +277,9 @@ func (s *Store) arm(at int64) {
 	}
 }
 
+// clockStep is how long a jump of the wall clock can go unnoticed.
+const clockStep = 15 * time.Second
+
 // clock moves what becomes due, and ends leases that are over.
 func (s *Store) clock() {
 	t := time.NewTimer(time.Hour)
@@ -284,7 +287,7 @@ func (s *Store) clock() {
 	for {
 		s.mu.Lock()
 		s.armed = s.tick()
-		wait := time.Hour
+		wait := clockStep
 		if s.armed != never {
 			wait = min(max(time.UnixMilli(s.armed).Sub(s.opts.Now()), 0), wait)
 		}

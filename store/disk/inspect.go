@@ -55,8 +55,12 @@ func query(f queue.Filter, after string) (sql string, args []any) {
 	if !f.Before.IsZero() {
 		add("m.received < ?", f.Before.UnixMilli())
 	}
-	return "SELECT r." + strings.ReplaceAll(rcptColumns, ", ", ", r.") +
-		" FROM recipient r CROSS JOIN message m ON m.id = r.id WHERE " + strings.Join(conds, " AND ") + " ORDER BY r.id, r.n", args
+	from := " FROM recipient r"
+	if f.From != "" || !f.Before.IsZero() {
+		from += " CROSS JOIN message m ON m.id = r.id"
+	}
+	return "SELECT r." + strings.ReplaceAll(rcptColumns, ", ", ", r.") + from +
+		" WHERE " + strings.Join(conds, " AND ") + " ORDER BY r.id, r.n", args
 }
 
 // match lists messages behind after that have a recipient that matches.
@@ -126,18 +130,22 @@ func (s *Store) userFor(c *conn, key string) (*ustate, error) {
 func (s *Store) present(r *row, u *ustate) (queue.State, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m := s.msgs[r.id]; m != nil {
-		if it := m.item(r.n); it != nil {
-			*r = it.row
-			if it.where == leased && it.lease != nil {
-				if it.lease.sending {
-					return queue.Sending, ""
-				}
-				return queue.Leased, ""
-			}
-		}
+	m := s.msgs[r.id]
+	if m == nil {
+		return place(r, u).state()
 	}
-	return place(r, u).state()
+	it := m.item(r.n)
+	if it == nil {
+		return place(r, u).state()
+	}
+	*r = it.row
+	switch {
+	case it.where != leased || it.lease == nil:
+		return place(r, u).state()
+	case it.lease.sending:
+		return queue.Sending, ""
+	}
+	return queue.Leased, ""
 }
 
 // matches decides what the database could not.

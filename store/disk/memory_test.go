@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"strconv"
@@ -51,7 +52,7 @@ func TestMemory(t *testing.T) {
 	first := residentMiB(t)
 	s.Close()
 	start := time.Now()
-	s = open(t, dir, Options{})
+	s = open(t, dir, Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	took := time.Since(start)
 	t.Logf("%d queued: %d MiB after the puts, open again in %v, %d MiB", n, first, took, residentMiB(t))
 	st, err := s.Stats(ctx)

@@ -1,11 +1,15 @@
 package disk
 
 import (
+	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"crossfade/mail"
+	"crossfade/queue"
 	"crossfade/router"
 )
 
@@ -15,7 +19,9 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	begin := time.Now()
 	boot, err := s.countDoubts(f)
+	took := []time.Duration{time.Since(begin).Round(time.Millisecond)}
 	if err != nil {
 		f.Close()
 		return err
@@ -24,11 +30,15 @@ func (s *Store) recover() error {
 		f.Close()
 		return err
 	}
-	for _, step := range []func() error{s.countBodies, s.countRecipients, s.findMisfiled} {
+	for _, step := range []func() error{s.countBodies, s.countRecipients} {
+		start := time.Now()
 		if err := step(); err != nil {
 			return err
 		}
+		took = append(took, time.Since(start).Round(time.Millisecond))
 	}
+	s.log.Debug("the store is open", "messages", s.messages, "bodies", took[1], "recipients", took[2], "doubts", took[0])
+	s.kickWriter()
 	if n := s.files.orphans(); n > 0 {
 		s.log.Info("removed files of bodies that no message refers to", "files", n)
 	}
@@ -115,25 +125,36 @@ func (s *Store) countRecipients() error {
 }
 
 // findMisfiled begins again the filing that a kill cut short: users with mail
-// in a lane that is not theirs.
-func (s *Store) findMisfiled() error {
-	s.kickWriter()
-	return s.db.each(func(cols []driver.Value) error {
-		key, l := asString(cols[0]), lane(asInt(cols[1]))
-		u := &ustate{known: cols[2] != nil, user: router.User{State: router.State(asString(cols[2]))}}
-		want, held := u.way()
-		switch {
-		case held:
-			want = laneHeld
-		case want == laneNone && l != laneHeld:
-			return nil // by its hint
-		}
-		if l != want {
-			s.addJob(key)
-		}
-		return nil
-	}, `SELECT f.user, f.lane, u.state FROM (SELECT DISTINCT user, lane FROM recipient INDEXED BY recipient_user
+// in a lane that is not theirs. It runs beside the work, because a long queue
+// takes seconds to look through.
+func (s *Store) findMisfiled() {
+	err := s.read(context.Background(), func(c *conn) error {
+		return c.each(s.checkMisfiled, `SELECT f.user, f.lane, u.state FROM (SELECT DISTINCT user, lane FROM recipient INDEXED BY recipient_user
 WHERE due IS NOT NULL AND user IS NOT NULL AND lane <= 4) f LEFT JOIN user u ON u.address = f.user`)
+	})
+	if err != nil && !errors.Is(err, queue.ErrClosed) {
+		s.log.Error("looking for mail that is filed under an old route did not work: the next start looks again", "error", err, "alarm", true)
+	}
+}
+
+func (s *Store) checkMisfiled(cols []driver.Value) error {
+	key, l := asString(cols[0]), lane(asInt(cols[1]))
+	u := &ustate{known: cols[2] != nil, user: router.User{State: router.State(asString(cols[2]))}}
+	want, held := u.way()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return errStop
+	case held:
+		want = laneHeld
+	case want == laneNone && l != laneHeld:
+		return nil // by its hint
+	}
+	if l != want {
+		s.addJob(key)
+	}
+	return nil
 }
 
 // count notes what the database refers to in a file.

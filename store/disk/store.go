@@ -184,6 +184,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	s.wg.Go(s.syncer)
 	s.wg.Go(s.clock)
 	s.wg.Go(s.collector)
+	s.wg.Go(s.findMisfiled)
 	return s, nil
 }
 

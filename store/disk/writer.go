@@ -56,18 +56,9 @@ func (s *Store) writer() {
 	var next *op
 	for {
 		if next == nil {
-			if s.busyInside() {
-				select {
-				case next = <-s.ops:
-				default:
-				}
-			} else {
-				select {
-				case next = <-s.ops:
-				case <-s.kick:
-				case <-s.quit:
-					return
-				}
+			var end bool
+			if next, end = s.awaitOp(); end {
+				return
 			}
 		}
 		var group []*op
@@ -79,6 +70,25 @@ func (s *Store) writer() {
 			s.afterGroup()
 		}
 	}
+}
+
+// awaitOp waits for an op, or for work of the store's own, which comes without
+// one.
+func (s *Store) awaitOp() (first *op, end bool) {
+	if s.busyInside() {
+		select {
+		case first = <-s.ops:
+		default:
+		}
+		return first, false
+	}
+	select {
+	case first = <-s.ops:
+	case <-s.kick:
+	case <-s.quit:
+		return nil, true
+	}
+	return first, false
 }
 
 // busyInside tells whether the store has work of its own to do.
