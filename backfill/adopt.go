@@ -200,7 +200,7 @@ func (c *candidates) identify(uids []uint32) error {
 			return fmt.Errorf("folder %q: UID %d of the destination cannot be read, and it may be a copy: %w", c.f.name, x.UID, x.Err)
 		}
 	}
-	slices.SortFunc(t.msgs, func(a, b *incoming) int { return int(int64(a.meta.UID) - int64(b.meta.UID)) })
+	slices.SortFunc(t.msgs, byUID)
 	for _, m := range t.msgs {
 		uid := m.meta.UID
 		delete(c.sizes, uid)

@@ -83,6 +83,13 @@ func newHasher(host string) *hasher {
 	}
 }
 
+// reset makes the hasher ready for another message.
+func (h *hasher) reset() {
+	h.exact.Reset()
+	h.loose.Reset()
+	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, exactBuf: h.exactBuf[:0], looseBuf: h.looseBuf[:0], inHeader: h.host != ""}
+}
+
 // Write never fails.
 func (h *hasher) Write(p []byte) (int, error) {
 	for i, c := range p {

@@ -24,7 +24,7 @@ import (
 // went to the server, and edits what the server says.
 type proxy struct {
 	addr, to string
-	edit     func([]byte) []byte
+	edit     func(p *proxy, b []byte) []byte
 
 	mu     sync.Mutex
 	budget int // octets until the cut; negative: none
@@ -32,12 +32,12 @@ type proxy struct {
 	wg     sync.WaitGroup
 }
 
-func newProxy(t *testing.T, to string) *proxy {
+func newProxy(t *testing.T, to string, edit func(p *proxy, b []byte) []byte) *proxy {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{addr: l.Addr().String(), to: to, budget: -1, live: map[net.Conn]bool{}}
+	p := &proxy{addr: l.Addr().String(), to: to, edit: edit, budget: -1, live: map[net.Conn]bool{}}
 	p.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -85,7 +85,7 @@ func (p *proxy) pump(dst, src net.Conn, toServer bool) {
 		if toServer {
 			b, cut = p.spend(b)
 		} else if p.edit != nil {
-			b = p.edit(b)
+			b = p.edit(p, b)
 		}
 		if _, werr := dst.Write(b); werr != nil || err != nil || cut {
 			return
@@ -118,7 +118,7 @@ func TestConnectionsDropAnywhere(t *testing.T) {
 	put(t, src, user, "INBOX.x", letters(20, 30, 300)...)
 	c := copier(t, newLedger(t))
 	c.BatchMessages = 6
-	p := newProxy(t, dst.IMAPAddr)
+	p := newProxy(t, dst.IMAPAddr, nil)
 	job := jobOf(src, dst)
 	job.Dest.Server.Address = p.addr
 	failed := 0
@@ -147,10 +147,9 @@ func TestSourceDropsAnywhere(t *testing.T) {
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
 	put(t, src, user, "INBOX", letters(0, 60, 3000)...)
-	p := newProxy(t, src.IMAPAddr)
 	bytesLeft := 20_000
 	var mu sync.Mutex
-	p.edit = func(b []byte) []byte { // a connection for every 20 KB
+	p := newProxy(t, src.IMAPAddr, func(p *proxy, b []byte) []byte { // a connection for every 20 KB
 		mu.Lock()
 		defer mu.Unlock()
 		if bytesLeft -= len(b); bytesLeft < 0 {
@@ -162,7 +161,7 @@ func TestSourceDropsAnywhere(t *testing.T) {
 			p.mu.Unlock()
 		}
 		return b
-	}
+	})
 	c := copier(t, newLedger(t))
 	job := jobOf(src, dst)
 	job.Source.Server.Address = p.addr
@@ -182,8 +181,7 @@ func TestUnreadableMessage(t *testing.T) {
 	msgs := letters(0, 20, 10)
 	msgs[11].Body = []byte("Subject: POISON\r\n\r\nx\r\n")
 	put(t, src, user, "INBOX", msgs...)
-	p := newProxy(t, src.IMAPAddr)
-	p.edit = func(b []byte) []byte {
+	p := newProxy(t, src.IMAPAddr, func(p *proxy, b []byte) []byte {
 		if before, _, found := bytes.Cut(b, []byte("POISON")); found {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -195,7 +193,7 @@ func TestUnreadableMessage(t *testing.T) {
 			}
 		}
 		return b
-	}
+	})
 	c := copier(t, newLedger(t))
 	job := jobOf(src, dst)
 	job.Source.Server.Address = p.addr
@@ -222,8 +220,7 @@ func TestKeywordsThatCannotBeKept(t *testing.T) {
 	t.Parallel()
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
-	p := newProxy(t, dst.IMAPAddr)
-	p.edit = func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(` \*)]`), []byte(" kept)]")) }
+	p := newProxy(t, dst.IMAPAddr, func(_ *proxy, b []byte) []byte { return bytes.ReplaceAll(b, []byte(` \*)]`), []byte(" kept)]")) })
 	for i := range 3 {
 		put(t, src, user, "INBOX", mailtest.StoredMessage{Body: letter(i, 10).Body, Flags: []string{`\Seen`, "kept", "lost"}})
 	}
@@ -398,8 +395,7 @@ func TestUnrecognisable(t *testing.T) {
 	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
 	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Capability: "IMAP4rev1 MULTIAPPEND"}))
 	put(t, src, user, "INBOX", letters(0, 5, 10)...)
-	p := newProxy(t, dst.IMAPAddr)
-	p.edit = func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("Subject:"), []byte("SUBJECT:")) }
+	p := newProxy(t, dst.IMAPAddr, func(_ *proxy, b []byte) []byte { return bytes.ReplaceAll(b, []byte("Subject:"), []byte("SUBJECT:")) })
 	c := copier(t, newLedger(t))
 	job := jobOf(src, dst)
 	job.Dest.Server.Address = p.addr

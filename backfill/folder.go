@@ -169,12 +169,8 @@ func (f *folderRun) sync() error {
 	for _, m := range todo {
 		f.p.progress.Bytes += m.Size
 	}
-	for len(todo) > 0 {
-		n := f.batchSize(todo)
-		if err := f.copyBatch(todo[:n]); err != nil {
-			return err
-		}
-		todo = todo[n:]
+	if err := f.copyAll(todo); err != nil {
+		return err
 	}
 	if err := f.syncFlags(metas); err != nil {
 		return err
@@ -248,7 +244,8 @@ func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
 	return todo
 }
 
-// batchSize gives how many of todo are copied at once.
+// batchSize gives how many of todo are copied at once. Two batches are in flight,
+// one being read and one being appended, so each has half of the octets.
 func (f *folderRun) batchSize(todo []imapconn.Meta) int {
 	maxN, maxBytes := f.p.c.BatchMessages, f.p.c.BatchBytes
 	if maxN <= 0 {
@@ -257,6 +254,7 @@ func (f *folderRun) batchSize(todo []imapconn.Meta) int {
 	if maxBytes <= 0 {
 		maxBytes = defaultBatchBytes
 	}
+	maxBytes /= 2
 	n, bytes := 1, todo[0].Size
 	for n < len(todo) && n < maxN && bytes+todo[n].Size <= maxBytes {
 		bytes += todo[n].Size

@@ -117,9 +117,7 @@ func TestKilledAnywhere(t *testing.T) {
 			if what == "sizes that lie" {
 				// As on servers that estimate them. Nothing but the journal can
 				// find what was appended now.
-				p := newProxy(t, addr)
-				p.edit = func(b []byte) []byte { return wireSize.ReplaceAll(b, []byte("RFC822.SIZE 7")) }
-				addr = p.addr
+				addr = newProxy(t, addr, func(_ *proxy, b []byte) []byte { return wireSize.ReplaceAll(b, []byte("RFC822.SIZE 7")) }).addr
 			}
 			points := backfill.CrashPoints()
 			if what != "all" {

@@ -129,6 +129,6 @@ func (p *pass) identities(r *imapconn.Reader, f imapconn.Folder) ([]*incoming, [
 			problems = append(problems, Problem{Folder: f.Name, UID: x.UID, Class: ClassUnreadable, Text: x.Err.Error()})
 		}
 	}
-	slices.SortFunc(t.msgs, func(a, b *incoming) int { return int(int64(a.meta.UID) - int64(b.meta.UID)) })
+	slices.SortFunc(t.msgs, byUID)
 	return t.msgs, problems, nil
 }

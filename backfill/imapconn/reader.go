@@ -30,6 +30,7 @@ type Reader struct {
 
 	folder   Folder
 	selected Selected
+	buf      []byte // for copying literals
 }
 
 // NewReader makes a reader. A session that is handed over is used up; nil
@@ -322,7 +323,7 @@ func (r *Reader) takeMessage(data *imapclient.FetchMessageData, it Items, recv R
 			if item.Literal == nil || m.UID == 0 || got[m.UID] {
 				continue
 			}
-			if err := copyLiteral(m.UID, item.Literal, recv); err != nil {
+			if err := r.copyLiteral(m.UID, item.Literal, recv); err != nil {
 				return err
 			}
 			body = true
@@ -353,13 +354,16 @@ func lasting(flags []imap.Flag) []string {
 
 // copyLiteral compares what came with what was announced: go-imap shows a
 // literal that was cut short as one that ended well.
-func copyLiteral(uid uint32, lit imap.LiteralReader, recv Receiver) error {
+func (r *Reader) copyLiteral(uid uint32, lit imap.LiteralReader, recv Receiver) error {
 	w, err := recv.Begin(uid, lit.Size())
 	if err != nil {
 		return &receiverError{err}
 	}
 	sink := &sink{w: w}
-	n, err := io.Copy(sink, lit)
+	if r.buf == nil {
+		r.buf = make([]byte, 32<<10)
+	}
+	n, err := io.CopyBuffer(sink, lit, r.buf)
 	if sink.err != nil {
 		return &receiverError{sink.err}
 	}
