@@ -63,7 +63,7 @@ type Deliverer struct {
 const (
 	maxLeaseRcpts = 100 // RFC 5321, 4.5.3.1.8: every server takes as many
 	defaultRenew  = 20 * time.Second
-	settleTime    = 30 * time.Second // in which a settlement is repeated after errors
+	settleTime    = 30 * time.Second // for one settlement, and for all tries of it when the relay ends
 	claimPause    = time.Second      // after a failed claim
 )
 
@@ -200,7 +200,7 @@ func (w *deliverWorker) hold(slot *gateSlot, work context.Context) error {
 			return fmt.Errorf("claim a delivery over %s: %w", w.route, err)
 		}
 		if !w.b.gate.begin(slot) {
-			w.settle(work, lease, releaseAll(lease, "not tried: the backend went out of service"), nil)
+			w.settle(work, settling{lease: lease, verdicts: releaseAll(lease, "not tried: the backend went out of service")})
 			return nil
 		}
 		stay = w.b.gate.finish(slot, w.deliver(work, lease))

@@ -36,18 +36,20 @@ type outMessage struct {
 
 // outQueue is a queue.Deliverer in memory that keeps what it was told.
 type outQueue struct {
-	mu        sync.Mutex
-	msgs      map[mail.ID]*outMessage
-	order     []mail.ID
-	changed   chan struct{}
-	added     []queue.NewMessage
-	renewErr  error // of Renew(sending)
-	renewLost bool  // renewErr is for every Renew
-	settleErr []error
-	openErr   error
-	corrupt   bool
-	claims    int
-	renewals  []bool // the argument sending of each Renew
+	mu         sync.Mutex
+	msgs       map[mail.ID]*outMessage
+	order      []mail.ID
+	changed    chan struct{}
+	added      []queue.NewMessage
+	renewErr   error // of Renew(sending)
+	renewLost  bool  // renewErr is for every Renew
+	settleErr  []error
+	settleFull time.Time // Settle says ErrFull until then
+	openErr    error
+	corrupt    bool
+	claims     int
+	renewals   []bool    // the argument sending of each Renew
+	renewed    time.Time // the last Renew
 }
 
 func newOutQueue() *outQueue {
@@ -139,7 +141,7 @@ func (q *outQueue) claim(route mail.Route, maxRcpts int) (*queue.Lease, time.Dur
 func (q *outQueue) Renew(_ context.Context, l *queue.Lease, sending bool) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.renewals = append(q.renewals, sending)
+	q.renewals, q.renewed = append(q.renewals, sending), time.Now()
 	q.wake()
 	if (sending || q.renewLost) && q.renewErr != nil {
 		return q.renewErr
@@ -154,6 +156,9 @@ func (q *outQueue) Settle(_ context.Context, l *queue.Lease, outcomes []queue.Ou
 		err := q.settleErr[0]
 		q.settleErr = q.settleErr[1:]
 		return err
+	}
+	if time.Now().Before(q.settleFull) {
+		return queue.ErrFull
 	}
 	m := q.msgs[l.Envelope.ID]
 	for _, o := range outcomes {

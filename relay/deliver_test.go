@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"crossfade/internal/mailtest"
@@ -38,8 +40,12 @@ func TestDeliverOverKeptConnections(t *testing.T) {
 	if total, _ := s.sinks[mail.Old].Connections(); total > 25 {
 		t.Errorf("%d connections for %d messages", total, n)
 	}
-	st := s.d.Backend(mail.Old).Status()
-	if st.State != BackendUp || st.Limit <= firstLimit || st.InFlight != 0 || st.LastError != "" {
+	var st BackendStatus
+	inPoll(t, "the last delivery to leave the gate", func() bool {
+		st = s.d.Backend(mail.Old).Status()
+		return st.InFlight == 0
+	})
+	if st.State != BackendUp || st.Limit <= firstLimit || st.LastError != "" {
 		t.Errorf("%+v", st)
 	}
 }
@@ -217,6 +223,58 @@ func TestDeliverSettleIsRepeated(t *testing.T) {
 	}
 	if n := s.sinks[mail.Old].Count(); n != 1 {
 		t.Errorf("%d messages arrived", n)
+	}
+}
+
+// A full disk can last for hours. A delivery whose "done" is given up meanwhile
+// is made again when its lease ends, so the record is tried, and the lease kept,
+// until it is there.
+func TestDeliverSettleOutlastsAFullStore(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		fails   time.Duration
+		stopped bool // the relay is told to end at once
+		want    queue.Kind
+	}{
+		{"for an hour", time.Hour, false, queue.Done},
+		{"for seconds while the relay ends", 10 * time.Second, true, queue.Done},
+		{"for ever while the relay ends", 1000 * time.Hour, true, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newOutQueue()
+				id := q.put(outBody, mail.Old, nil, "a@b.test")
+				q.settleFull = time.Now().Add(test.fails)
+				b, err := NewBackend(BackendConfig{Name: mail.Old, Target: smtpclient.Target{Address: "127.0.0.1:1"}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				d, err := NewDeliverer(DelivererConfig{Queue: q, Hostname: "relay.test", Backends: map[mail.Route]*Backend{mail.Old: b}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				lease, err := q.Claim(t.Context(), mail.Old, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				work, cut := context.WithCancel(t.Context())
+				defer cut()
+				if test.stopped {
+					cut()
+				}
+				w := &deliverWorker{d: d, b: b, route: mail.Old, log: d.log}
+				w.settle(work, settling{lease: lease, sending: true, verdicts: []deliverVerdict{{Outcome: queue.Outcome{Kind: queue.Done}}}})
+				if got := q.msgs[id].rcpts[0].kind; got != test.want {
+					t.Errorf("recorded %q, want %q", got, test.want)
+				}
+				if last := time.Since(q.renewed); last > queue.LeaseTime/2 {
+					t.Errorf("the lease was last renewed %s before the end", last)
+				}
+				if slices.Contains(q.renewals, false) {
+					t.Error("renewed as if the dot had not been sent")
+				}
+			})
+		})
 	}
 }
 

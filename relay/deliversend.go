@@ -31,7 +31,7 @@ type delivery struct {
 // deliver takes one lease to its end and says what that tells of the backend.
 func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateReport {
 	if len(lease.Items) == 0 {
-		w.settle(work, lease, nil, nil)
+		w.settle(work, settling{lease: lease})
 		return gateReport{}
 	}
 	started := time.Now()
@@ -56,7 +56,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	if !errors.Is(err, queue.ErrLost) {
 		notices = w.notices(work, lease, verdicts)
 	}
-	w.settle(work, lease, verdicts, notices)
+	w.settle(work, settling{lease, x.sending, verdicts, notices})
 	if errors.Is(err, smtpclient.ErrWithheld) && !errors.Is(err, queue.ErrLost) {
 		deliverPause(x.ctx, claimPause) // the queue is in trouble: it would be claimed again at once
 	}
@@ -207,30 +207,51 @@ func deliverReport(answers []smtpclient.Answer, err error) gateReport {
 	return gateReport{ok: true}
 }
 
+// settling is what is recorded about a lease.
+type settling struct {
+	lease    *queue.Lease
+	sending  bool // the lease was renewed for the final dot
+	verdicts []deliverVerdict
+	notices  []queue.NewMessage
+}
+
 // settle records what became of a lease. An error with unknown outcome is
-// answered by the same call again, as the queue allows; a "done" that is never
-// recorded means a duplicate.
-func (w *deliverWorker) settle(work context.Context, lease *queue.Lease, verdicts []deliverVerdict, msgs []queue.NewMessage) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), settleTime)
-	defer cancel()
-	outcomes := make([]queue.Outcome, len(verdicts))
-	for i := range verdicts {
-		outcomes[i] = verdicts[i].Outcome
+// answered by the same call again, as the queue allows: a "done" that is never
+// recorded means a duplicate. So the worker stays with it, and keeps the lease,
+// for as long as the store is in trouble (a full disk may take hours); behind the
+// end of work, for settleTime.
+func (w *deliverWorker) settle(work context.Context, s settling) {
+	outcomes := make([]queue.Outcome, len(s.verdicts))
+	for i := range s.verdicts {
+		outcomes[i] = s.verdicts[i].Outcome
 	}
+	ctx := context.WithoutCancel(work)
+	var end time.Time // zero as long as work goes on
 	var err error
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		if err = w.d.cfg.Queue.Settle(ctx, lease, outcomes, msgs...); err == nil || errors.Is(err, queue.ErrLost) || errors.Is(err, queue.ErrClosed) {
+		if err = w.settleOnce(ctx, s, outcomes); err == nil || errors.Is(err, queue.ErrLost) || errors.Is(err, queue.ErrClosed) {
 			break
 		}
-		w.log.Warn("the outcome of a delivery could not be recorded, trying again", "id", string(lease.Envelope.ID), "error", err)
-		if deliverPause(ctx, wait); ctx.Err() != nil {
+		w.log.Warn("the outcome of a delivery could not be recorded, trying again", "id", string(s.lease.Envelope.ID), "error", err)
+		if end.IsZero() && work.Err() != nil {
+			end = time.Now().Add(settleTime)
+		}
+		if !end.IsZero() && time.Now().After(end) {
 			break
 		}
+		deliverPause(ctx, wait)
+		_ = w.d.cfg.Queue.Renew(ctx, s.lease, s.sending) // when it is lost, Settle says so
 	}
 	if err != nil {
-		w.log.Warn("the outcome of a delivery was not recorded", "id", string(lease.Envelope.ID), "error", err)
+		w.log.Warn("the outcome of a delivery was not recorded", "id", string(s.lease.Envelope.ID), "error", err)
 	}
-	w.report(ctx, lease, verdicts, err)
+	w.report(ctx, s.lease, s.verdicts, err)
+}
+
+func (w *deliverWorker) settleOnce(ctx context.Context, s settling, outcomes []queue.Outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	return w.d.cfg.Queue.Settle(ctx, s.lease, outcomes, s.notices...)
 }
 
 // report logs each recipient's outcome and tells the metrics.
