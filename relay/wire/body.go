@@ -267,6 +267,9 @@ func (c *Conn) bdat(cmd cmdLine) {
 	}
 	last := len(fields) == 2 && bytes.EqualFold(fields[1], []byte("LAST"))
 	c.tx.size, c.tx.chunk = int64(size), int64(size)
+	if size == 0 && !last {
+		c.count.noise++
+	}
 	switch {
 	case len(fields) > 1 && !last:
 		c.skipChunk("501 5.5.4 BDAT takes a size and LAST, nothing else")
@@ -291,7 +294,7 @@ func (c *Conn) skipChunk(reply string) {
 		return
 	}
 	kept := c.tx
-	c.tx = transaction{bdat: true, chunk: kept.chunk}
+	c.tx = transaction{bdat: true, chunk: kept.chunk, until: c.bodyEnd()}
 	c.discardChunk()
 	if c.phase == phaseDone {
 		return

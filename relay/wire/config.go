@@ -71,6 +71,9 @@ type Config struct {
 	IdleTimeout time.Duration
 	// DataTimeout is how long the next bytes of a message may take (default 5 min).
 	DataTimeout time.Duration
+	// BodyTimeout is how long a whole message body may take, from the reply to DATA
+	// or the first BDAT to its end, however steadily it comes (default none).
+	BodyTimeout time.Duration
 	// WriteTimeout is how long the client may take to accept replies (default 1 min).
 	WriteTimeout time.Duration
 

@@ -87,12 +87,13 @@ type transaction struct {
 	utf8  bool // with SMTPUTF8
 	rcpts int  // accepted recipients
 
-	bdat    bool  // the body comes in chunks
-	last    bool  // the current chunk is the last one
-	chunk   int64 // bytes of it still to come
-	size    int64 // its size
-	body    int64 // bytes of the body so far, as sent
-	broken  error // what Read says in phaseBroken
+	bdat    bool      // the body comes in chunks
+	last    bool      // the current chunk is the last one
+	chunk   int64     // bytes of it still to come
+	size    int64     // its size
+	body    int64     // bytes of the body so far, as sent
+	until   time.Time // when the body has to be over; zero: no limit
+	broken  error     // what Read says in phaseBroken
 	verdict string
 }
 
@@ -349,12 +350,24 @@ func (c *Conn) fill() error {
 
 // armRead sets the read deadline, but only when the one that is set is off by
 // more than an eighth: setting it costs more than all else that a read does here.
+// Inside a body it is never behind the body's own.
 func (c *Conn) armRead(d time.Duration) {
 	want := time.Now().Add(d)
+	if end := c.tx.until; !end.IsZero() && end.Before(want) {
+		want = end
+	}
 	if off := want.Sub(c.readBy); off < 0 || off > d/8 {
 		c.readBy = want
 		_ = c.raw.SetReadDeadline(want)
 	}
+}
+
+// bodyEnd is when a body that begins now has to be over.
+func (c *Conn) bodyEnd() time.Time {
+	if d := c.l.cfg.BodyTimeout; d > 0 {
+		return time.Now().Add(d)
+	}
+	return time.Time{}
 }
 
 func (c *Conn) armWrite() {

@@ -211,6 +211,7 @@ func (c *Conn) dataDone(code int) (ok bool) {
 	}
 	c.asked = askedBody
 	c.phase = phaseBody
+	c.tx.until = c.bodyEnd()
 	c.settle.reset(c.tx.bdat, c.l.cfg.MaxLine)
 	return true
 }
