@@ -136,6 +136,27 @@ func TestNamesWithTheOtherSeparator(t *testing.T) {
 	}
 }
 
+// TestFolderNameThatIsRefused gets another one, and keeps it.
+func TestFolderNameThatIsRefused(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX.tmp", letters(0, 2, 10)...)
+	put(t, src, user, "INBOX.z", letters(4, 6, 10)...)
+	c := copier(t, newLedger(t))
+	r := mustPass(t, c, jobOf(src, dst), backfill.Options{})
+	got := holds(t, dst, user, false)
+	if len(got["z"]) != 2 || len(got["tmp_"]) != 2 || len(problems(r, backfill.ClassName)) != 1 {
+		t.Errorf("%v, %+v", folders(got), r)
+	}
+	if r := mustPass(t, c, jobOf(src, dst), backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+	if v, err := c.Verify(t.Context(), jobOf(src, dst)); err != nil || !v.OK() {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
 func testSubscriptionsAreCarriedOnce(t *testing.T, src, dst *realtest.Dovecot, user string) {
 	put(t, src, user, "INBOX.abonniert")
 	put(t, src, user, "INBOX.nicht")

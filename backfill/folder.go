@@ -42,8 +42,13 @@ func (f *folderRun) prepare() error {
 	changed := f.rec.Dest != f.wire
 	f.rec.Dest = f.wire
 	if f.src.Subscribed && !f.rec.Subscribed {
-		if err := dst.Subscribe(f.wire); err != nil {
+		err := dst.Subscribe(f.wire)
+		var e *imapconn.Error
+		if err != nil && !errors.As(err, &e) {
 			return err
+		}
+		if err != nil {
+			f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: "the destination does not subscribe to it: " + e.Error()})
 		}
 		f.rec.Subscribed, changed = true, true
 	}
@@ -65,8 +70,8 @@ func (f *folderRun) create() error {
 	if _, serr := dst.Select(f.wire); serr == nil {
 		return nil // it was there, whatever LIST says
 	}
-	plain, ok := plainName(f.name, f.p.dstSide.ns.Prefix, f.p.dstSide.ns.Delim)
-	if !ok || f.p.takenName(plain) {
+	plain := plainName(f.name, f.p.dstSide.ns.Prefix, f.p.dstSide.ns.Delim)
+	if f.p.takenName(plain) {
 		return fmt.Errorf("create folder %q: %w", f.name, err)
 	}
 	wire := imapconn.EncodeName(plain)

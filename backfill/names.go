@@ -315,15 +315,18 @@ func (m *mapper) clean(level string) string {
 	return level
 }
 
-// plainName is a name that every server takes: what may be refused is
-// replaced. ok is false when there is nothing to replace.
-func plainName(name, prefix, delim string) (plain string, ok bool) {
+// plainName is another name for a folder whose own is refused: what servers
+// dislike is replaced, and where there is nothing such, it gets a "_" at its end.
+func plainName(name, prefix, delim string) string {
 	rest := strings.TrimPrefix(name, prefix)
-	plain = prefix + strings.Map(func(r rune) rune {
+	plain := prefix + strings.Map(func(r rune) rune {
 		if strings.ContainsRune(`/\%*~#"<>|:?.`, r) && string(r) != delim {
 			return '_'
 		}
 		return r
 	}, rest)
-	return plain, plain != name
+	if plain == name {
+		return name + "_"
+	}
+	return plain
 }

@@ -150,12 +150,11 @@ func (p *pass) show(now bool) {
 // folders goes through all folders. A folder that fails by itself does not keep
 // the others from being copied; a connection that fails does.
 func (p *pass) folders() error {
-	runs, err := p.look()
+	runs, failed, err := p.look()
 	if err != nil {
 		return err
 	}
 	p.src = imapconn.NewReader(p.ctx, &p.c.Dialer, p.job.Source, p.srcSession)
-	var failed error
 	for _, f := range runs {
 		p.progress.Folder = f.src.Name
 		p.show(false)
@@ -179,11 +178,12 @@ func skippable(err error) bool {
 }
 
 // look asks both sides for the status of every folder, makes the folders that
-// are missing, and gives those that need work.
-func (p *pass) look() ([]*folderRun, error) {
+// are missing, and gives those that need work; failed has the folders that
+// cannot be made.
+func (p *pass) look() (runs []*folderRun, failed, err error) {
 	srcStats, srcErrs, err := p.srcSession.Statuses(sourceWires(p.pairings))
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, nil, fmt.Errorf("source: %w", err)
 	}
 	var there []string
 	for _, pr := range p.pairings {
@@ -193,22 +193,26 @@ func (p *pass) look() ([]*folderRun, error) {
 	}
 	dstStats, _, err := p.dst.Statuses(there)
 	if err != nil {
-		return nil, fmt.Errorf("destination: %w", err)
+		return nil, nil, fmt.Errorf("destination: %w", err)
 	}
 	p.progress.Folders = len(p.pairings)
 	p.report.Folders = len(p.pairings)
-	var runs []*folderRun
 	for _, pr := range p.pairings {
 		f, err := p.newRun(pr, srcStats[pr.src.Wire])
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := f.prepare(); err != nil {
-			return nil, fmt.Errorf("folder %q: destination: %w", pr.src.Name, err)
+			err = fmt.Errorf("folder %q: destination: %w", pr.src.Name, err)
+			if !skippable(err) {
+				return nil, nil, err
+			}
+			failed = errors.Join(failed, err)
+			continue
 		}
 		if srcErrs[pr.src.Wire] == nil && f.unchanged(dstStats[pr.wire]) && !p.o.Final {
 			if err := f.skip(); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			p.progress.FoldersDone++
 			continue
@@ -216,7 +220,7 @@ func (p *pass) look() ([]*folderRun, error) {
 		p.progress.Messages += f.expected()
 		runs = append(runs, f)
 	}
-	return runs, nil
+	return runs, failed, nil
 }
 
 // takenName tells whether a name on the destination is some folder's already.

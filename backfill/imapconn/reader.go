@@ -155,6 +155,10 @@ func (r *Reader) reselect() (Selected, error) {
 	for range 3 { // a kept connection may have died of old age
 		sel, err = r.examine()
 		var f *fault
+		if errors.As(err, &f) && f.parse {
+			// An odd keyword in FLAGS, say: our own engine reads over it.
+			sel, err = r.examineRaw()
+		}
 		if !errors.As(err, &f) {
 			break
 		}

@@ -269,3 +269,18 @@ func TestReaderManyRanges(t *testing.T) {
 		t.Error(fmt.Sprint(len(c.got), failures, err))
 	}
 }
+
+// TestReaderOddKeywordInFlags: go-imap cannot open such a folder.
+func TestReaderOddKeywordInFlags(t *testing.T) {
+	f := newFake(t, upTo(3)...)
+	f.hook = func(c *fakeConn, _, cmd string) bool {
+		if strings.HasPrefix(cmd, "EXAMINE") {
+			c.say("* FLAGS (\\Seen odd] \\)\r\n* OK [HIGHESTMODSEQ oops\r\n")
+		}
+		return false
+	}
+	c, failures, err := fetchAll(t, f, upTo(3)...)
+	if err != nil || len(failures) != 0 || len(c.got) != 3 {
+		t.Error(len(c.got), failures, err)
+	}
+}
