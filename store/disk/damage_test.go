@@ -13,6 +13,7 @@ import (
 
 	"crossfade/mail"
 	"crossfade/queue"
+	"crossfade/router"
 	"crossfade/store/storetest"
 )
 
@@ -283,4 +284,39 @@ func TestDamagedPage(t *testing.T) {
 		t.Fatalf("%d of %d failed", failed, len(ids))
 	}
 	t.Logf("%d of %d failed", failed, len(ids))
+}
+
+// TestMisfiled: mail that a kill left under an old route comes out after a
+// start, also what waits as held for a user who is not.
+func TestMisfiled(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	for range 600 {
+		mustPut(t, s, 10, "a@example.org")
+	}
+	if _, _, err := s.SetUser(ctx, router.User{Address: "a@example.org", Kind: router.KindMailbox, State: router.StateNew}, router.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	c, err := openConn(dsn(dir, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.run("UPDATE recipient SET lane = 4 - 3 * (rowid_like % 2), gen = NULL FROM (SELECT id AS i, row_number() OVER () AS rowid_like FROM recipient) WHERE i = id"); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	s = open(t, dir, Options{})
+	for range 600 {
+		l, err := s.Claim(ctx, mail.New, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Settle(ctx, l, []queue.Outcome{{Kind: queue.Done}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, _ := s.Stats(ctx); st.Messages != 0 || len(st.States) != 0 {
+		t.Fatalf("left: %+v", st)
+	}
 }

@@ -151,7 +151,7 @@ func (b *bench) lose(l *queue.Lease) *queue.Lease {
 	return again
 }
 
-const shortLease = 100 * time.Millisecond
+const shortLease = 250 * time.Millisecond
 
 func settleLateDone(b *bench) {
 	b.start(Config{Lease: shortLease})
@@ -166,7 +166,7 @@ func settleLateDone(b *bench) {
 }
 
 func settleDoneTwice(b *bench) {
-	b.start(Config{Lease: 400 * time.Millisecond})
+	b.start(Config{Lease: 700 * time.Millisecond})
 	e := b.put("a@example.org", "b@example.org")
 	l := b.claim(mail.Old)
 	b.ok(b.s.Renew(b.ctx, l, true))
