@@ -48,8 +48,9 @@ func (r Reply) Permanent() bool { return r.Code >= 500 && r.Code < 600 }
 
 // UnknownUser tells whether the reply says that there is no such mailbox: by
 // its enhanced code 5.1.1, 5.1.2, 5.1.6 or 5.1.10 where it has one that means
-// something, else by the code 550, 551 or 553 together with words that servers
-// use.
+// something, else by words that servers use: with 550, 551 and 553, and some with
+// 511 or 554. When in doubt it is yes, for an unknown user is never bounced
+// without another word (I8), and other refusals are.
 func (r Reply) UnknownUser() bool {
 	if !r.Permanent() {
 		return false
@@ -61,7 +62,7 @@ func (r Reply) UnknownUser() bool {
 	default:
 		return false
 	}
-	if r.Code != 550 && r.Code != 551 && r.Code != 553 {
+	if r.Code == 552 { // about room, whatever else it says
 		return false
 	}
 	text := strings.ToLower(r.Text)

@@ -30,11 +30,17 @@ func (s Schedule) Next(attempts int, jitter float64) time.Duration {
 	return time.Duration(wait * (0.9 + 0.2*jitter))
 }
 
-// Expired tells whether a recipient that has waited for age may be given up.
-// It needs an attempt since its route last changed: mail that was only held
-// never expires.
+// minAttempts is how often a recipient is tried before its age counts. Mail that
+// was kept for days, by an operator, a paused backend or an outage of ours, is not
+// bounced because it meets greylisting on its first attempt; with the default
+// waits these attempts take 8 minutes.
+const minAttempts = 5
+
+// Expired tells whether a recipient that has waited for age may be given up
+// after so many attempts since its route last changed, five at least: mail that
+// was only held never expires.
 func (s Schedule) Expired(age time.Duration, attempts int) bool {
-	return s.Expire > 0 && attempts > 0 && age >= s.Expire
+	return s.Expire > 0 && attempts >= minAttempts && age >= s.Expire
 }
 
 // NoticeDue tells whether the sender should be told of the delay now.

@@ -46,9 +46,10 @@ func TestScheduleExpired(t *testing.T) {
 		attempts int
 		want     bool
 	}{
-		{5*day - 1, 100, false}, {5 * day, 1, true}, {50 * day, 1, true},
+		{5*day - 1, 100, false}, {5 * day, 5, true}, {50 * day, 5, true},
+		{50 * day, 4, false}, // held for long, and greylisted since
 		{50 * day, 0, false}, // held all the time: never tried, never expired
-		{-day, 1, false},     // a clock that jumped
+		{-day, 9, false},     // a clock that jumped
 	} {
 		if got := s.Expired(test.age, test.attempts); got != test.want {
 			t.Errorf("%v with %d attempts: %v", test.age, test.attempts, got)

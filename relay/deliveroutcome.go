@@ -50,6 +50,7 @@ type deliverVerdict struct {
 //	452 too many recipients              retry at once when others were taken
 //	user unknown, on old or new (I8)     the other side; park when both refuse
 //	relay denied, login demanded         retry with an alarm, park when expired: the backend is misconfigured
+//	command unknown or out of step       retry, park when expired: it says nothing about the message
 //	any other 5xx                        fail
 //	stored message damaged or missing    park
 //	lease lost, cut before the dot       release
@@ -74,14 +75,16 @@ func (r deliverRules) outcome(item queue.Item, rcpt mail.Recipient, res deliverR
 		v.Kind, v.At = queue.Retry, r.now
 	case misconfigured(a):
 		v.alarm = fmt.Sprintf("%s refuses to take mail from this relay: allow it there", r.route)
-		r.again(&v, item, rcpt)
-		if v.Kind == queue.Fail {
-			v.Kind, v.notice = queue.Park, 0
-		}
+		r.againOrPark(&v, item, rcpt)
 	case !a.Reply.Permanent():
 		r.again(&v, item, rcpt)
 	case r.ours() && a.Step != smtpclient.StepMail && a.Reply.UnknownUser():
 		r.unknownUser(&v, item)
+	case outOfStep(a):
+		r.againOrPark(&v, item, rcpt)
+		if v.Kind == queue.Park {
+			v.alarm = fmt.Sprintf("%s does not take the commands of mail: look at it, and release the message", r.route)
+		}
 	default:
 		r.fail(&v, item, rcpt)
 	}
@@ -159,6 +162,13 @@ func (r deliverRules) again(v *deliverVerdict, item queue.Item, rcpt mail.Recipi
 	}
 }
 
+// againOrPark is again for what is not the message's fault: it is never bounced.
+func (r deliverRules) againOrPark(v *deliverVerdict, item queue.Item, rcpt mail.Recipient) {
+	if r.again(v, item, rcpt); v.Kind == queue.Fail {
+		v.Kind, v.notice = queue.Park, 0
+	}
+}
+
 // fail gives the recipient up.
 func (r deliverRules) fail(v *deliverVerdict, item queue.Item, rcpt mail.Recipient) {
 	if v.status[0] != 5 && v.status != (mail.Enhanced{4, 4, 7}) {
@@ -201,6 +211,12 @@ func tooMany(a smtpclient.Answer) bool {
 		return false
 	}
 	return a.Reply.Enhanced[1] == 5 && a.Reply.Enhanced[2] == 3 || strings.Contains(strings.ToLower(a.Reply.Text), "too many recipients")
+}
+
+// outOfStep tells whether the backend refused a command as such (500, 502) or its
+// place in the dialogue (503): that is about the session.
+func outOfStep(a smtpclient.Answer) bool {
+	return a.Step != smtpclient.StepDot && (a.Reply.Code == 500 || a.Reply.Code == 502 || a.Reply.Code == 503)
 }
 
 // misconfigured tells whether a refusal is about us and not about the message:

@@ -27,6 +27,7 @@ func TestOutcome(t *testing.T) {
 		failure         = mail.NotifyFailure
 		hours           = time.Hour
 	)
+	tried := queue.Item{Attempts: 100}
 	unknown := answer(rcpt, 550, mail.Enhanced{5, 1, 1}, "no such user")
 	type in struct {
 		route  mail.Route
@@ -57,8 +58,9 @@ func TestOutcome(t *testing.T) {
 		{"4xx, delay told", in{age: 5 * hours, item: queue.Item{Noticed: true}, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Retry, 0, false, ""},
 		{"4xx, delay unwanted", in{age: 5 * hours, notify: failure, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Retry, 0, false, ""},
 		{"4xx, delay for nobody", in{age: 5 * hours, null: true, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Retry, 0, false, ""},
-		{"4xx, expired", in{age: 121 * hours, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Fail, failure, false, "given up after 121h"},
-		{"4xx, expired, for nobody", in{age: 121 * hours, null: true, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Park, 0, false, "no bounce"},
+		{"4xx, first attempt after a long hold", in{age: 500 * hours, res: answer(rcpt, 450, mail.Enhanced{}, "greylisted")}, queue.Retry, mail.NotifyDelay, false, ""},
+		{"4xx, expired", in{age: 121 * hours, item: tried, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Fail, failure, false, "given up after 121h"},
+		{"4xx, expired, for nobody", in{age: 121 * hours, item: tried, null: true, res: answer(rcpt, 450, mail.Enhanced{}, "later")}, queue.Park, 0, false, "no bounce"},
 
 		{"user unknown on old", in{res: unknown}, queue.Reroute, 0, true, "asking"},
 		{"user unknown on new", in{route: mail.New, res: unknown}, queue.Reroute, 0, true, ""},
@@ -80,11 +82,19 @@ func TestOutcome(t *testing.T) {
 		{"relay denied", in{res: answer(rcpt, 554, mail.Enhanced{5, 7, 1}, "Relay access denied")}, queue.Retry, 0, true, ""},
 		{"client rejected", in{res: answer(rcpt, 554, mail.Enhanced{5, 7, 1}, "<h>: Client host rejected: Access denied")}, queue.Retry, 0, true, ""},
 		{"login demanded", in{res: answer(from, 530, mail.Enhanced{5, 7, 0}, "log in")}, queue.Retry, 0, true, ""},
-		{"relay denied, expired", in{age: 121 * hours, res: answer(rcpt, 554, mail.Enhanced{5, 7, 1}, "Relay access denied")}, queue.Park, 0, true, "given up"},
+		{"relay denied, expired", in{age: 121 * hours, item: tried, res: answer(rcpt, 554, mail.Enhanced{5, 7, 1}, "Relay access denied")}, queue.Park, 0, true, "given up"},
+		{"user unknown, as qmail has it", in{res: answer(rcpt, 511, mail.Enhanced{}, "sorry, no mailbox here by that name")}, queue.Reroute, 0, true, ""},
+		{"out of step at MAIL", in{res: answer(from, 503, mail.Enhanced{5, 5, 1}, "nested MAIL command")}, queue.Retry, 0, false, "nested"},
+		{"out of step at RCPT", in{res: answer(rcpt, 503, mail.Enhanced{5, 5, 1}, "need MAIL")}, queue.Retry, 0, false, ""},
+		{"out of step, expired", in{age: 121 * hours, item: queue.Item{Attempts: 9}, res: answer(from, 503, mail.Enhanced{5, 5, 1}, "bad sequence")}, queue.Park, 0, true, "given up"},
+		{"no command of theirs", in{res: answer(smtpclient.StepData, 502, mail.Enhanced{5, 5, 1}, "not implemented")}, queue.Retry, 0, false, ""},
+		{"no word of theirs", in{res: answer(from, 500, mail.Enhanced{}, "what?")}, queue.Retry, 0, false, ""},
+		{"500 about the message", in{res: answer(dot, 500, mail.Enhanced{}, "line too long")}, queue.Fail, failure, false, ""},
+
 		{"policy for the recipient", in{res: answer(rcpt, 550, mail.Enhanced{5, 7, 1}, "you may not write here")}, queue.Fail, failure, false, ""},
 
 		{"no connection", in{res: broken(smtpclient.SentNothing, errors.New("refused"))}, queue.Retry, 0, false, "refused"},
-		{"no connection, expired", in{age: 121 * hours, res: broken(smtpclient.SentNothing, errors.New("refused"))}, queue.Fail, failure, false, "refused"},
+		{"no connection, expired", in{age: 121 * hours, item: tried, res: broken(smtpclient.SentNothing, errors.New("refused"))}, queue.Fail, failure, false, "refused"},
 		{"session refused for good", in{res: broken(smtpclient.SentNothing, &mail.Reply{Code: 554, Text: "no"})}, queue.Retry, 0, false, "554 no"},
 		{"421", in{res: broken(smtpclient.SentAll, &mail.Reply{Code: 421, Text: "bye"})}, queue.Retry, 0, false, "421 bye"},
 		{"in doubt", in{res: broken(smtpclient.SentAll, io.ErrUnexpectedEOF)}, queue.Retry, 0, false, "may arrive twice"},
