@@ -48,6 +48,7 @@ type outQueue struct {
 	openErr    error
 	corrupt    bool
 	claims     int
+	late       int       // so many of Renew(sending) answer too late
 	renewals   []bool    // the argument sending of each Renew
 	renewed    time.Time // the last Renew
 }
@@ -145,6 +146,11 @@ func (q *outQueue) Renew(_ context.Context, l *queue.Lease, sending bool) error 
 	q.wake()
 	if (sending || q.renewLost) && q.renewErr != nil {
 		return q.renewErr
+	}
+	l.Until = time.Now().Add(queue.LeaseTime)
+	if sending && q.late > 0 {
+		q.late--
+		l.Until = time.Now()
 	}
 	return nil
 }

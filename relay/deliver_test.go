@@ -200,6 +200,24 @@ func TestDeliverLeaseLost(t *testing.T) {
 	}
 }
 
+// A renewal whose answer comes when the time it gave is over allows no dot:
+// another worker may have the message.
+func TestDeliverRenewedTooLate(t *testing.T) {
+	outNoLeaks(t)
+	s := newOutSite(t, nil)
+	id := s.q.put(outBody, mail.Old, func(m *outMessage) { s.q.late = 1 }, "a@b.test")
+	s.q.outKinds(t, id)
+	s.q.wait(t, id, func(rs []outRcpt) bool { return rs[0].kind == queue.Done })
+	if n := s.sinks[mail.Old].Count(); n != 1 {
+		t.Errorf("%d messages arrived", n)
+	}
+	s.q.mu.Lock()
+	defer s.q.mu.Unlock()
+	if s.q.claims != 2 {
+		t.Errorf("%d claims", s.q.claims)
+	}
+}
+
 func TestDeliverCorruptBody(t *testing.T) {
 	outNoLeaks(t)
 	s := newOutSite(t, nil)

@@ -124,7 +124,8 @@ func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
 	return t
 }
 
-// beforeDot asks the queue for the permission to send the final dot (I3).
+// beforeDot asks the queue for the permission to send the final dot (I3). A
+// process that was stopped, or a slow store, can make it come too late.
 func (x *delivery) beforeDot() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -135,6 +136,9 @@ func (x *delivery) beforeDot() error {
 		return err
 	}
 	x.sending = true
+	if !time.Now().Before(x.lease.Until) {
+		return fmt.Errorf("the renewal came too late: %w", queue.ErrLost)
+	}
 	return nil
 }
 
