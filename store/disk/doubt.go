@@ -45,7 +45,6 @@ type doubtFile struct {
 	boot  int64
 	slots int
 	spare []int
-	err   error
 }
 
 func openDoubt(dir string) (*os.File, error) {

@@ -212,7 +212,7 @@ func (s *Store) resident(id mail.ID, env *mail.Envelope, l loc, live int) *msg {
 	return m
 }
 
-// enter brings a row into memory and counts it where it belongs. known tells
+// enter brings a row into memory; admit says where it goes. counted tells
 // whether it was counted before, under row.lane.
 func (s *Store) enter(m *msg, r row, u *ustate, counted bool) *item {
 	it := &item{m: m, row: r, u: u, where: limbo, lane: r.lane}

@@ -39,3 +39,22 @@ func TestQueryPlans(t *testing.T) {
 		}
 	}
 }
+
+// TestDurable: commits are synced, and nobody but us makes checkpoints.
+func TestDurable(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	for pragma, want := range map[string]int64{"synchronous": 2, "wal_autocheckpoint": 0} {
+		if v, _, err := s.db.ints("PRAGMA " + pragma); err != nil || v[0] != want {
+			t.Errorf("%s is %v, want %d (%v)", pragma, v, want, err)
+		}
+	}
+	err := s.db.each(func(cols []driver.Value) error {
+		if asString(cols[0]) != "wal" {
+			t.Errorf("the journal is %v", cols[0])
+		}
+		return nil
+	}, "PRAGMA journal_mode")
+	if err != nil {
+		t.Fatal(err)
+	}
+}

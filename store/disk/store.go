@@ -145,7 +145,6 @@ type Store struct {
 	bg       []*op              // of the store itself
 	count    [laneCount]int
 	messages int
-	stale    map[string]router.User // of the broken variant staleRoute
 }
 
 var (
@@ -173,7 +172,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		ops: make(chan *op, 1024), kick: make(chan struct{}, 1), poke: make(chan struct{}, 1),
 		quit: make(chan struct{}), failed: make(chan struct{}),
 		users: map[string]*ustate{}, msgs: map[mail.ID]*msg{}, leases: map[*lease]struct{}{},
-		ghosts: map[*lease]time.Time{}, armed: never, jobs: map[string]*refile{}, stale: map[string]router.User{},
+		ghosts: map[*lease]time.Time{}, armed: never, jobs: map[string]*refile{},
 	}
 	s.budget.Store(opts.MemoryBudget)
 	if err := s.load(); err != nil {
@@ -189,7 +188,7 @@ func Open(dir string, opts Options) (*Store, error) {
 }
 
 // readerCount is how many connections read the database beside the writer.
-const readerCount = 3
+const readerCount = 4
 
 // load opens the files and brings counts and doubts up to date.
 func (s *Store) load() (err error) {
