@@ -30,7 +30,7 @@ func (q *benchQueue) Claim(ctx context.Context, _ mail.Route, _ int) (*queue.Lea
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	return &queue.Lease{Envelope: q.env, Items: []queue.Item{{Since: time.Now()}}}, nil
+	return &queue.Lease{Envelope: q.env, Until: time.Now().Add(time.Hour), Items: []queue.Item{{Since: time.Now()}}}, nil
 }
 
 func (q *benchQueue) Renew(context.Context, *queue.Lease, bool) error { return nil }
