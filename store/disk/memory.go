@@ -126,6 +126,15 @@ func (r *ring) pop() *msg {
 	return m
 }
 
+// keep drops the messages for which ok is false.
+func (r *ring) keep(ok func(*msg) bool) {
+	for range r.n {
+		if m := r.pop(); ok(m) {
+			r.push(m)
+		}
+	}
+}
+
 // never is a time that does not come.
 const never = math.MaxInt64
 
@@ -152,6 +161,22 @@ func (q *laneq) pop() *msg {
 		return m
 	}
 	return second.pop()
+}
+
+// prune drops messages that have nothing left to claim in the lane, so that
+// they do not count as its backlog.
+func (q *laneq) prune(l lane) {
+	ok := func(m *msg) bool {
+		for _, it := range m.items {
+			if it.where == ready && it.lane == l {
+				return true
+			}
+		}
+		m.inq[l] = false
+		return false
+	}
+	q.straight.keep(ok)
+	q.paged.keep(ok)
 }
 
 // left notes that a recipient due then is on disk only.

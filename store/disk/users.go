@@ -361,6 +361,11 @@ func (s *Store) moveItems(touched map[*ustate]bool) {
 		it.row.due = min(it.row.due, s.now()) // the new side is asked at once
 		s.admit(it, true)
 	}
+	if len(list) > 0 {
+		for l := laneOld; l <= laneOut; l++ {
+			s.lanes[l].prune(l)
+		}
+	}
 }
 
 // busy counts the deliveries for a user that are being sent under an epoch
