@@ -39,14 +39,14 @@ type Config struct {
 type SMTP struct {
 	Listen              []string       `yaml:"listen" reload:"restart" doc:"Addresses to listen on, host:port. Port 0 takes a free one."`
 	TLS                 KeyPair        `yaml:"tls" doc:"Certificate for STARTTLS; without one, STARTTLS is not offered. The files are read again when they change."`
-	MaxMessageSize      Size           `yaml:"max_message_size" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
-	MaxConnections      int            `yaml:"max_connections" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
-	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
-	MaxRecipients       int            `yaml:"max_recipients" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
-	Trusted             []netip.Prefix `yaml:"trusted" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers. Never an open relay to the world."`
+	MaxMessageSize      Size           `yaml:"max_message_size" reload:"restart" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
+	MaxConnections      int            `yaml:"max_connections" reload:"restart" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
+	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" reload:"restart" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
+	MaxRecipients       int            `yaml:"max_recipients" reload:"restart" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
+	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers. Never an open relay to the world."`
 	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that speak PROXY v1 or v2. Not supported yet: must stay empty."`
-	IdleTimeout         Duration       `yaml:"idle_timeout" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
-	DataTimeout         Duration       `yaml:"data_timeout" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
+	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
+	DataTimeout         Duration       `yaml:"data_timeout" reload:"restart" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
 }
 
 // KeyPair names a certificate chain and its private key, both PEM files. Both are set or neither is.
@@ -68,8 +68,8 @@ type Admin struct {
 
 // Log configures the log.
 type Log struct {
-	Level  string `yaml:"level" enum:"debug|info|warn|error" doc:"Least level that is logged."`
-	Format string `yaml:"format" enum:"text|json" doc:"Shape of a log line."`
+	Level  string `yaml:"level" reload:"restart" enum:"debug|info|warn|error" doc:"Least level that is logged."`
+	Format string `yaml:"format" reload:"restart" enum:"text|json" doc:"Shape of a log line."`
 }
 
 // Backends are the two sides of the migration.
@@ -84,8 +84,8 @@ type Backend struct {
 	IMAP               Endpoint   `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
 	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server. Required with imap."`
 	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
-	MaxConnections     int        `yaml:"max_connections" min:"1" max:"10000" doc:"Deliveries to this side at once."`
-	MaxIMAPConnections int        `yaml:"max_imap_connections" min:"1" max:"10000" doc:"IMAP connections to this side at once."`
+	MaxConnections     int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
+	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections to this side at once. Moving a user takes one to old and two to new: with fewer, fewer users than cutover.concurrency are moved at a time."`
 }
 
 // BackendTLS says how a backend's certificate is checked, for SMTP and IMAP alike.
@@ -104,18 +104,18 @@ type Routing struct {
 
 // Cutover says how users are moved.
 type Cutover struct {
-	Approve     string   `yaml:"approve" enum:"manual|auto" doc:"Whether a user who is ready waits for an operator or goes on alone."`
-	MaxHold     Duration `yaml:"max_hold" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
-	Window      Duration `yaml:"window" min:"0s" max:"365d" doc:"How long the mailbox that was left is swept for stragglers after the flip."`
-	Concurrency int      `yaml:"concurrency" min:"1" max:"1000" doc:"Users moved at the same time."`
+	Approve     string   `yaml:"approve" reload:"restart" enum:"manual|auto" doc:"Whether a user who is ready waits for an operator or goes on alone."`
+	MaxHold     Duration `yaml:"max_hold" reload:"restart" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
+	Window      Duration `yaml:"window" min:"0s" max:"365d" reload:"restart" doc:"How long the mailbox that was left is swept for stragglers after the flip. Not used yet: today one pass two minutes after the flip is all."`
+	Concurrency int      `yaml:"concurrency" reload:"restart" min:"1" max:"1000" doc:"Users moved at the same time."`
 }
 
 // Queue says how long and how much mail is kept.
 type Queue struct {
-	Expire      Duration `yaml:"expire" min:"1s" max:"365d" doc:"Age at which mail that no backend took is bounced. RFC 5321, 4.5.4.1 asks for 4 to 5 days at least. Held mail does not expire."`
-	DelayNotice Duration `yaml:"delay_notice" min:"0s" max:"365d" doc:"Age at which the sender is told of a delay; 0 means never."`
-	MaxSize     Size     `yaml:"max_size" min:"0" doc:"Most bytes of mail in the queue; beyond it new mail gets 452. 0 means no limit but the disk."`
-	MinFree     Size     `yaml:"min_free" min:"0" doc:"Free space to keep on the store's disk; below it new mail gets 452."`
+	Expire      Duration `yaml:"expire" reload:"restart" min:"1s" max:"365d" doc:"Age at which mail that no backend took is bounced. RFC 5321, 4.5.4.1 asks for 4 to 5 days at least. Held mail does not expire."`
+	DelayNotice Duration `yaml:"delay_notice" reload:"restart" min:"0s" max:"365d" doc:"Age at which the sender is told of a delay; 0 means never."`
+	MaxSize     Size     `yaml:"max_size" reload:"restart" min:"0" doc:"Most bytes of mail in the queue; beyond it new mail gets 452. 0 means no limit but the disk."`
+	MinFree     Size     `yaml:"min_free" reload:"restart" min:"0" doc:"Free space to keep on the store's disk; below it new mail gets 452."`
 }
 
 // Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains

@@ -343,11 +343,12 @@ store: ./elsewhere
 smtp: {listen: ["0.0.0.0:26"], max_connections: 5, trusted: []}
 admin: {listen: "127.0.0.1:9000", token_file: other}
 queue: {expire: 6d}
+routing: {unknown: reject}
 `)
-	if got, want := Diff(before, after), []string{"hostname", "store", "smtp.listen", "admin.listen", "admin.token_file"}; !cmp.Equal(got, want) {
+	if got, want := Diff(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "admin.listen", "admin.token_file", "queue.expire"}; !cmp.Equal(got, want) {
 		t.Errorf("Diff: %q", got)
 	}
-	if got, want := Changed(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "admin.listen", "admin.token_file", "queue.expire"}; !cmp.Equal(got, want) {
+	if got, want := Changed(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "admin.listen", "admin.token_file", "routing.unknown", "queue.expire"}; !cmp.Equal(got, want) {
 		t.Errorf("Changed: %q", got)
 	}
 	login := mustParse(t, strings.Replace(minimal, `"smtp://old.internal"`, `"smtp://old.internal", imap: "imaps://h", imap_login: {user: m, password_env: E}`, 1))
@@ -400,7 +401,7 @@ func TestTags(t *testing.T) {
 			t.Errorf("the reference lacks %s", l.key)
 		}
 	}
-	for _, want := range []string{"`backends.old.imap_login.as` | `authzid`", "| `queue.expire` | `5d` | yes |", "| `store` | `./data` | restart |", "One of: verify, reject, old, new."} {
+	for _, want := range []string{"`backends.old.imap_login.as` | `authzid`", "| `queue.expire` | `5d` | restart |", "| `store` | `./data` | restart |", "One of: verify, reject, old, new."} {
 		if !strings.Contains(reference, want) {
 			t.Errorf("the reference lacks %s", want)
 		}

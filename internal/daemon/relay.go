@@ -79,7 +79,7 @@ func (d *Daemon) openRelay() (err error) {
 		Limits: relay.Limits{MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients},
 		Wire: wire.Config{
 			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
-			IdleTimeout: time.Duration(smtp.IdleTimeout), Trusted: trusts(smtp.Trusted),
+			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(smtp.Trusted),
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway},
 		},
 		TLS: d.cert.config, Logger: d.log,
@@ -173,9 +173,12 @@ func (s switchboard) Resume(_ context.Context, r mail.Route, _ string) error {
 
 func (d *Daemon) newConductor() *cutover.Conductor {
 	c := d.cfg.Cutover
+	// A user on his way takes one connection to old, and two to new: one
+	// writes, one looks.
+	places := min(c.Concurrency, d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections/2)
 	return cutover.New(cutover.Config{
 		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
-		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: c.Concurrency,
+		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
 		Log: d.log,
 		Hooks: cutover.Hooks{
 			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
