@@ -212,5 +212,5 @@ func (b *Backend) tryAgain(ctx context.Context) {
 
 // dial makes a connection for deliveries.
 func (b *Backend) dial(ctx context.Context) (*backendConn, error) {
-	return b.sends.dial(ctx, b.currentTarget())
+	return b.sends.dial(ctx, b.currentTarget)
 }

@@ -36,12 +36,14 @@ func (p *backendPool) size() int {
 	return len(p.idle)
 }
 
-// dial makes a new connection; it is not in the pool until put.
-func (p *backendPool) dial(ctx context.Context, target smtpclient.Target) (*backendConn, error) {
+// dial makes a new connection; it is not in the pool until put. The generation is
+// looked up before the target: when that changes in between, the connection counts
+// as one of the past.
+func (p *backendPool) dial(ctx context.Context, target func() smtpclient.Target) (*backendConn, error) {
 	p.mu.Lock()
 	generation := p.generation
 	p.mu.Unlock()
-	c, err := smtpclient.Dial(ctx, target)
+	c, err := smtpclient.Dial(ctx, target())
 	if err != nil {
 		return nil, err
 	}

@@ -376,6 +376,35 @@ func TestDeliverUpdate(t *testing.T) {
 }
 
 // Run ends: what is being sent may finish, within the grace.
+// A connection that was dialled while its backend moved is not kept: the next
+// message would go to where the backend was.
+func TestDialDuringUpdate(t *testing.T) {
+	sink, err := mailtest.NewSink(mailtest.SinkConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	b, err := NewBackend(BackendConfig{Name: mail.Old, Target: outTarget(sink)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.sends.dial(t.Context(), func() smtpclient.Target {
+		was := b.currentTarget()
+		if err := b.Update(smtpclient.Target{Address: "127.0.0.1:1"}); err != nil {
+			t.Error(err)
+		}
+		return was
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.sends.put(t.Context(), c)
+	if n := b.sends.size(); n != 0 {
+		t.Errorf("%d connections to the old place are kept", n)
+		b.Close()
+	}
+}
+
 func TestDeliverShutdownWaits(t *testing.T) {
 	outNoLeaks(t)
 	s := newOutSite(t, nil)

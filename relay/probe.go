@@ -69,7 +69,7 @@ func (b *Backend) ask(ctx context.Context, addr mail.Address) (smtpclient.Answer
 			return a, err
 		}
 	}
-	c, err := b.probes.dial(ctx, b.currentTarget())
+	c, err := b.probes.dial(ctx, b.currentTarget)
 	if err != nil {
 		return smtpclient.Answer{}, err
 	}
