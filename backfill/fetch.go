@@ -2,6 +2,7 @@ package backfill
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -129,6 +130,9 @@ func byUID(a, b *incoming) int { return cmp.Compare(a.meta.UID, b.meta.UID) }
 // copyBatch pairs the messages of a batch that are on the destination already,
 // and appends the others.
 func (f *folderRun) copyBatch(b *fetched) error {
+	if f.p.ctx.Err() != nil {
+		return context.Cause(f.p.ctx)
+	}
 	if b.err != nil {
 		return fmt.Errorf("source: %w", b.err)
 	}
