@@ -227,6 +227,34 @@ func TestRestartAfterMaxHoldReleases(t *testing.T) {
 	})
 }
 
+// A hold that an operator forced is his: a restart once gave the user back to
+// old, or flipped him.
+func TestOperatorsHoldStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(router.User{Address: alice, State: router.StateReady}), &copier{}
+		u := tab.users[alice]
+		u.State = router.StateCutover
+		if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: router.StateReady, To: router.StateCutover, By: "me", Forced: true}); err != nil {
+			t.Fatal(err)
+		}
+		before := tab.way(alice)
+		conduct(t, tab, cop, Config{})
+		time.Sleep(24 * time.Hour)
+		if got := tab.way(alice); got != before {
+			t.Errorf("the user went %q, want %q", got, before)
+		}
+		u = tab.users[alice]
+		u.State = router.StateReady
+		if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: router.StateCutover, To: router.StateReady, By: "me"}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if tab.state(alice) != router.StateReady {
+			t.Errorf("the user is %s after the hold", tab.state(alice))
+		}
+	})
+}
+
 func TestOperatorIsQuicker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab, cop := newTable(), &copier{took: time.Second}

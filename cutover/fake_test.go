@@ -100,8 +100,15 @@ func (t *table) DeleteUser(context.Context, string, uint64, router.Change) error
 func (t *table) ImportUsers(context.Context, []router.User, router.Change) (int, int, error) {
 	return 0, 0, errors.ErrUnsupported
 }
-func (t *table) History(context.Context, string, int) ([]router.Change, error) {
-	return nil, errors.ErrUnsupported
+func (t *table) History(_ context.Context, key string, limit int) (out []router.Change, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range slices.Backward(t.history) {
+		if c.User == key && len(out) < limit {
+			out = append(out, c)
+		}
+	}
+	return out, nil
 }
 
 func (t *table) LoadLedger(_ context.Context, user string) (map[string][]byte, error) {

@@ -195,12 +195,31 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	case router.StateReady:
 		return m.ready(ctx, u)
 	case router.StateCutover:
+		if byHand, err := m.heldByHand(ctx, u); byHand || err != nil {
+			m.phase(PhaseWaiting)
+			return m.c.cfg.Tail, err
+		}
 		return 0, m.inSlot(ctx, func() error { return m.held(ctx, u) })
 	case router.StateNew:
 		return m.flipped(ctx, u)
 	}
 	m.phase(PhaseDone)
 	return 0, errArrived
+}
+
+// heldByHand tells whether an operator forced the hold. Such a hold is his: it
+// lasts until he sets another state, over restarts and beyond max_hold.
+func (m *move) heldByHand(ctx context.Context, u router.User) (bool, error) {
+	changes, err := m.c.cfg.Table.History(ctx, u.Address, 100)
+	if err != nil {
+		return false, fmt.Errorf("reading who holds the user: %w", err)
+	}
+	for _, c := range changes { // newest first; some change other things than the state
+		if c.From != c.To && c.To == u.State {
+			return c.Forced, nil
+		}
+	}
+	return false, nil
 }
 
 // inSlot runs f when one of the places for users at work is free.

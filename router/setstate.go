@@ -73,7 +73,8 @@ func (r *Router) trySetState(ctx context.Context, addr mail.Address, to State, r
 	if err := Transition(from, to, req.Force); err != nil {
 		return User{}, 0, err
 	}
-	forced := Transition(from, to, false) != nil
+	// A hold by hand is forced too: the conductor tells it by that from its own.
+	forced := Transition(from, to, false) != nil || req.Force && to.Held()
 	u.State, u.Since, u.Note = to, s.now(), ""
 	return r.table.SetUser(ctx, u, Change{From: from, To: to, By: req.By, Reason: req.Reason, Forced: forced})
 }
