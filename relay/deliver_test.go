@@ -310,6 +310,45 @@ func TestDeliverStaleConnection(t *testing.T) {
 	}
 }
 
+// Only a kept connection that failed at once is replaced at once. Behind the
+// final dot the message may have been taken: it goes back to the queue.
+func TestDeliverKeptConnectionLostLater(t *testing.T) {
+	outNoLeaks(t)
+	for _, step := range []mailtest.Step{mailtest.StepRcpt, mailtest.StepData, mailtest.StepDot} {
+		s := newOutSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) { b[mail.Old].MaxConns = 1 })
+		s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))
+		s.sinks[mail.Old].SetHook(mailtest.First(1, step, mailtest.DropReply()))
+		r := s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))[0]
+		if r.kind != queue.Retry || strings.Contains(r.last, "arrive twice") != (step == mailtest.StepDot) {
+			t.Errorf("%s: %s, %s", step, r.kind, r.last)
+		}
+	}
+}
+
+// A lease that is lost behind the dot cuts nothing: the answer alone tells
+// whether the message has to be sent again.
+func TestDeliverLeaseLostBehindTheDot(t *testing.T) {
+	outNoLeaks(t)
+	s := newOutSite(t, func(c *DelivererConfig, _ map[mail.Route]*BackendConfig) { c.renewEvery = 5 * time.Millisecond })
+	s.sinks[mail.Old].SetHook(func(ev mailtest.Event) mailtest.Action {
+		if ev.Step != mailtest.StepDot {
+			return mailtest.Action{}
+		}
+		s.q.mu.Lock()
+		s.q.renewErr, s.q.renewLost = queue.ErrLost, true
+		s.q.mu.Unlock()
+		return mailtest.Action{Delay: 50 * time.Millisecond}
+	})
+	if r := s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))[0]; r.kind != queue.Done {
+		t.Errorf("%s: %s", r.kind, r.last)
+	}
+	s.q.mu.Lock()
+	defer s.q.mu.Unlock()
+	if len(s.q.renewals) < 2 {
+		t.Error("the lease was not renewed behind the dot")
+	}
+}
+
 // A backend that fails is left alone, asked, tried with one delivery, and used
 // again; most of the queue never notices.
 func TestDeliverBreaker(t *testing.T) {

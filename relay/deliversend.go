@@ -52,11 +52,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	if attempt := w.d.cfg.Metrics.Attempt; attempt != nil {
 		attempt(w.route, time.Since(started))
 	}
-	var notices []queue.NewMessage
-	if !errors.Is(err, queue.ErrLost) {
-		notices = w.notices(work, lease, verdicts)
-	}
-	w.settle(work, settling{lease, x.sending, verdicts, notices})
+	w.settle(work, settling{lease, x.sending, verdicts, w.notices(work, lease, verdicts)})
 	if errors.Is(err, smtpclient.ErrWithheld) && !errors.Is(err, queue.ErrLost) {
 		deliverPause(x.ctx, claimPause) // the queue is in trouble: it would be claimed again at once
 	}
