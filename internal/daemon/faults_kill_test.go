@@ -209,20 +209,21 @@ func crashPlan(rounds int) (plan []string) {
 }
 
 // notHere are the crash points that this traffic does not pass: a ledger needs
-// a backfill, a segment 64 MiB, and a refile thousands of messages.
-var notHere = []string{"ledger.", "segment.roll", "refile.", "compact.", "file."}
+// a backfill, a segment 64 MiB, a refile thousands of messages, and a counted
+// crash a lease of 60 s that ran out.
+var notHere = []string{"ledger.", "segment.roll", "refile.", "compact.", "file.", "crash."}
 
 // TestFaultsKill is the total-queue checker: what got a 250 is delivered, or
 // still there, whenever and wherever the relay was killed.
 func TestFaultsKill(t *testing.T) {
-	kills, rounds := 160, 2
+	kills, rounds := 200, 2
 	if long() {
 		kills, rounds = 3000, 20
 	}
 	if testing.Short() {
 		kills, rounds = 30, 1
 	}
-	w := newWorld(t, "", 8)
+	w := newWorld(t, childBinary(t), "", 8)
 	plan := crashPlan(rounds)
 	w.suffer(max(kills, len(plan)), plan)
 	v := w.check(w.drain(60 * time.Second))
@@ -264,6 +265,7 @@ func (w *world) mustHit(rounds int) {
 
 // TestFaultsKillBroken breaks promises on purpose: the checker has to see it.
 func TestFaultsKillBroken(t *testing.T) {
+	binary := childBinary(t)
 	for _, test := range []struct {
 		variant string
 		found   func(v *verdict) int
@@ -274,7 +276,7 @@ func TestFaultsKillBroken(t *testing.T) {
 		{noPermission, func(v *verdict) int { return len(v.unexplained) + len(v.wrongSide) }},
 	} {
 		t.Run(test.variant, func(t *testing.T) {
-			w := newWorld(t, test.variant, 8)
+			w := newWorld(t, binary, test.variant, 8)
 			w.suffer(12, nil)
 			v := w.check(w.drain(20 * time.Second))
 			t.Log(v.summary(w))
@@ -284,7 +286,7 @@ func TestFaultsKillBroken(t *testing.T) {
 		})
 	}
 	t.Run("none", func(t *testing.T) {
-		w := newWorld(t, "none", 8)
+		w := newWorld(t, binary, "none", 8)
 		w.suffer(12, nil)
 		v := w.check(w.drain(20 * time.Second))
 		t.Log(v.summary(w))

@@ -32,6 +32,7 @@ type world struct {
 	t        testing.TB
 	dir      string
 	variant  string
+	binary   string // that is started as the relay
 	old, new *mailtest.Sink
 	users    []string
 	book     *book
@@ -79,8 +80,8 @@ backends:
 // plainQueue is for configurations of machines whose disks are nearly full.
 const plainQueue = "queue: {min_free: 0}\nrouting: {unknown: old}"
 
-func newWorld(t testing.TB, variant string, users int) *world {
-	w := &world{t: t, dir: t.TempDir(), variant: variant, book: newBook(), up: make(chan struct{})}
+func newWorld(t testing.TB, binary, variant string, users int) *world {
+	w := &world{t: t, dir: t.TempDir(), binary: binary, variant: variant, book: newBook(), up: make(chan struct{})}
 	for i := range users {
 		w.users = append(w.users, fmt.Sprintf("u%d@%s", i, faultsDomain))
 	}
@@ -91,6 +92,20 @@ func newWorld(t testing.TB, variant string, users int) *world {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// childBinary is this test binary. Under the race detector it is one without:
+// with it a process takes seconds to start, and hundreds are started.
+func childBinary(t testing.TB) string {
+	t.Helper()
+	if !underRace {
+		return os.Args[0]
+	}
+	path := filepath.Join(t.TempDir(), "daemon.test")
+	if out, err := exec.Command("go", "test", "-c", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build the relay without the race detector: %v\n%s", err, out)
+	}
+	return path
 }
 
 func newSink(t testing.TB) *mailtest.Sink {
@@ -139,7 +154,7 @@ func (w *world) launch(crash string) (*child, error) {
 	point, _, _ := strings.Cut(crash, ":")
 	l := life{start: time.Now(), point: point, log: filepath.Join(w.dir, fmt.Sprintf("life-%04d.log", len(w.lives)))}
 	w.lives = append(w.lives, l)
-	c := &child{cmd: exec.Command(os.Args[0], "-test.run=^TestFaultsChild$"), exited: make(chan struct{})}
+	c := &child{cmd: exec.Command(w.binary, "-test.run=^TestFaultsChild$"), exited: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), childConfig+"="+filepath.Join(w.dir, "crossfade.yaml"), childLog+"="+l.log,
 		childCrash+"="+crash, childVariant+"="+w.variant)
 	c.cmd.Stderr = &c.stderr
