@@ -69,6 +69,11 @@ func (l Login) name() string {
 }
 
 func (d *Dialer) open(ctx context.Context, acct Account) (*Session, error) {
+	switch acct.Server.Mode {
+	case TLSImplicit, TLSStart, TLSNone:
+	default:
+		return nil, fmt.Errorf("protection %q is unknown: say %q, %q or %q", acct.Server.Mode, TLSImplicit, TLSStart, TLSNone)
+	}
 	raw, err := d.connect(ctx, acct.Server.Address)
 	if err != nil {
 		return nil, err

@@ -155,6 +155,16 @@ func TestStartTLSCannotBeTricked(t *testing.T) {
 	}
 }
 
+// TestModeMustBeSaid: nobody gets a password in clear by leaving it out.
+func TestModeMustBeSaid(t *testing.T) {
+	f := newFake(t)
+	acct := f.account()
+	acct.Server.Mode = ""
+	if _, err := (&Dialer{}).Open(t.Context(), acct); err == nil || len(f.seen()) != 0 {
+		t.Errorf("%v, %q", err, f.seen())
+	}
+}
+
 func TestGreetings(t *testing.T) {
 	for greeting, want := range map[string]string{
 		"* BYE too many connections\r\n": "too many connections", "SSH-2.0-OpenSSH\r\n": "", "": "greeting", "* OK": "greeting",
