@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"crossfade/internal/mailtest"
@@ -181,43 +179,6 @@ func TestDeliverTooManyRecipients(t *testing.T) {
 	}
 }
 
-// A lost lease means that the user was moved away meanwhile: no dot, and
-// nothing is recorded but that nothing happened.
-func TestDeliverLeaseLost(t *testing.T) {
-	outNoLeaks(t)
-	for _, body := range []string{outBody, strings.Repeat("0123456789\r\n", 20_000)} {
-		s := newOutSite(t, nil)
-		s.q.renewErr = fmt.Errorf("moved: %w", queue.ErrLost)
-		s.q.wait(t, s.q.put(body, mail.Old, nil, "a@b.test"), func(rs []outRcpt) bool { return rs[0].kind == queue.Release })
-		s.end()
-		close(s.finished)
-		if n := s.sinks[mail.Old].Count(); n != 0 {
-			t.Errorf("%d messages arrived", n)
-		}
-		if st := s.d.Backend(mail.Old).Status(); st.Failures != 0 {
-			t.Errorf("the backend was blamed: %+v", st)
-		}
-	}
-}
-
-// A renewal whose answer comes when the time it gave is over allows no dot:
-// another worker may have the message.
-func TestDeliverRenewedTooLate(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, nil)
-	id := s.q.put(outBody, mail.Old, func(m *outMessage) { s.q.late = 1 }, "a@b.test")
-	s.q.outKinds(t, id)
-	s.q.wait(t, id, func(rs []outRcpt) bool { return rs[0].kind == queue.Done })
-	if n := s.sinks[mail.Old].Count(); n != 1 {
-		t.Errorf("%d messages arrived", n)
-	}
-	s.q.mu.Lock()
-	defer s.q.mu.Unlock()
-	if s.q.claims != 2 {
-		t.Errorf("%d claims", s.q.claims)
-	}
-}
-
 func TestDeliverCorruptBody(t *testing.T) {
 	outNoLeaks(t)
 	s := newOutSite(t, nil)
@@ -229,70 +190,6 @@ func TestDeliverCorruptBody(t *testing.T) {
 	inPoll(t, "alarm", func() bool { return s.alarmCount() == 1 })
 	if n := s.sinks[mail.Old].Count(); n != 0 {
 		t.Errorf("%d messages arrived", n)
-	}
-}
-
-func TestDeliverSettleIsRepeated(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, nil)
-	s.q.settleErr = []error{errors.New("reply lost"), errors.New("reply lost again")}
-	if r := s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))[0]; r.kind != queue.Done {
-		t.Errorf("%+v", r)
-	}
-	if n := s.sinks[mail.Old].Count(); n != 1 {
-		t.Errorf("%d messages arrived", n)
-	}
-}
-
-// A full disk can last for hours. A delivery whose "done" is given up meanwhile
-// is made again when its lease ends, so the record is tried, and the lease kept,
-// until it is there.
-func TestDeliverSettleOutlastsAFullStore(t *testing.T) {
-	for _, test := range []struct {
-		name    string
-		fails   time.Duration
-		stopped bool // the relay is told to end at once
-		want    queue.Kind
-	}{
-		{"for an hour", time.Hour, false, queue.Done},
-		{"for seconds while the relay ends", 10 * time.Second, true, queue.Done},
-		{"for ever while the relay ends", 1000 * time.Hour, true, ""},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				q := newOutQueue()
-				id := q.put(outBody, mail.Old, nil, "a@b.test")
-				q.settleFull = time.Now().Add(test.fails)
-				b, err := NewBackend(BackendConfig{Name: mail.Old, Target: smtpclient.Target{Address: "127.0.0.1:1"}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				d, err := NewDeliverer(DelivererConfig{Queue: q, Hostname: "relay.test", Backends: map[mail.Route]*Backend{mail.Old: b}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				lease, err := q.Claim(t.Context(), mail.Old, 1)
-				if err != nil {
-					t.Fatal(err)
-				}
-				work, cut := context.WithCancel(t.Context())
-				defer cut()
-				if test.stopped {
-					cut()
-				}
-				w := &deliverWorker{d: d, b: b, route: mail.Old, log: d.log}
-				w.settle(work, settling{lease: lease, sending: true, verdicts: []deliverVerdict{{Outcome: queue.Outcome{Kind: queue.Done}}}})
-				if got := q.msgs[id].rcpts[0].kind; got != test.want {
-					t.Errorf("recorded %q, want %q", got, test.want)
-				}
-				if last := time.Since(q.renewed); last > queue.LeaseTime/2 {
-					t.Errorf("the lease was last renewed %s before the end", last)
-				}
-				if slices.Contains(q.renewals, false) {
-					t.Error("renewed as if the dot had not been sent")
-				}
-			})
-		})
 	}
 }
 
@@ -322,125 +219,6 @@ func TestDeliverKeptConnectionLostLater(t *testing.T) {
 		if r.kind != queue.Retry || strings.Contains(r.last, "arrive twice") != (step == mailtest.StepDot) {
 			t.Errorf("%s: %s, %s", step, r.kind, r.last)
 		}
-	}
-}
-
-// A lease that is lost behind the dot cuts nothing: the answer alone tells
-// whether the message has to be sent again.
-func TestDeliverLeaseLostBehindTheDot(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, func(c *DelivererConfig, _ map[mail.Route]*BackendConfig) { c.renewEvery = 5 * time.Millisecond })
-	s.sinks[mail.Old].SetHook(func(ev mailtest.Event) mailtest.Action {
-		if ev.Step != mailtest.StepDot {
-			return mailtest.Action{}
-		}
-		s.q.mu.Lock()
-		s.q.renewErr, s.q.renewLost = queue.ErrLost, true
-		s.q.mu.Unlock()
-		return mailtest.Action{Delay: 50 * time.Millisecond}
-	})
-	if r := s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))[0]; r.kind != queue.Done {
-		t.Errorf("%s: %s", r.kind, r.last)
-	}
-	s.q.mu.Lock()
-	defer s.q.mu.Unlock()
-	if len(s.q.renewals) < 2 {
-		t.Error("the lease was not renewed behind the dot")
-	}
-}
-
-// A backend that fails is left alone, asked, tried with one delivery, and used
-// again; most of the queue never notices.
-func TestDeliverBreaker(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, nil)
-	b, sink := s.d.Backend(mail.Old), s.sinks[mail.Old]
-	sink.Down()
-	var ids []mail.ID
-	for range 50 {
-		ids = append(ids, s.q.put(outBody, mail.Old, func(m *outMessage) { m.rcpts[0].item.Since = time.Now() }, "a@b.test"))
-	}
-	st := outWaitState(t, b, BackendDown)
-	if st.Failures < 5 || !strings.Contains(st.Reason, "refused") || st.NextProbe.IsZero() {
-		t.Errorf("%+v", st)
-	}
-	if err := sink.Up(); err != nil {
-		t.Fatal(err)
-	}
-	outWaitState(t, b, BackendUp)
-	retried := 0
-	for _, id := range ids {
-		if r := s.q.outKinds(t, id)[0]; r.kind == queue.Retry {
-			retried++
-		}
-	}
-	if retried < 5 || retried > 12 {
-		t.Errorf("%d of 50 messages were spent on a dead backend", retried)
-	}
-}
-
-func TestDeliverPause(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, nil)
-	b := s.d.Backend(mail.Old)
-	b.Pause("maintenance", "ada")
-	if st := b.Status(); st.State != BackendPaused || st.Reason != "maintenance" || st.By != "ada" {
-		t.Errorf("%+v", st)
-	}
-	paused := s.q.put(outBody, mail.Old, nil, "a@b.test")
-	s.q.outKinds(t, s.q.put(outBody, mail.New, nil, "a@b.test")) // time goes by
-	if knows, _ := b.Ask(t.Context(), outAddr("a@b.test")); knows != Unsure {
-		t.Error("a paused backend was asked")
-	}
-	if n := s.sinks[mail.Old].Count(); n != 0 {
-		t.Errorf("%d messages to a paused backend", n)
-	}
-	b.Resume()
-	if r := s.q.outKinds(t, paused)[0]; r.kind != queue.Done {
-		t.Errorf("%+v", r)
-	}
-}
-
-func TestDeliverUpdate(t *testing.T) {
-	outNoLeaks(t)
-	s := newOutSite(t, nil)
-	s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))
-	if err := s.d.Backend(mail.Old).Update(outTarget(s.sinks[mail.New])); err != nil {
-		t.Fatal(err)
-	}
-	s.q.outKinds(t, s.q.put(outBody, mail.Old, nil, "a@b.test"))
-	if a, b := s.sinks[mail.Old].Count(), s.sinks[mail.New].Count(); a != 1 || b != 1 {
-		t.Errorf("%d before, %d behind the update", a, b)
-	}
-}
-
-// Run ends: what is being sent may finish, within the grace.
-// A connection that was dialled while its backend moved is not kept: the next
-// message would go to where the backend was.
-func TestDialDuringUpdate(t *testing.T) {
-	sink, err := mailtest.NewSink(mailtest.SinkConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sink.Close()
-	b, err := NewBackend(BackendConfig{Name: mail.Old, Target: outTarget(sink)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := b.sends.dial(t.Context(), func() smtpclient.Target {
-		was := b.currentTarget()
-		if err := b.Update(smtpclient.Target{Address: "127.0.0.1:1"}); err != nil {
-			t.Error(err)
-		}
-		return was
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.sends.put(t.Context(), c)
-	if n := b.sends.size(); n != 0 {
-		t.Errorf("%d connections to the old place are kept", n)
-		b.Close()
 	}
 }
 
@@ -547,46 +325,6 @@ type closedQueue struct{ *outQueue }
 
 func (closedQueue) Claim(context.Context, mail.Route, int) (*queue.Lease, error) {
 	return nil, fmt.Errorf("claim: %w", queue.ErrClosed)
-}
-
-func TestAsk(t *testing.T) {
-	outNoLeaks(t)
-	for _, lmtp := range []bool{false, true} {
-		sink, err := mailtest.NewSink(mailtest.SinkConfig{LMTP: lmtp, Users: func(a string) bool { return a == "yes@b.test" }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer sink.Close()
-		target := outTarget(sink)
-		target.LMTP = lmtp
-		b, err := NewBackend(BackendConfig{Name: mail.Old, Target: target})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer b.Close()
-		check := func(addr string, want Knows) {
-			t.Helper()
-			if got, reply := b.Ask(t.Context(), outAddr(addr)); got != want {
-				t.Errorf("lmtp %v: %s: %s (%s)", lmtp, addr, got, reply)
-			}
-		}
-		check("yes@b.test", KnowsIt)
-		check("no@b.test", KnowsNo)
-		check("yes@b.test", KnowsIt)
-		if total, _ := sink.Connections(); total != 1 {
-			t.Errorf("%d connections for three questions", total)
-		}
-		for _, a := range []mailtest.Action{mailtest.Reply(550, "5.7.1 policy"), mailtest.Reply(450, "4.2.0 later"), mailtest.GoAway(), mailtest.Close(), mailtest.Hang()} {
-			sink.SetHook(mailtest.On(mailtest.StepRcpt, a))
-			check("yes@b.test", Unsure)
-		}
-		sink.SetHook(mailtest.On(mailtest.StepMail, mailtest.Reply(550, "5.1.1 unknown user")))
-		check("yes@b.test", Unsure)
-		sink.SetHook(mailtest.First(1, mailtest.StepMail, mailtest.GoAway()))
-		check("yes@b.test", KnowsIt) // the kept connection was left, a new one answers
-		sink.Down()
-		check("yes@b.test", Unsure)
-	}
 }
 
 func outTargetNowhere() (tg smtpclient.Target) {

@@ -180,6 +180,7 @@ func TestDSNReturn(t *testing.T) {
 }
 
 func FuzzDSN(f *testing.F) {
+	f.Add("<a\nBcc:b@c>", "rfc822;a\nX:b", "e\nX:y", "A: b\r\n\r\nx")
 	f.Add("550 no\r\n--x", "rfc822;a@b", "env", "A: b\r\n\r\nx")
 	f.Fuzz(func(t *testing.T, text, orcpt, envid, original string) {
 		d := dsnTestReport(mail.NotifyFailure)

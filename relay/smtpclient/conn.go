@@ -189,10 +189,13 @@ func (c *Conn) send(ctx context.Context, b []byte, d time.Duration) error {
 	return nil
 }
 
-// reply reads one reply.
+// reply reads one reply. Of replies that came together the first one's deadline is
+// that of all.
 func (c *Conn) reply(ctx context.Context, d time.Duration) (mail.Reply, error) {
-	if err := c.nc.SetReadDeadline(until(ctx, d)); err != nil {
-		return mail.Reply{}, fmt.Errorf("set deadline: %w", err)
+	if c.br.Buffered() == 0 {
+		if err := c.nc.SetReadDeadline(until(ctx, d)); err != nil {
+			return mail.Reply{}, fmt.Errorf("set deadline: %w", err)
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return mail.Reply{}, err
