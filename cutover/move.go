@@ -19,6 +19,10 @@ const smallPass = 20
 // changes faster than it can be copied: the hold ends that race.
 const maxPasses = 8
 
+// copyTime bounds the wait for queued copies; then the attempt has failed, and
+// the operator can see why.
+const copyTime = time.Minute
+
 // move is one user on his way. Its goroutine is run.
 type move struct {
 	c    *Conductor
@@ -244,6 +248,11 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	if err != nil {
 		return backfill.Report{}, err
 	}
+	if u.Deliver == router.DeliverBoth && !final {
+		if err := m.copies(ctx, u); err != nil {
+			return backfill.Report{}, err
+		}
+	}
 	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
 		Final:    final,
 		Progress: func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
@@ -263,6 +272,18 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		return rep, fmt.Errorf("copying: %w", err)
 	}
 	return rep, nil
+}
+
+// copies waits until what the relay itself copies to new has arrived. From
+// syncing on it makes no more copies; one that came while a pass copies the
+// same message from old would be there twice.
+func (m *move) copies(ctx context.Context, u router.User) error {
+	ctx, cancel := context.WithTimeout(ctx, copyTime)
+	defer cancel()
+	if err := m.drain(ctx, u.Address); err != nil {
+		return fmt.Errorf("waiting for the copies (deliver: both) that are queued for new: %w", err)
+	}
+	return nil
 }
 
 // sync copies until a pass is small, then the user is ready.

@@ -112,7 +112,9 @@ type Table interface {
 	SetUser(ctx context.Context, u User, c Change) (saved User, busy int, err error)
 	// Busy is how many deliveries for the user are between the permission to
 	// send the final dot and their record, under an epoch older than the
-	// present one.
+	// present one, and how many copies of `deliver: both` are still to be
+	// delivered. Users in syncing, ready and cutover get no new copies:
+	// the backfill fills their new side.
 	Busy(ctx context.Context, key string) (int, error)
 	// DeleteUser removes a user at the given epoch. The history stays.
 	DeleteUser(ctx context.Context, key string, epoch uint64, c Change) error

@@ -10,7 +10,6 @@ import (
 
 	"crossfade/mail"
 	"crossfade/queue"
-	"crossfade/router"
 )
 
 // lease is the store's side of a queue.Lease. Guarded by Store.mu.
@@ -149,7 +148,7 @@ func (s *Store) grant(l lane, m *msg, items []*item) (*lease, error) {
 		ls.slots = append(ls.slots, slot)
 		it.row.fresh(it.u)
 		ls.epochs[i] = it.u.epoch()
-		if u := it.u; u != nil && u.known && !it.row.copy && u.user.Deliver == router.DeliverBoth && l != laneOut {
+		if it.u.copies() && !it.row.copy && l != laneOut {
 			ls.copyTo[i] = laneOf(l.route().Other())
 		}
 	}

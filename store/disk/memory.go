@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"crossfade/mail"
+	"crossfade/router"
 )
 
 // What is in memory: the recipients that are due now or soon, or leased. The
@@ -61,6 +62,20 @@ func (u *ustate) way() (lane, bool) {
 	}
 	r, held := u.user.Route()
 	return laneOf(r), held
+}
+
+// copies tells whether the side that is not read gets a copy of what is
+// delivered now. Not while the conductor is at work for the user: the backfill
+// brings over what old gets, and a copy that came beside it would be twice.
+func (u *ustate) copies() bool {
+	if u == nil || !u.known || u.user.Deliver != router.DeliverBoth {
+		return false
+	}
+	switch u.user.State {
+	case router.StateSyncing, router.StateReady, router.StateCutover, router.StateRollback:
+		return false
+	}
+	return true
 }
 
 func (u *ustate) generation() uint64 {

@@ -31,6 +31,7 @@ const (
 	sqlUser     = `SELECT ` + userColumns + ` FROM user WHERE address = ?`
 	sqlSetUser  = `INSERT OR REPLACE INTO user (` + userColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 	sqlHistory  = `INSERT INTO history (user, epoch, from_state, to_state, author, reason, forced, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
+	sqlCopies   = `SELECT count(*) FROM recipient INDEXED BY recipient_user WHERE user = ? AND due IS NOT NULL AND copy = 1 AND lane IN (?, ?, ?)`
 	sqlLastSeen = `SELECT max(epoch) FROM history WHERE user = ?`
 )
 
@@ -391,13 +392,22 @@ func (s *Store) busy(key string) (n int) {
 
 // Busy implements [router.Table]. A delivery that was sending when its lease
 // ran out counts until it is settled or 60 s more have passed.
-func (s *Store) Busy(_ context.Context, key string) (int, error) {
+func (s *Store) Busy(ctx context.Context, key string) (int, error) {
 	if err := s.usable(); err != nil {
 		return 0, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.busy(key), nil
+	n := s.busy(key)
+	s.mu.Unlock()
+	// Only now the copies: one is written before its delivery is forgotten.
+	err := s.read(ctx, func(c *conn) error {
+		v, _, err := c.ints(sqlCopies, key, laneOld, laneNew, laneHeld)
+		if len(v) > 0 {
+			n += int(v[0])
+		}
+		return err
+	})
+	return n, err
 }
 
 // likePattern makes a LIKE pattern (ESCAPE '\') of a part of a string.
