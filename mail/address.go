@@ -12,11 +12,13 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// Limits of RFC 5321, 4.5.3.1, in octets.
+// Limits in octets. RFC 5321, 4.5.3.1, has 64 for a local part and 254 for an
+// address, and asks to take more where that is possible: the bounce addresses of
+// mailing services (VERP, SRS, BATV) are often longer, and a refusal would lose mail
+// that the systems behind us take.
 const (
-	maxLocal  = 64
+	maxLocal  = 256
 	maxDomain = 255
-	maxPath   = 254
 )
 
 // Address is a mailbox address in normal form. The zero value is the null
@@ -120,9 +122,6 @@ func newAddress(local, domain string) (Address, error) {
 	domain, err := NormalDomain(domain)
 	if err != nil {
 		return Address{}, err
-	}
-	if len(local)+1+len(domain) > maxPath {
-		return Address{}, fmt.Errorf("it is longer than %d octets", maxPath)
 	}
 	return Address{Local: local, Domain: domain}, nil
 }

@@ -125,6 +125,15 @@ func (q *inQueue) one(t testing.TB) inMessage {
 	return msgs[0]
 }
 
+func (q *inQueue) last(t testing.TB) inMessage {
+	t.Helper()
+	msgs := q.all()
+	if len(msgs) == 0 {
+		t.Fatal("nothing is queued")
+	}
+	return msgs[len(msgs)-1]
+}
+
 // inSite is a server with all that it needs.
 type inSite struct {
 	t     testing.TB

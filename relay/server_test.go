@@ -99,6 +99,27 @@ func TestReceiveMessage(t *testing.T) {
 	}
 }
 
+// Senders that are no RFC's, but in use: their mail is taken as the systems
+// behind us would take it, and they leave in a form that is correct.
+func TestOddSenders(t *testing.T) {
+	s := newSite(t, router.PolicyOld, nil)
+	c := s.hello()
+	long := strings.Repeat("bounce-", 20) + "ann=example.org"
+	for from, want := range map[string]string{
+		"john..doe@carrier.example": `"john..doe"@carrier.example`, "john.@carrier.example": `"john."@carrier.example`,
+		long + "@service.example": long + "@service.example",
+	} {
+		c.cmd("MAIL FROM:<"+from+">", "250")
+		c.cmd("RCPT TO:<ann@example.org>", "250")
+		c.cmd("DATA", "354")
+		c.send("Subject: x\r\n\r\nx\r\n.\r\n")
+		c.want("250")
+		if got := s.queue.last(t).env.From.String(); got != want {
+			t.Errorf("%s became %s", from, got)
+		}
+	}
+}
+
 // The library takes the quotes off local parts. What a client hides in them must
 // not come out as another recipient or as a parameter.
 func TestQuotedLocalPartCannotInject(t *testing.T) {

@@ -92,13 +92,15 @@ func (s *session) Mail(from string, opts *smtp.MailOptions) error {
 var errNeedUTF8 = mail.Replyf(553, mail.Enhanced{5, 6, 7}, "an address that is not ASCII needs SMTPUTF8")
 
 // path makes an address of what the library read. The library has removed the
-// quotes of the local part, and takes some paths without quotes that need them.
+// quotes of the local part, and takes some paths without quotes that need them:
+// dots in odd places, which are in use and harmless, and <a@b@c>, which is read
+// in two ways.
 func (s *session) path(unquoted string) (mail.Address, error) {
 	a, err := mail.FromUnquoted(unquoted)
 	if err != nil {
 		return mail.Address{}, err
 	}
-	if strings.HasPrefix(a.String(), `"`) && !strings.Contains(s.conn.LastPath(), `"`) {
+	if strings.Contains(a.Local, "@") && !strings.Contains(s.conn.LastPath(), `"`) {
 		return mail.Address{}, fmt.Errorf("address %q: the local part has characters that need quoting", unquoted)
 	}
 	return a, nil

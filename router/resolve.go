@@ -228,7 +228,7 @@ func (w *walk) targets(ctx context.Context, a mail.Address, u User, tag string) 
 }
 
 // withTag gives a the tag of the alias that led to it, unless it has its own
-// or would grow too long (RFC 5321, 4.5.3.1.1).
+// or would grow too long.
 func (s *site) withTag(a mail.Address, tag string) mail.Address {
 	if tag == "" {
 		return a
