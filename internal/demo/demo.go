@@ -258,13 +258,13 @@ func (s *show) drain(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("asking for the queue: %w", err)
 		}
-		if len(page.Messages) == 0 {
+		if len(page.Messages) == 0 && page.Next == "" { // a page in the middle is empty when its message was delivered meanwhile
 			s.say("the queue is empty")
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the queue does not empty: %+v", page.Messages[0].Rcpts)
+			return fmt.Errorf("the queue does not empty: %+v", page.Messages)
 		case <-tick.C:
 		}
 	}
