@@ -13,15 +13,16 @@ import (
 // flipRun is a migration under a stream of mail.
 type flipRun struct {
 	users, past int
-	both        int // the first users get `deliver: both`
-	staying     int // the last users stay on old
+	both        int           // the first users get `deliver: both`
+	staying     int           // the last users stay on old
+	pause       time.Duration // of each of the senders between two messages
 }
 
 // TestFlipFiftyUsers: 50 users go from one Dovecot to another, one after the
 // other, while mail to all of them flows; every message is exactly once in the
 // mailbox that its user reads.
 func TestFlipFiftyUsers(t *testing.T) {
-	r := flipRun{users: 50, past: 16}
+	r := flipRun{users: 50, past: 16, pause: 100 * time.Millisecond}
 	if long() {
 		r.past = 400
 	}
@@ -31,9 +32,9 @@ func TestFlipFiftyUsers(t *testing.T) {
 // TestFlipDualDelivery: some users get each message on both sides before they
 // are flipped, and some are not flipped.
 func TestFlipDualDelivery(t *testing.T) {
-	r := flipRun{users: 12, past: 10, both: 6, staying: 3}
+	r := flipRun{users: 14, past: 20, both: 9, staying: 3, pause: 20 * time.Millisecond}
 	if long() {
-		r = flipRun{users: 50, past: 100, both: 25, staying: 10}
+		r = flipRun{users: 60, past: 100, both: 40, staying: 10, pause: 30 * time.Millisecond}
 	}
 	r.run(t)
 }
@@ -55,10 +56,11 @@ func (r flipRun) run(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("%s,,,alias,%s", a, u))
 	}
 	importUsers(t, d.client, lines)
-	s := &stream{addr: d.smtp, users: w.users, aliases: aliases, book: w.book, senders: 4, pause: 100 * time.Millisecond}
+	s := &stream{addr: d.smtp, users: w.users, aliases: aliases, book: w.book, senders: 4, pause: r.pause}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	wait := s.start(ctx)
+	poll(t, 30*time.Second, "the stream's begin", func() (bool, error) { return s.accepted.Load() >= int64(2*len(w.users)), nil })
 	began := time.Now()
 	moving := w.users[:len(w.users)-r.staying]
 	var holds []time.Duration

@@ -107,13 +107,13 @@ type killRun struct {
 	stream       *stream
 	rnd          *rand.Rand
 
-	mu      sync.Mutex
-	child   *child
-	kills   []time.Time
-	phases  map[string]int // what the flip was doing when it was killed
-	flipped int
-	current string
-	holds   []time.Duration
+	mu     sync.Mutex
+	child  *child
+	kills  []time.Time
+	held   chan struct{}  // told when a user is seen in his hold
+	seen   string         // what the flip was seen to do last
+	phases map[string]int // what it was doing when it was killed
+	holds  []time.Duration
 }
 
 // TestKillDuringFlips: kill -9 at random moments while users are flipped under
@@ -129,7 +129,7 @@ func TestKillDuringFlips(t *testing.T) {
 	w := newWorld(t, users, past)
 	smtp, api := fmt.Sprintf("127.0.0.1:%d", realtest.FreePort(t)), fmt.Sprintf("127.0.0.1:%d", realtest.FreePort(t))
 	w.configure(smtp, api)
-	r := &killRun{w: w, program: binary(t), api: api, rnd: rand.New(rand.NewPCG(seed, 1)), phases: map[string]int{}}
+	r := &killRun{w: w, program: binary(t), api: api, rnd: rand.New(rand.NewPCG(seed, 1)), phases: map[string]int{}, held: make(chan struct{})}
 	r.child = startChild(t, r.program, w.cfgPath, w.logPath)
 	t.Cleanup(func() { r.child.kill(t) })
 	awaitReady(t, r.child, api)
@@ -171,8 +171,18 @@ func TestKillDuringFlips(t *testing.T) {
 // killer kills the child at random moments and starts it again.
 func (r *killRun) killer(ctx context.Context, kills int) {
 	t := r.w.t
-	for range kills {
-		wait := time.NewTimer(50*time.Millisecond + time.Duration(r.rnd.IntN(2500))*time.Millisecond)
+	for n := range kills {
+		delay := 50*time.Millisecond + time.Duration(r.rnd.IntN(2500))*time.Millisecond
+		if n%2 == 1 { // in or just after a hold
+			select {
+			case <-ctx.Done():
+				return
+			case <-r.held:
+			case <-time.After(5 * time.Second):
+			}
+			delay = time.Duration(r.rnd.IntN(120)) * time.Millisecond
+		}
+		wait := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -182,6 +192,7 @@ func (r *killRun) killer(ctx context.Context, kills int) {
 		r.mu.Lock()
 		r.child.kill(t)
 		r.kills = append(r.kills, time.Now())
+		r.phases[r.seen]++
 		r.child = startChild(t, r.program, r.w.cfgPath, r.w.logPath)
 		r.mu.Unlock()
 		awaitReady(t, r.child, r.api)
@@ -228,15 +239,16 @@ func (r *killRun) flip(t *testing.T, c *admin.Client, user string) {
 
 // phase remembers what the flip does, for the report of what was killed.
 func (r *killRun) phase(s router.State, p cutover.Phase) {
+	if s == router.StateCutover {
+		select {
+		case r.held <- struct{}{}:
+		default:
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := string(s)
-	if s == router.StateCutover {
-		key += "/" + string(p)
-	}
-	if len(r.kills) > r.flipped {
-		r.phases[key] += len(r.kills) - r.flipped
-		r.flipped = len(r.kills)
+	if r.seen = string(s); s == router.StateCutover {
+		r.seen += "/" + string(p)
 	}
 }
 
@@ -258,7 +270,7 @@ func (r *killRun) judge(t *testing.T, took time.Duration) {
 		explained++
 	}
 	past, sent := r.w.book.totals()
-	figure(t, "%d kills -9 (after each, the user was: %v), %d users flipped in %s; past messages %d; accepted %d for %d recipients in %d attempts, %d with a lost reply; found %d, missing %d, altered %d, stray %d; twice %d, of which explained by a kill %d; deliveries reported in doubt %d; hold p50 %s p99 %s",
+	figure(t, "%d kills -9 (just before, the user was: %v), %d users flipped in %s; past messages %d; accepted %d for %d recipients in %d attempts, %d with a lost reply; found %d, missing %d, altered %d, stray %d; twice %d, of which explained by a kill %d; deliveries reported in doubt %d; hold p50 %s p99 %s",
 		len(r.kills), r.phases, len(r.w.users), took.Round(time.Millisecond), past, r.stream.accepted.Load(), sent, r.stream.attempts.Load(), r.stream.doubtful.Load(),
 		sum.found, sum.missing, sum.altered, sum.stray, len(sum.doubles), explained, len(doubts),
 		percentile(r.holds, 50).Round(time.Millisecond), percentile(r.holds, 99).Round(time.Millisecond))
