@@ -49,7 +49,7 @@ type deliverVerdict struct {
 //	connection or session failed         retry, fail when expired; the text says when a duplicate is possible
 //	452 too many recipients              retry at once when others were taken
 //	user unknown, on old or new (I8)     the other side; park when both refuse
-//	relay denied, login demanded         retry with an alarm, park when expired: the backend is misconfigured
+//	relay denied, login demanded, SPF    retry with an alarm, park when expired: the backend is misconfigured
 //	command unknown or out of step       retry, park when expired: it says nothing about the message
 //	any other 5xx                        fail
 //	stored message damaged or missing    park
@@ -73,7 +73,7 @@ func (r deliverRules) outcome(item queue.Item, rcpt mail.Recipient, res deliverR
 		r.done(&v, item, rcpt)
 	case res.others && tooMany(a):
 		v.Kind, v.At = queue.Retry, r.now
-	case misconfigured(a):
+	case misconfigured(a), r.ours() && byOurAddress(a):
 		v.alarm = fmt.Sprintf("%s refuses to take mail from this relay: allow it there", r.route)
 		r.againOrPark(&v, item, rcpt)
 	case !a.Reply.Permanent():
@@ -230,13 +230,27 @@ func misconfigured(a smtpclient.Answer) bool {
 	if a.Reply.Code == 530 || a.Reply.Code == 538 {
 		return true
 	}
-	text := strings.ToLower(a.Reply.Text)
-	for _, words := range [...]string{"relay access denied", "relaying denied", "unable to relay", "not permitted to relay",
+	return says(a.Reply, "relay access denied", "relaying denied", "unable to relay", "not permitted to relay",
 		"relay not permitted", "relaying not allowed", "relay denied", "authentication required",
-		"client host rejected", "helo command rejected", "blocked using"} {
-		if strings.Contains(text, words) {
-			return true
-		}
+		"client host rejected", "helo command rejected", "blocked using")
+}
+
+// byOurAddress tells whether the backend refused a message because of the address
+// that it came from. That is ours: SPF (RFC 7208; 5.7.23 and 5.7.24 of RFC 7372)
+// and reverse DNS (5.7.25) say nothing about the sender there.
+func byOurAddress(a smtpclient.Answer) bool {
+	if !a.Reply.Permanent() {
+		return false
 	}
-	return false
+	switch a.Reply.Enhanced {
+	case mail.Enhanced{5, 7, 23}, mail.Enhanced{5, 7, 24}, mail.Enhanced{5, 7, 25}:
+		return true
+	}
+	return says(a.Reply, "spf fail", "spf check", "spf validation", "spf record", "failed spf", "fails spf", "openspf.", "sender policy framework")
+}
+
+// says tells whether a reply holds one of some words.
+func says(r mail.Reply, words ...string) bool {
+	text := strings.ToLower(r.Text)
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
 }

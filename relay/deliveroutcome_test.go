@@ -91,6 +91,12 @@ func TestOutcome(t *testing.T) {
 		{"no word of theirs", in{res: answer(from, 500, mail.Enhanced{}, "what?")}, queue.Retry, 0, false, ""},
 		{"500 about the message", in{res: answer(dot, 500, mail.Enhanced{}, "line too long")}, queue.Fail, failure, false, ""},
 
+		{"SPF, of which we can know nothing", in{res: answer(from, 550, mail.Enhanced{5, 7, 23}, "SPF validation failed")}, queue.Retry, 0, true, ""},
+		{"SPF in words", in{route: mail.New, res: answer(dot, 554, mail.Enhanced{5, 7, 1}, "Message rejected: failed SPF check")}, queue.Retry, 0, true, ""},
+		{"no reverse DNS", in{res: answer(rcpt, 550, mail.Enhanced{5, 7, 25}, "no PTR")}, queue.Retry, 0, true, ""},
+		{"SPF, expired", in{age: 121 * hours, item: tried, res: answer(from, 550, mail.Enhanced{5, 7, 23}, "SPF")}, queue.Park, 0, true, "given up"},
+		{"SPF outside", in{route: mail.Out, res: answer(from, 550, mail.Enhanced{5, 7, 23}, "SPF validation failed")}, queue.Fail, failure, false, ""},
+		{"spfoo is no SPF", in{res: answer(rcpt, 550, mail.Enhanced{5, 7, 1}, "<spfoo@b.test>: rejected")}, queue.Fail, failure, false, ""},
 		{"policy for the recipient", in{res: answer(rcpt, 550, mail.Enhanced{5, 7, 1}, "you may not write here")}, queue.Fail, failure, false, ""},
 
 		{"no connection", in{res: broken(smtpclient.SentNothing, errors.New("refused"))}, queue.Retry, 0, false, "refused"},
