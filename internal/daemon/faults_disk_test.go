@@ -107,14 +107,15 @@ func (s *site) arrivedOnce(sink *mailtest.Sink, tokens []string) {
 }
 
 // TestFaultsDiskReserve runs into the reserve of a small file system: 452, and
-// on as soon as there is room again, without a restart.
+// on as soon as there is room again, without a restart. The reserve has to be
+// larger than the write-ahead log: what is queued is settled out of it.
 func TestFaultsDiskReserve(t *testing.T) {
-	s := newSite(t, "queue: {min_free: 4MiB}\nrouting: {unknown: old}")
-	mountSmall(t, s.cfg.Store, "24m")
+	s := newSite(t, "queue: {min_free: 24MiB}\nrouting: {unknown: old}")
+	mountSmall(t, s.cfg.Store, "64m")
 	s.start()
 	s.pause()
 	ballast := filepath.Join(s.cfg.Store, "ballast")
-	leave(t, s.cfg.Store, ballast, 10<<20)
+	leave(t, s.cfg.Store, ballast, 30<<20)
 	var all []string
 	for round, sizes := range [][]int{{1 << 21, 100_000, 3000}, {100_000, 3000}} {
 		for _, size := range sizes {
@@ -145,7 +146,7 @@ func TestFaultsDiskReserve(t *testing.T) {
 func (s *site) fillSlowly(prefix string, size int) (tokens []string, refusal error) {
 	s.t.Helper()
 	sent := 0
-	for i := range 200 {
+	for i := range 2000 {
 		token := fmt.Sprintf("tok-%s-%04d", prefix, i)
 		_, err := sendOne(s.limit(), s.addr, outside, []string{"full@" + faultsDomain}, tokenMessage(token, size))
 		if err != nil {
@@ -157,7 +158,7 @@ func (s *site) fillSlowly(prefix string, size int) (tokens []string, refusal err
 			rest(s.limit(), 1050*time.Millisecond)
 		}
 	}
-	s.t.Fatal("200 messages and the disk is not full")
+	s.t.Fatal("2000 messages and the disk is not full")
 	return nil, nil
 }
 

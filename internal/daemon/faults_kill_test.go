@@ -88,7 +88,7 @@ func (o *operator) flip(ctx context.Context, c *admin.Client, user string) {
 		if err != nil {
 			return
 		}
-		if len(page.Messages) == 0 {
+		if len(page.Messages) == 0 && page.Next == "" {
 			break
 		}
 		if !rest(ctx, time.Millisecond) {
@@ -170,7 +170,7 @@ func (w *world) drain(limit time.Duration) (left []queue.Entry) {
 			w.t.Errorf("retrying all: %v", err)
 		}
 		page, err := c.client.Queue(ctx, admin.QueueFilter{}, "", 100)
-		if err == nil && len(page.Messages) == 0 {
+		if err == nil && len(page.Messages) == 0 && page.Next == "" {
 			return nil
 		}
 		if !rest(ctx, 50*time.Millisecond) {
@@ -216,6 +216,7 @@ var notHere = []string{"ledger.", "segment.roll", "refile.", "compact.", "file."
 // TestFaultsKill is the total-queue checker: what got a 250 is delivered, or
 // still there, whenever and wherever the relay was killed.
 func TestFaultsKill(t *testing.T) {
+	t.Parallel() // beside those that wait for a grace to end
 	kills, rounds := 200, 2
 	if long() {
 		kills, rounds = 3000, 20

@@ -200,13 +200,14 @@ func (s *site) empty() {
 	var last string
 	defer func() {
 		if s.t.Failed() {
-			s.t.Logf("the queue: %s\n%.5000s", last, s.log.String())
+			text := s.log.String()
+			s.t.Logf("the queue: %s\n%s", last, text[max(0, len(text)-5000):])
 		}
 	}()
 	eventually(s.t, 30*time.Second, "the queue is empty", func() bool {
-		p, err := s.client.Queue(s.limit(), admin.QueueFilter{}, "", 1)
-		last = fmt.Sprintf("%+v %v", p, err)
-		return err == nil && len(p.Messages) == 0
+		st, err := s.client.Stats(s.limit())
+		last = fmt.Sprintf("%+v %v", st.Queue, err)
+		return err == nil && st.Queue.Messages == 0
 	})
 }
 

@@ -57,7 +57,7 @@ func TestFaultsStop(t *testing.T) {
 	eventually(t, 30*time.Second, "the queue is empty", func() bool {
 		_, _ = s.client.Apply(s.limit(), admin.QueueApply{Action: queue.DoRetry, All: true})
 		p, err := s.client.Queue(s.limit(), admin.QueueFilter{}, "", 1)
-		return err == nil && len(p.Messages) == 0
+		return err == nil && len(p.Messages) == 0 && p.Next == ""
 	})
 	s.stop()
 	missing := 0
