@@ -128,11 +128,11 @@ func (s *Store) planImport(u router.User, c router.Change) (*change, error) {
 		return nil, err
 	}
 	ch := &change{u: u, c: c, known: true}
-	now := s.opts.Now()
+	now := fromMillis(s.now())
 	ch.c.User, ch.c.At = u.Address, now
 	if us.known {
-		ch.u.State, ch.u.Epoch, ch.u.Since, ch.gen = us.user.State, us.user.Epoch, us.user.Since, us.gen
-		ch.c.From, ch.c.To, ch.c.Epoch = us.user.State, us.user.State, us.user.Epoch
+		ch.u, ch.gen = given(us.user, u), us.gen
+		ch.c.From, ch.c.To, ch.c.Epoch = us.user.State, ch.u.State, us.user.Epoch
 		return ch, s.writeUser(ch.u, ch.gen, ch.c)
 	}
 	ch.created = true
@@ -153,4 +153,37 @@ func (s *Store) planImport(u router.User, c router.Change) (*change, error) {
 		return nil, err
 	}
 	return ch, s.writeUser(ch.u, ch.gen, ch.c)
+}
+
+// given makes the fields of a bulk import those of a user who is in the table.
+// What is empty was not given, and an import never changes a state.
+func given(have, u router.User) router.User {
+	set := func(to *string, v string) {
+		if v != "" {
+			*to = v
+		}
+	}
+	if u.Kind != "" {
+		have.Kind = u.Kind
+	}
+	switch {
+	case len(u.Targets) > 0:
+		have.Targets = u.Targets
+	case u.Kind == router.KindMailbox:
+		have.Targets = nil // it was an alias
+	}
+	if have.State == "" {
+		have.State = u.State
+	}
+	if u.Deliver != "" {
+		have.Deliver = u.Deliver
+	}
+	if !u.NotBefore.IsZero() {
+		have.NotBefore = u.NotBefore
+	}
+	set(&have.Wave, u.Wave)
+	set(&have.OldLogin, u.OldLogin)
+	set(&have.NewLogin, u.NewLogin)
+	set(&have.Note, u.Note)
+	return have
 }

@@ -239,8 +239,8 @@ func (s *Store) planSet(ch *change) error {
 		}
 	}
 	ch.u.Epoch++
-	now := s.opts.Now()
-	if ch.u.Since.IsZero() || us.known && us.user.State != ch.u.State && ch.u.Since.Equal(us.user.Since) {
+	now := fromMillis(s.now()) // as it is read back
+	if ch.u.Since.IsZero() || us.known && us.user.State != ch.u.State && millis(ch.u.Since) == millis(us.user.Since) {
 		ch.u.Since = now
 	}
 	ch.gen = us.gen

@@ -15,9 +15,11 @@ var userTests = []test{
 	{"set, read, delete", userSet},
 	{"the epoch decides", userEpoch},
 	{"at once, one wins", userRace},
+	{"since is when the state was entered", userSince},
 	{"history, newest first", userHistory},
 	{"pages and filters", userPages},
 	{"import is all or nothing", userImport},
+	{"import keeps what is not given", userImportKeeps},
 	{"import of 100,000", userImportMany},
 }
 
@@ -108,6 +110,24 @@ func userRace(b *bench) {
 	}
 }
 
+// userSince: who changes the state and hands the user back as he got him has
+// changed Since too, also when the store was opened again in between.
+func userSince(b *bench) {
+	b.start(Config{})
+	u, _, err := b.s.SetUser(b.ctx, mailbox("a@example.org", router.StateReady), router.Change{})
+	b.ok(err)
+	entered := u.Since
+	u.Wave = "w"
+	u, _, err = b.s.SetUser(b.ctx, u, router.Change{})
+	b.ok(err)
+	b.true(u.Since.Equal(entered), "the state is the same, and since went from %v to %v", entered, u.Since)
+	b.start(Config{})
+	u.State = router.StateCutover
+	u, _, err = b.s.SetUser(b.ctx, u, router.Change{})
+	b.ok(err)
+	b.true(u.Since.After(entered), "the state is another, and since is still %v", u.Since)
+}
+
 func userHistory(b *bench) {
 	b.start(Config{})
 	b.state("b@example.org", router.StateOld)
@@ -194,6 +214,52 @@ func userImport(b *bench) {
 	got, err = b.s.User(b.ctx, "b@example.org")
 	b.ok(err)
 	b.true(got.State == router.StateSyncing && got.Epoch == 1 && !got.Since.IsZero(), "got %+v", got)
+}
+
+// userImportKeeps: a field that a bulk import leaves empty was not given, and
+// the user keeps what he has.
+func userImportKeeps(b *bench) {
+	b.start(Config{})
+	before := time.Now().Add(time.Hour).Truncate(time.Second)
+	first := []router.User{
+		{Address: "box@example.org", Kind: router.KindMailbox, State: router.StateOld, Deliver: router.DeliverBoth, Wave: "w1", NotBefore: before, OldLogin: "old", NewLogin: "new", Note: "n"},
+		{Address: "list@example.org", Kind: router.KindGroup, Targets: []string{"box@example.org", "c@example.org"}, Wave: "w1"},
+		{Address: "moved@example.org", Kind: router.KindMailbox, State: router.StateNew, Wave: "w1"},
+	}
+	_, _, err := b.s.ImportUsers(b.ctx, first, router.Change{By: "import"})
+	b.ok(err)
+	var want []router.User
+	for _, u := range first {
+		got, err := b.s.User(b.ctx, u.Address)
+		b.ok(err)
+		got.Wave = "w2"
+		want = append(want, got)
+	}
+	want[2].NotBefore = before
+	second := []router.User{
+		{Address: "box@example.org", Kind: router.KindMailbox, State: router.StateOld, Wave: "w2"},
+		{Address: "list@example.org", Wave: "w2"},
+		{Address: "moved@example.org", Kind: router.KindMailbox, State: router.StateOld, Wave: "w2", NotBefore: before},
+	}
+	created, updated, err := b.s.ImportUsers(b.ctx, second, router.Change{By: "import"})
+	b.ok(err)
+	b.true(created == 0 && updated == 3, "created %d, updated %d", created, updated)
+	for range 2 { // what memory says, and what the medium does
+		for _, w := range want {
+			got, err := b.s.User(b.ctx, w.Address)
+			b.ok(err)
+			b.true(got.Since.Sub(w.Since).Abs() < time.Millisecond && got.NotBefore.Equal(w.NotBefore), "got %+v, want %+v", got, w)
+			got.Since, got.NotBefore = w.Since, w.NotBefore
+			b.true(fmt.Sprintf("%+v", got) == fmt.Sprintf("%+v", w), "got\n%+v, want\n%+v", got, w)
+		}
+		b.start(Config{})
+	}
+	// An alias that becomes a mailbox has no targets any more.
+	_, _, err = b.s.ImportUsers(b.ctx, []router.User{mailbox("list@example.org", router.StateOld)}, router.Change{By: "import"})
+	b.ok(err)
+	got, err := b.s.User(b.ctx, "list@example.org")
+	b.ok(err)
+	b.true(got.Kind == router.KindMailbox && got.State == router.StateOld && len(got.Targets) == 0 && got.Wave == "w2", "got %+v", got)
 }
 
 func userImportMany(b *bench) {
