@@ -80,7 +80,7 @@ func (s *Store) fillBuffer(b *body, r io.Reader) error {
 		n, err := r.Read(b.buf[len(b.buf):cap(b.buf)])
 		b.buf = b.buf[:len(b.buf)+n]
 		b.size = int64(len(b.buf) - headerSize)
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { // itself: one that is wrapped is a body cut short
 			return nil
 		}
 		if err != nil {
@@ -146,7 +146,7 @@ func (s *Store) finishOwn(b *body, r io.Reader) error {
 		if _, werr := b.own.f.Write(buf[:n]); werr != nil {
 			return s.writeError("write a large body", werr)
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if err != nil {

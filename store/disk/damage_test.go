@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -318,5 +319,89 @@ func TestMisfiled(t *testing.T) {
 	}
 	if st, _ := s.Stats(ctx); st.Messages != 0 || len(st.States) != 0 {
 		t.Fatalf("left: %+v", st)
+	}
+}
+
+// TestUnreadable: a file that cannot be opened now is not a damaged message,
+// which would be parked: the error passes.
+func TestUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	e := mustPut(t, s, 10, "a@example.org")
+	l, err := s.locate(ctx, e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.files.path(s.files.byNum[l.file])
+	s.Close()
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path, path); err != nil { // a loop: ELOOP, as EMFILE would be
+		t.Fatal(err)
+	}
+	s = open(t, dir, Options{})
+	if _, err := s.Open(ctx, e.ID); err == nil || errors.Is(err, queue.ErrCorrupt) {
+		t.Fatalf("open: %v", err)
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := readBody(ctx, s, &queue.Lease{Envelope: e}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTornTail: what a kill left at the end of a segment is no alarm when the
+// segment is carried forward; garbage in front of live mail is.
+func TestTornTail(t *testing.T) {
+	for name, behind := range map[string]bool{"torn tail": false, "damage": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, Options{})
+			var first *mail.Envelope
+			for i := range 20 {
+				e := mustPut(t, s, 4000, "a@example.org")
+				if i == 0 {
+					first = e
+					continue
+				}
+				if i == 19 && behind {
+					continue
+				}
+				if _, err := s.Apply(ctx, queue.Filter{IDs: []mail.ID{e.ID}}, queue.Action{Verb: queue.DoDelete}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, err := s.locate(ctx, first.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := s.files.path(s.files.byNum[l.file])
+			s.Close()
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(bytes.Repeat([]byte("torn"), 50), 19*(4000+headerSize)-150); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			var log bytes.Buffer
+			s = open(t, dir, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			if err := s.Collect(); err != nil {
+				t.Fatal(err)
+			}
+			if err := readBody(ctx, s, &queue.Lease{Envelope: first}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(path); err == nil != behind {
+				t.Fatalf("the segment: %v", err)
+			}
+			s.Close()
+			if got := strings.Contains(log.String(), "alarm=true"); got != behind {
+				t.Fatalf("alarm %t, want %t:\n%s", got, behind, &log)
+			}
+		})
 	}
 }

@@ -280,6 +280,14 @@ func (s *files) sparse() (nums []int64) {
 	return nums
 }
 
+// hasLive tells whether messages refer to a file.
+func (s *files) hasLive(num int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.byNum[num]
+	return f != nil && f.live > 0
+}
+
 func (s *files) markBad(num int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -84,7 +84,7 @@ func (s *Store) carry(num int64) error {
 	if err == nil {
 		err = s.carryBatch(batch)
 	}
-	if err == nil && end < f.size {
+	if err == nil && end < f.size && s.files.hasLive(num) { // else it was a torn tail
 		s.files.markBad(num)
 		s.log.Error("a segment is damaged: what is behind cannot be carried forward", "file", s.files.path(f), "offset", end, "alarm", true)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -213,6 +214,9 @@ func (s *Store) Open(ctx context.Context, id mail.ID) (io.ReadCloser, error) {
 				return nil, aerr
 			}
 			continue // it was carried forward meanwhile
+		}
+		if !errors.Is(err, errHeader) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open the body of %s: %w", id, err) // too many open files, say: it passes
 		}
 		return nil, s.corrupt(id, err)
 	}

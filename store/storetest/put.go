@@ -90,12 +90,16 @@ func putTwiceAtOnce(b *bench) {
 
 func putBodyError(b *bench) {
 	b.start(Config{})
-	boom := errors.New("the peer is gone")
-	for _, n := range []int{0, 100, 1<<20 + 5} {
-		e := envelope("a@example.org")
-		err := b.s.Put(b.ctx, e, io.MultiReader(bytes.NewReader(bytesOf(n)), iotest.ErrReader(boom)))
-		b.is(err, boom)
-		b.gone(e.ID)
+	for _, boom := range []error{
+		errors.New("the peer is gone"),
+		fmt.Errorf("read from the peer: %w", io.EOF), // not the end of the body: that is io.EOF itself
+	} {
+		for _, n := range []int{0, 100, 1<<20 + 5} {
+			e := envelope("a@example.org")
+			err := b.s.Put(b.ctx, e, io.MultiReader(bytes.NewReader(bytesOf(n)), iotest.ErrReader(boom)))
+			b.is(err, boom)
+			b.gone(e.ID)
+		}
 	}
 	b.none(mail.Old)
 	st, err := b.s.Stats(b.ctx)
