@@ -65,6 +65,10 @@ type Conductor struct {
 	cfg   Config
 	slots chan struct{}
 
+	// asking is held by Start and Cancel, one at a time: a request must not be
+	// noted for a move that is being taken back, nor forgotten behind it.
+	asking sync.Mutex
+
 	mu    sync.Mutex
 	users map[string]*move
 	wake  chan struct{} // one token: the set of users changed
@@ -104,10 +108,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 		for _, m := range c.startable() {
 			wg.Go(func() {
 				m.run(ctx)
-				c.mu.Lock()
-				m.running = false
-				c.mu.Unlock()
-				c.poke()
+				c.ended(m)
 			})
 		}
 		select {
@@ -116,6 +117,16 @@ func (c *Conductor) Run(ctx context.Context) error {
 		case <-c.wake:
 		}
 	}
+}
+
+// ended lets a move go on: m itself, or the one that took its place while it was
+// ending. Until then that one waits, so that no user is worked on twice.
+func (c *Conductor) ended(m *move) {
+	c.mu.Lock()
+	m.running = false
+	c.users[m.user].running = false
+	c.mu.Unlock()
+	c.poke()
 }
 
 func (c *Conductor) poke() {
@@ -140,9 +151,10 @@ func (c *Conductor) startable() []*move {
 	return out
 }
 
-// recover makes a move for every user who is on his way.
+// recover makes a move for every user who is on his way: a user who is new is
+// when his request is still kept, because the pass after the flip was not made.
 func (c *Conductor) recover(ctx context.Context) error {
-	for _, st := range []router.State{router.StateCutover, router.StateReady, router.StateSyncing} {
+	for _, st := range []router.State{router.StateCutover, router.StateReady, router.StateSyncing, router.StateNew} {
 		cursor := ""
 		for {
 			users, next, err := c.cfg.Table.Users(ctx, router.Filter{State: st, Kind: router.KindMailbox}, cursor, 500)
@@ -150,11 +162,13 @@ func (c *Conductor) recover(ctx context.Context) error {
 				return err
 			}
 			for _, u := range users {
-				req, err := c.loadRequest(ctx, u.Address)
+				req, asked, err := c.loadRequest(ctx, u.Address)
 				if err != nil {
 					return err
 				}
-				c.adopt(u, req)
+				if asked || st != router.StateNew {
+					c.adopt(u, req)
+				}
 			}
 			if cursor = next; next == "" {
 				break
@@ -180,16 +194,18 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 		return fmt.Errorf("cutover start: %w", err)
 	}
 	req.User = key
+	c.asking.Lock()
+	defer c.asking.Unlock()
 	u, err := c.startUser(ctx, req)
 	if err != nil {
 		return fmt.Errorf("cutover start %s: %w", key, err)
 	}
 	c.mu.Lock()
 	m := c.users[key]
-	if m == nil || m.finished {
+	if m == nil || m.finished || m.stopped() {
 		running := m != nil && m.running
 		m = newMove(c, u, req)
-		m.running = running // the old goroutine's end wakes us again
+		m.running = running // until the old goroutine has ended, see ended
 		c.users[key] = m
 	} else {
 		m.ask(req)
@@ -254,25 +270,56 @@ func (c *Conductor) Cancel(ctx context.Context, user, by string) error {
 	if err != nil {
 		return fmt.Errorf("cutover cancel: %w", err)
 	}
+	c.asking.Lock()
+	defer c.asking.Unlock()
+	// First the state, then the work: after an error there is still somebody who
+	// ends the hold.
+	if err := c.takeBack(ctx, key, by); err != nil {
+		return fmt.Errorf("cutover cancel %s: %w", key, err)
+	}
 	c.mu.Lock()
 	m := c.users[key]
 	c.mu.Unlock()
 	if m != nil {
 		m.stop()
 	}
-	for _, to := range []router.State{router.StateReady, router.StateOld} {
+	return c.saveRequest(ctx, Request{User: key})
+}
+
+// takeBack sets a user to old, by way of ready when he is held. The move may
+// change him meanwhile: then he is looked at again.
+func (c *Conductor) takeBack(ctx context.Context, key, by string) error {
+	for tries := 0; ; tries++ {
 		u, err := c.cfg.Table.User(ctx, key)
-		if err != nil {
-			return fmt.Errorf("cutover cancel %s: %w", key, err)
+		if err != nil || u.State == router.StateOld {
+			return err
 		}
-		if u.State == router.StateOld || to == router.StateReady && u.State != router.StateCutover {
-			continue
+		to := router.StateOld
+		if u.State == router.StateCutover {
+			to = router.StateReady
 		}
-		if _, err := c.set(ctx, u, to, by, "cancelled"); err != nil {
-			return fmt.Errorf("cutover cancel %s: %w", key, err)
+		_, err = c.set(ctx, u, to, by, "cancelled")
+		if err != nil && (tries >= 10 || !errors.Is(err, router.ErrEpoch)) {
+			return err
 		}
 	}
-	return c.saveRequest(ctx, Request{User: key})
+}
+
+// forget drops the request of a user who has arrived: it must not flip him by
+// itself when he is on his way again one day.
+func (c *Conductor) forget(ctx context.Context, user string) {
+	c.asking.Lock()
+	defer c.asking.Unlock()
+	u, err := c.cfg.Table.User(ctx, user)
+	switch {
+	case err == nil && (u.State == router.StateSyncing || u.State == router.StateReady || u.State == router.StateCutover):
+		return // started anew meanwhile
+	case err == nil || errors.Is(err, router.ErrNoUser):
+		err = c.saveRequest(ctx, Request{User: user})
+	}
+	if err != nil {
+		c.cfg.Log.Warn("cutover: the request of a user who has arrived stays on record", "user", user, "err", err)
+	}
 }
 
 // RunBackfill brings a user into sync, or looks again when he is, and goes no

@@ -22,6 +22,7 @@ type table struct {
 	busy    map[string]int
 	ledger  map[string]map[string][]byte
 	fail    func(u router.User) error
+	blind   error // the answer to who changed a user
 }
 
 func newTable(users ...router.User) *table {
@@ -103,6 +104,9 @@ func (t *table) ImportUsers(context.Context, []router.User, router.Change) (int,
 func (t *table) History(_ context.Context, key string, limit int) (out []router.Change, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.blind != nil {
+		return nil, t.blind
+	}
 	for _, c := range slices.Backward(t.history) {
 		if c.User == key && len(out) < limit {
 			out = append(out, c)

@@ -39,17 +39,48 @@ func (m *move) held(ctx context.Context, u router.User) error {
 	deadline := u.Since.Add(m.c.cfg.MaxHold)
 	hctx, cancel := context.WithDeadlineCause(ctx, deadline, fmt.Errorf("the hold took longer than max_hold (%s)", m.c.cfg.MaxHold))
 	defer cancel()
-	err := m.finishHold(hctx, u)
-	if err == nil {
+	done := make(chan error, 1)
+	go func() { done <- m.finishHold(hctx, u) }()
+	err, ended := await(hctx, done)
+	switch {
+	case err == nil:
 		return nil
+	case ctx.Err() != nil:
+		err = ctx.Err() // we are stopping: the next process goes on, within max_hold
+	default:
+		if cause := context.Cause(hctx); cause != nil {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		err = m.giveBack(ctx, u, err)
 	}
-	if ctx.Err() != nil {
-		return ctx.Err() // we are stopping: the next process goes on, within max_hold
+	if !ended {
+		<-done // what still runs is one pass, and a user never has two
 	}
-	if cause := context.Cause(hctx); cause != nil {
-		err = fmt.Errorf("%w: %w", cause, err)
+	return err
+}
+
+// stopGrace is how long work that is called off may take to stop before its
+// user is released without waiting for it.
+const stopGrace = 5 * time.Second
+
+var errStuck = errors.New("the work on it does not stop")
+
+// await gives what comes out of done; ended is false when it does not come
+// although ctx is over.
+func await(ctx context.Context, done <-chan error) (err error, ended bool) {
+	select {
+	case err = <-done:
+		return err, true
+	case <-ctx.Done():
 	}
-	return m.giveBack(ctx, u, err)
+	t := time.NewTimer(stopGrace)
+	defer t.Stop()
+	select {
+	case err = <-done:
+		return err, true
+	case <-t.C:
+		return errStuck, false
+	}
 }
 
 // finishHold drains, copies the last difference and flips.
@@ -136,11 +167,16 @@ func blocking(rep backfill.Report) error {
 func (m *move) giveBack(ctx context.Context, u router.User, cause error) error {
 	for {
 		cur, err := m.c.cfg.Table.User(ctx, u.Address)
-		if err == nil && (cur.State != router.StateCutover || cur.Epoch != u.Epoch) {
+		// By the time it began and not by the epoch: a change of his wave, say,
+		// must not leave him held.
+		if err == nil && (cur.State != router.StateCutover || cur.Since.UnixMilli() != u.Since.UnixMilli()) {
+			m.note(func(s *Status) { s.State = cur.State })
 			return cause // an operator was quicker, or the flip went through and only its reply was lost
 		}
 		if err == nil {
-			_, err = m.c.set(ctx, cur, router.StateReady, "crossfade", cause.Error())
+			if cur, err = m.c.set(ctx, cur, router.StateReady, "crossfade", cause.Error()); err == nil {
+				m.note(func(s *Status) { s.State = cur.State })
+			}
 		}
 		if err == nil || errors.Is(err, router.ErrNoUser) {
 			return cause

@@ -102,6 +102,12 @@ func (m *move) stop() {
 	}
 }
 
+func (m *move) stopped() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.gone
+}
+
 // finish says that nothing is left to do for this move.
 func (m *move) finish() {
 	m.c.mu.Lock()
@@ -115,9 +121,8 @@ func (m *move) run(ctx context.Context) {
 	defer cancel()
 	m.mu.Lock()
 	m.cancel = cancel
-	gone := m.gone
 	m.mu.Unlock()
-	if gone {
+	if m.stopped() {
 		m.finish()
 		return
 	}
@@ -126,6 +131,7 @@ func (m *move) run(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 		case errors.Is(err, errArrived):
+			m.c.forget(ctx, m.user)
 			m.finish()
 			return
 		case errors.Is(err, router.ErrEpoch):
@@ -137,10 +143,7 @@ func (m *move) run(ctx context.Context) {
 			break
 		}
 	}
-	m.mu.Lock()
-	gone = m.gone
-	m.mu.Unlock()
-	if gone {
+	if m.stopped() {
 		m.note(func(s *Status) { s.State, s.Phase, s.Flip = router.StateOld, PhaseDone, false })
 		m.finish()
 	}
@@ -171,6 +174,9 @@ func (m *move) failed(err error) time.Duration {
 		wait *= 2
 	}
 	wait = min(wait, cfg.RetryMax)
+	if m.snapshot().State == router.StateCutover {
+		wait = min(wait, cfg.RetryFirst) // he is still held, and somebody has to end that
+	}
 	m.note(func(s *Status) {
 		s.Phase, s.Err, s.Attempts, s.Next = PhaseFailed, err.Error(), attempts, time.Now().Add(wait)
 	})
@@ -203,7 +209,8 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 			m.phase(PhaseWaiting)
 			return m.c.cfg.Tail, err
 		}
-		return 0, m.inSlot(ctx, func() error { return m.held(ctx, u) })
+		// Without a place: a hold that waits for one could outlast max_hold.
+		return 0, m.held(ctx, u)
 	case router.StateNew:
 		return m.flipped(ctx, u)
 	}

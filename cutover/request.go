@@ -31,19 +31,19 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 
 // loadRequest gives what was last asked for a user. Nothing asked means that
 // the user is kept in sync and no more.
-func (c *Conductor) loadRequest(ctx context.Context, user string) (Request, error) {
-	req := Request{User: user, By: "crossfade", Sync: true}
+func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, asked bool, err error) {
+	req = Request{User: user, By: "crossfade", Sync: true}
 	records, err := c.cfg.Requests.LoadLedger(ctx, requestsOf+":"+user)
 	if err != nil {
-		return req, fmt.Errorf("reading the request for %s: %w", user, err)
+		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
 	data, ok := records["request"]
 	if !ok {
-		return req, nil
+		return req, false, nil
 	}
 	var s stored
 	if err := json.Unmarshal(data, &s); err != nil {
-		return req, fmt.Errorf("reading the request for %s: %w", user, err)
+		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
-	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync}, nil
+	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync}, true, nil
 }
