@@ -151,18 +151,22 @@ func (c *Conn) Reset(ctx context.Context) error {
 	return nil
 }
 
-// watch makes the end of ctx end every read and write that is under way.
-func (c *Conn) watch(ctx context.Context) (stop func() bool) {
-	return watchConn(ctx, c.raw)
-}
-
-func watchConn(ctx context.Context, raw net.Conn) (stop func() bool) {
+// watch makes the end of ctx end every read and write that is under way. When it
+// came before stop the connection is closed: a deadline in the past, set late by
+// another goroutine, would hit the next message.
+func (c *Conn) watch(ctx context.Context) (stop func()) {
 	if ctx.Done() == nil {
-		return func() bool { return true }
+		return func() {}
 	}
-	return context.AfterFunc(ctx, func() {
+	raw := c.raw
+	unset := context.AfterFunc(ctx, func() {
 		_ = raw.SetDeadline(time.Unix(1, 0)) // fails only on a closed connection
 	})
+	return func() {
+		if !unset() {
+			_ = c.Close() // nobody is told: its user knows that ctx ended
+		}
+	}
 }
 
 // until is when a step that may take d has to be over.

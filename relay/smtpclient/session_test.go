@@ -153,6 +153,22 @@ func TestHELOFallback(t *testing.T) {
 	}
 }
 
+// A connection whose context ended while it was used has a deadline in the past, or
+// gets one any moment: it must not be kept for the next message.
+func TestContextEndedSpoilsConnection(t *testing.T) {
+	s := newSink(t, mailtest.SinkConfig{Extensions: []string{"PIPELINING"}})
+	c := dial(t, target(s))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	as, err := c.Send(ctx, message(t, small, "grün@b.test")) // nothing is said to the server
+	if err != nil || codes(as) != "RCPT 550" {
+		t.Fatalf("%s, error %v", codes(as), err)
+	}
+	if c.Usable() {
+		t.Error("the connection could be used again")
+	}
+}
+
 // A reply that nobody asked for would shift all replies behind it by one.
 func TestUnaskedReplyEndsConnection(t *testing.T) {
 	s := newSink(t, mailtest.SinkConfig{Hook: func(ev mailtest.Event) mailtest.Action {
