@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,7 +50,7 @@ func say(format string, args ...any) {
 
 // crashOptions makes everything that is rare frequent.
 func crashOptions() Options {
-	return Options{ClaimWindow: 24, MinFree: -1, segmentSize: 96 << 10, checkpointPages: 300}
+	return Options{ClaimWindow: 24, MinFree: -1, segmentSize: 96 << 10, checkpointPages: 300, sparse: 1}
 }
 
 // child works until it is killed.
@@ -90,7 +91,7 @@ func child(dir, point string, broken bool) {
 		go childDeliver(ctx, s, r)
 	}
 	go childOperate(ctx, s)
-	<-time.After(30 * time.Second)
+	<-time.After(2 * time.Minute) // the machine may be busy
 	say("error the point %s was not reached", point)
 	os.Exit(4)
 }
@@ -293,33 +294,54 @@ func check(t *testing.T, c *storetest.Checker, s *Store) storetest.Report {
 }
 
 // TestCrash kills the store at every named point and at random, and sees that
-// nothing is lost, nothing appears, and every duplicate has its doubt. With
-// CROSSFADE_KILLS=n it kills n times at random.
+// nothing is lost, nothing appears, and every duplicate has its doubt. It kills
+// 200 times in CI, 1000 with CROSSFADE_FAULTS=long, CROSSFADE_KILLS=n times
+// otherwise, and a few times by default.
 func TestCrash(t *testing.T) {
 	kills := CrashPoints()
-	random := 20
-	if raceEnabled || testing.Short() {
+	n := len(kills) + 20
+	switch {
+	case os.Getenv("CROSSFADE_KILLS") != "":
+		n, _ = strconv.Atoi(os.Getenv("CROSSFADE_KILLS"))
+	case os.Getenv("CROSSFADE_FAULTS") == "long":
+		n = 1000
+	case os.Getenv("CI") != "":
+		n = 200
+	case raceEnabled || testing.Short():
 		rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
-		kills, random = kills[:10], 6
+		kills, n = kills[:10], 16
 	}
-	if n, err := strconv.Atoi(os.Getenv("CROSSFADE_KILLS")); err == nil {
-		random = n
-	}
-	for range random {
+	for len(kills) < n {
 		kills = append(kills, "")
 	}
 	rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
-	half := len(kills) / 2
-	for i, part := range [][]string{kills[:half], kills[half:]} {
-		t.Run(strconv.Itoa(i), func(t *testing.T) {
-			t.Parallel()
-			crashes(t, part)
-		})
+	var mu sync.Mutex
+	var sum storetest.Report
+	done := 0
+	t.Run("stores", func(t *testing.T) {
+		for part := range slices.Chunk(kills, max(8, min(25, n/2))) {
+			t.Run("", func(t *testing.T) {
+				t.Parallel()
+				r := crashes(t, part)
+				mu.Lock()
+				defer mu.Unlock()
+				done += len(part)
+				sum.Acked, sum.Dots = sum.Acked+r.Acked, sum.Dots+r.Dots
+				sum.Lost = append(sum.Lost, r.Lost...)
+				sum.Unexpected = append(sum.Unexpected, r.Unexpected...)
+				sum.Duplicates = append(sum.Duplicates, r.Duplicates...)
+			})
+		}
+	})
+	t.Logf("store/disk: %d kills, %d messages acknowledged, %d final dots: lost %d, unexpected %d, duplicates without a doubt %d",
+		done, sum.Acked, sum.Dots, len(sum.Lost), len(sum.Unexpected), len(sum.Duplicates))
+	if done < n {
+		t.Errorf("%d kills of %d", done, n)
 	}
 }
 
 // crashes kills a store again and again.
-func crashes(t *testing.T, kills []string) {
+func crashes(t *testing.T, kills []string) storetest.Report {
 	dir := t.TempDir()
 	c := storetest.NewChecker()
 	for i, point := range kills {
@@ -341,7 +363,6 @@ func crashes(t *testing.T, kills []string) {
 	defer s.Close()
 	drain(t, c, s)
 	r := check(t, c, s)
-	t.Logf("%d kills, %d acknowledged, %d dots, lost %d, unexpected %d, duplicates %d", len(kills), r.Acked, r.Dots, len(r.Lost), len(r.Unexpected), len(r.Duplicates))
 	if !r.Clean() {
 		t.Fatalf("%+v", r)
 	}
@@ -351,6 +372,7 @@ func crashes(t *testing.T, kills []string) {
 	if ents, _ := os.ReadDir(dir + "/bodies"); len(ents) > 1 {
 		t.Fatalf("%d files of bodies are left", len(ents))
 	}
+	return r
 }
 
 // drain delivers everything, in this process.

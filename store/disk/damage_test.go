@@ -292,7 +292,7 @@ func TestDamagedPage(t *testing.T) {
 func TestMisfiled(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{})
-	for range 600 {
+	for range sliceRows + 40 {
 		mustPut(t, s, 10, "a@example.org")
 	}
 	if _, _, err := s.SetUser(ctx, router.User{Address: "a@example.org", Kind: router.KindMailbox, State: router.StateNew}, router.Change{}); err != nil {
@@ -308,7 +308,7 @@ func TestMisfiled(t *testing.T) {
 	}
 	c.close()
 	s = open(t, dir, Options{})
-	for range 600 {
+	for range sliceRows + 40 {
 		l, err := s.Claim(ctx, mail.New, 1)
 		if err != nil {
 			t.Fatal(err)

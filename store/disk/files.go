@@ -268,12 +268,12 @@ func (s *files) orphans() (n int) {
 	return n
 }
 
-// sparse gives the segments of which less than a quarter is live.
-func (s *files) sparse() (nums []int64) {
+// sparse gives the segments of which less than one part in parts is live.
+func (s *files) sparse(parts int64) (nums []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.byNum {
-		if !f.own && !f.bad && f != s.active && f.live > 0 && f.bytes < f.size/4 {
+		if !f.own && !f.bad && f != s.active && f.live > 0 && f.bytes < f.size/parts {
 			nums = append(nums, f.num)
 		}
 	}

@@ -37,7 +37,7 @@ func (s *Store) collector() {
 // live into the active one, so that the old ones can go. It runs by itself
 // every half minute.
 func (s *Store) Collect() error {
-	for _, num := range s.files.sparse() {
+	for _, num := range s.files.sparse(s.opts.sparse) {
 		if err := s.carry(num); err != nil {
 			return err
 		}

@@ -49,6 +49,7 @@ type Options struct {
 	earlyAck     bool                 // broken on purpose: answers before the commit
 	staleRoute   bool                 // broken on purpose: routes from a cache that is never updated
 	segmentSize  int64
+	sparse       int64 // segments of which less than 1/sparse is live are carried forward
 	horizon      time.Duration
 	// checkpointPages is how long the write-ahead log may grow, about.
 	checkpointPages int
@@ -82,6 +83,9 @@ func (o *Options) defaults() {
 	}
 	if o.segmentSize == 0 {
 		o.segmentSize = segmentSize
+	}
+	if o.sparse == 0 {
+		o.sparse = 4
 	}
 	if o.checkpointPages == 0 {
 		o.checkpointPages = checkpointPages

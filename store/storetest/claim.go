@@ -166,7 +166,10 @@ func claimBacklog(b *bench) {
 func claimFair(b *bench) {
 	b.start(Config{Window: 200})
 	b.state("big@example.org", router.StateCutover)
-	const n = 1500
+	n := 1500
+	if slow {
+		n = 600
+	}
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {

@@ -62,7 +62,10 @@ func followRetry(b *bench) {
 
 func followDisk(b *bench) {
 	b.start(Config{Window: 16})
-	const n = 700
+	n := 700
+	if slow {
+		n = 300
+	}
 	for range n {
 		b.put(user)
 	}
