@@ -204,8 +204,11 @@ func minFree(cfg *config.Config) int64 {
 }
 
 func (d *Daemon) listen() error {
+	// Every wait for a client has a deadline of our own: keep-alive probes would
+	// only cost system calls on each connection.
+	lc := net.ListenConfig{KeepAlive: -1}
 	for _, addr := range d.cfg.SMTP.Listen {
-		l, err := net.Listen("tcp", addr)
+		l, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return fmt.Errorf("smtp.listen: %w (is another mail server running there? ports below 1024 need a capability)", err)
 		}
