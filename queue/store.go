@@ -121,8 +121,8 @@ type Deliverer interface {
 	// The route is decided here, by the users' states (I3). It returns ctx's
 	// error when ctx ends first.
 	Claim(ctx context.Context, route mail.Route, maxRcpts int) (*Lease, error)
-	// Renew prolongs the lease and moves l.Until. sending must be true right before the final
-	// dot; from then on the lease is not taken back. ErrLost: stop, no dot.
+	// Renew prolongs the lease and moves l.Until. sending must be true right before
+	// the final dot; from then on the lease is not taken back. ErrLost: stop, no dot.
 	Renew(ctx context.Context, l *Lease, sending bool) error
 	// Settle records the outcomes and queues the new messages, in one step.
 	// Items without an outcome count as Release. Done is accepted even when the
