@@ -405,3 +405,12 @@ func TestTornTail(t *testing.T) {
 		})
 	}
 }
+
+// TestCollectGone: a segment that went between the look and the carrying is no
+// error, which would keep the others from being carried.
+func TestCollectGone(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	if err := s.carry(99); err != nil {
+		t.Fatal(err)
+	}
+}

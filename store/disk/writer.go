@@ -417,7 +417,9 @@ func (s *Store) afterGroup() {
 const checkpointPages = 4000
 
 // checkpoint moves the log into the database now and then. SQLite's own
-// checkpoints would repeat a failed sync; ours end the store instead.
+// checkpoints would repeat a failed sync; ours end the store instead. A
+// database that has no room to grow is not a failed sync: the log keeps what
+// it has, and it is tried again later.
 func (s *Store) checkpoint() error {
 	if s.frames < s.opts.checkpointPages {
 		return nil
@@ -425,6 +427,11 @@ func (s *Store) checkpoint() error {
 	s.frames = 0
 	s.crash("checkpoint")
 	_, _, err := s.db.ints("PRAGMA wal_checkpoint(PASSIVE)")
+	if sqliteCode(err) == codeFull {
+		s.log.Warn("the disk is full: the write-ahead log of the queue database grows until there is room", "error", err)
+		s.frames = s.opts.checkpointPages / 2
+		return nil
+	}
 	return err
 }
 
