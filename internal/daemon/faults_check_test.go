@@ -153,15 +153,22 @@ func (v *verdict) dots(b *book, side mail.Route, m *mailtest.Message) (out []dot
 }
 
 // explain accepts a second delivery when the backend's reply to the first was
-// never sent, or when the relay was killed in between and the next one said
-// that it was in doubt about exactly this delivery.
+// never sent, or when the relay was killed in between and the next one said,
+// before it delivered again, that it was in doubt about exactly this delivery.
+// Each doubt explains one. (When the first was sent says less: a backend may
+// read a dot after its sender is dead.)
 func (v *verdict) explain(dots []dot, doubts []doubtLine) {
 	slices.SortFunc(dots, func(a, b dot) int { return a.at.Compare(b.at) })
+	used := map[int]bool{}
 	for i := 0; i+1 < len(dots); i++ {
 		d, next := dots[i], dots[i+1]
-		known := slices.ContainsFunc(doubts, func(l doubtLine) bool {
-			return l.Sending && l.ID == d.id && l.N == d.n && l.life.After(d.at) && l.life.Before(next.at)
-		})
+		known := false
+		for j, l := range doubts {
+			if !used[j] && l.Sending && l.ID == d.id && l.N == d.n && l.Time.Before(next.at) {
+				used[j], known = true, true
+				break
+			}
+		}
 		switch {
 		case !d.replied:
 			v.noReply++
@@ -206,7 +213,7 @@ type doubtLine struct {
 	N       int        `json:"recipient"`
 	Route   mail.Route `json:"route"`
 	Sending bool       `json:"sending"`
-	life    time.Time
+	Time    time.Time  `json:"time"`
 }
 
 func (w *world) doubts() (out []doubtLine) {
@@ -217,7 +224,7 @@ func (w *world) doubts() (out []doubtLine) {
 		}
 		lines := bufio.NewScanner(f)
 		for lines.Scan() {
-			d := doubtLine{life: l.start}
+			var d doubtLine
 			if json.Unmarshal(lines.Bytes(), &d) == nil && d.Msg == "a delivery was under way when the process was killed" {
 				out = append(out, d)
 			}
