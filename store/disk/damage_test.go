@@ -414,3 +414,32 @@ func TestCollectGone(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestDamagedUser: mail for a user whose row cannot be read is refused whole;
+// a message without recipients would be taken for queued by a second Put.
+func TestDamagedUser(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	u := router.User{Address: "a@example.org", Kind: router.KindGroup, Targets: []string{"b@example.org"}}
+	if _, _, err := s.SetUser(ctx, u, router.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	c, err := openConn(dsn(dir, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.run("UPDATE user SET targets = '[broken'"); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	s = open(t, dir, Options{})
+	e, err := tryPut(t, s, 10, "a@example.org")
+	if err == nil || s.Err() != nil {
+		t.Fatalf("put: %v, store: %v", err, s.Err())
+	}
+	if err := s.Put(ctx, e, strings.NewReader("x")); err == nil {
+		t.Fatal("the second put finds half of the first")
+	}
+	mustPut(t, s, 10, "b@example.org")
+}

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -82,6 +83,30 @@ func openFiles(dir string, sync func(*os.File) error) (*files, error) {
 		fsys.next = max(fsys.next, num+1)
 	}
 	return fsys, syncDir(dir)
+}
+
+// makeDir makes the store's directory, and those above it that are missing,
+// and makes their names durable: also that of one which is there, because the
+// start that made it may have been cut short.
+func makeDir(dir string, sync func(*os.File) error) error {
+	above := filepath.Dir(dir)
+	if _, err := os.Stat(above); errors.Is(err, fs.ErrNotExist) && above != dir {
+		if err := makeDir(above, sync); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	d, err := os.Open(above)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // the operator made it
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return sync(d)
 }
 
 func syncDir(dir string) error {

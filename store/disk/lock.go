@@ -26,3 +26,9 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	return nil, fmt.Errorf("lock the store in %s: %w", dir, err)
 }
+
+// unlock gives the lock back. Closing the file alone would not while a child
+// that is being started has a copy of the descriptor.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+}

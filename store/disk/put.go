@@ -87,6 +87,14 @@ func newPut(env *mail.Envelope, b *body) *put {
 // in no index of the database.
 func (s *Store) planPut(p *put) error {
 	e := p.env
+	users := make([]*ustate, len(e.Recipients))
+	for i := range users {
+		u, err := s.user(e.Recipients[i].User)
+		if err != nil {
+			return err // before anything is written
+		}
+		users[i] = u
+	}
 	n, err := s.db.run(sqlInsertMessage, string(e.ID), millis(e.Received), e.Size, e.From.String(), p.body.loc.file, p.body.loc.pos, p.blob)
 	if err != nil {
 		return err
@@ -98,20 +106,15 @@ func (s *Store) planPut(p *put) error {
 	}
 	now := s.now()
 	p.rows = make([]row, len(e.Recipients))
-	p.users = make([]*ustate, len(e.Recipients))
+	p.users = users
 	for i := range e.Recipients {
 		rc := &e.Recipients[i]
 		r := &p.rows[i]
 		*r = row{id: e.ID, n: i, user: rc.User, hint: laneOf(rc.Hint), since: now}
-		u, err := s.user(rc.User)
-		if err != nil {
-			return err
-		}
 		if a := rc.Addr.String(); a != rc.User {
 			r.addr = a
 		}
-		p.users[i] = u
-		s.planRow(r, u, now)
+		s.planRow(r, users[i], now)
 		_, err = s.db.run(sqlInsertRcpt, string(r.id), r.n, r.lane, null(r.user), null(r.due), null(r.gen), null(int64(r.hint)), r.since, null(r.addr))
 		if err != nil {
 			return err

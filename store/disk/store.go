@@ -162,7 +162,7 @@ var (
 // names the directory. Close it in the end.
 func Open(dir string, opts Options) (*Store, error) {
 	opts.defaults()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(filepath.Clean(dir), opts.sync); err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)
 	}
 	lock, err := lockDir(dir)
@@ -234,7 +234,7 @@ func (s *Store) release() error {
 	if s.files != nil {
 		s.files.close()
 	}
-	errs = append(errs, s.lock.Close())
+	errs = append(errs, unlock(s.lock))
 	return errors.Join(errs...)
 }
 

@@ -78,6 +78,8 @@ func (s *Store) awaitOp() (first *op, end bool) {
 	if s.busyInside() {
 		select {
 		case first = <-s.ops:
+		case <-s.quit:
+			return nil, true // the next start goes on with it
 		default:
 		}
 		return first, false
@@ -329,6 +331,7 @@ func (s *Store) plan(group []*op) error {
 // when that does not help.
 func (s *Store) setAside(group []*op, cause error) bool {
 	s.db.run("ROLLBACK")
+	s.forgetUsers()
 	for _, o := range group {
 		if o.aside || o.err == nil || !isDBError(o.err) {
 			continue
