@@ -32,7 +32,7 @@ func TestFlipFiftyUsers(t *testing.T) {
 // TestFlipDualDelivery: some users get each message on both sides before they
 // are flipped, and some are not flipped.
 func TestFlipDualDelivery(t *testing.T) {
-	r := flipRun{users: 14, past: 20, both: 9, staying: 3, pause: 20 * time.Millisecond}
+	r := flipRun{users: 8, past: 16, both: 4, staying: 2, pause: 40 * time.Millisecond}
 	if long() {
 		r = flipRun{users: 60, past: 100, both: 40, staying: 10, pause: 30 * time.Millisecond}
 	}
