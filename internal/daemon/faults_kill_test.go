@@ -49,7 +49,7 @@ func (w *world) operate(ctx context.Context) *sync.WaitGroup {
 
 // turn does one thing; its errors are those of a relay that was killed.
 func (o *operator) turn(ctx context.Context, c *admin.Client) {
-	switch n := rand.IntN(20); {
+	switch n := rand.IntN(12); {
 	case n == 0:
 		_, _ = c.Apply(ctx, admin.QueueApply{Action: queue.DoRetry, All: true})
 	case n == 1:
@@ -135,7 +135,10 @@ func (w *world) suffer(kills int, points []string) {
 		}
 		limit := time.Duration(30+rand.IntN(250)) * time.Millisecond
 		if crash != "" {
-			limit = 700 * time.Millisecond
+			limit = 3 * time.Second // it is passed sooner, but on a busy machine
+			if passedElsewhere(crash) {
+				limit = 300 * time.Millisecond
+			}
 		}
 		t := time.NewTimer(limit)
 		select {
@@ -213,6 +216,10 @@ func crashPlan(rounds int) (plan []string) {
 // crash a lease of 60 s that ran out.
 var notHere = []string{"ledger.", "segment.roll", "refile.", "compact.", "file.", "crash."}
 
+func passedElsewhere(point string) bool {
+	return slices.ContainsFunc(notHere, func(p string) bool { return strings.HasPrefix(point, p) })
+}
+
 // TestFaultsKill is the total-queue checker: what got a 250 is delivered, or
 // still there, whenever and wherever the relay was killed.
 func TestFaultsKill(t *testing.T) {
@@ -250,10 +257,9 @@ func (w *world) mustHit(rounds int) {
 	var missed []string
 	for _, name := range disk.CrashPoints() {
 		hit := slices.ContainsFunc(w.lives, func(l life) bool { return l.point == name && l.hit })
-		skip := slices.ContainsFunc(notHere, func(p string) bool { return strings.HasPrefix(name, p) })
 		switch {
 		case hit:
-		case skip || rounds < 2:
+		case passedElsewhere(name) || rounds < 2:
 			w.t.Logf("crash point %s was not passed", name)
 		default:
 			missed = append(missed, name)

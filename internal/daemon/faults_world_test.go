@@ -383,7 +383,7 @@ func (w *world) burst(ctx context.Context, addr string, n *atomic.Int64, pause t
 			to = append(to, w.users[(i+1+rand.IntN(len(w.users)-1))%len(w.users)])
 		}
 		size := 200
-		if i%150 == 0 {
+		if i%60 == 0 {
 			size = 1<<20 + 1000 // a file of its own in the store
 		}
 		token := fmt.Sprintf("tok-%07d", i)
