@@ -14,7 +14,8 @@ demo: ## a whole migration on this machine, nothing to install
 
 test: lint ## everything that must hold, against real servers where they are installed
 	@test -n "$(RACE)" || echo "make test: no C compiler found: running WITHOUT the race detector" >&2
-	$(GO) test $(RACE) -timeout 20m ./...
+	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures $(GO) test $(RACE) -timeout 20m ./...; code=$$?; \
+	echo "figures that the tests measured:"; cat $$figures; rm -f $$figures; exit $$code
 
 build: ## bin/crossfade, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/crossfade ./cmd/crossfade

@@ -69,7 +69,8 @@ func (d *Daemon) reloadFile(ctx context.Context) ([]string, error) {
 
 // Reload puts a new configuration into force: everything is built and checked
 // first, then swapped; on an error the old one stays. The strings name keys
-// that changed and need a restart; they are not in force.
+// that differ from those of the start and need a restart; they are not in
+// force, however often they are loaded.
 func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -104,8 +105,8 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	for _, w := range cfg.Warnings() {
 		d.log.Warn("configuration: " + w)
 	}
-	d.log.Info("reload: the configuration is in force", "changed", config.Changed(d.cfg, cfg))
-	d.cfg = cfg
+	d.log.Info("reload: the configuration is in force", "changed", config.Changed(d.live, cfg))
+	d.live = cfg
 	return later, nil
 }
 

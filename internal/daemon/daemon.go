@@ -45,11 +45,12 @@ type Options struct {
 // Daemon is the whole product in one process. Several may run in one process,
 // each on its own store.
 type Daemon struct {
-	cfg  *config.Config
+	cfg  *config.Config // of the start: keys that need a restart stay as they are here
 	opts Options
 	log  *slog.Logger
 
-	mu      sync.Mutex // guards cfg against Reload
+	mu      sync.Mutex // one Reload at a time
+	live    *config.Config
 	started chan struct{}
 	once    sync.Once
 
@@ -81,7 +82,7 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	d := &Daemon{cfg: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
+	d := &Daemon{cfg: cfg, live: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
 	sides, err := loadIMAP(cfg)
 	if err != nil {
 		return nil, err

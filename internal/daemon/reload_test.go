@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"crossfade/config"
+)
+
+const reloadConfig = `hostname: mx.example.org
+domains: [example.org]
+store: ./data
+smtp: {listen: ["127.0.0.1:0"]}
+admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
+backends:
+  old: {smtp: "smtp+insecure://127.0.0.1:1"}
+  new: {smtp: "smtp+insecure://127.0.0.1:2"}
+queue: {min_free: 0}
+`
+
+// parse reads a configuration as if it lay in dir.
+func parse(t *testing.T, dir, text string) *config.Config {
+	t.Helper()
+	cfg, err := config.Parse(dir+"/crossfade.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// TestReloadTwice: a key that needs a restart is not in force after the first
+// reload, so the second has to name it again, and what depends on it stays as
+// it was at the start.
+func TestReloadTwice(t *testing.T) {
+	dir := t.TempDir()
+	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	select {
+	case <-d.Started():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	changed := strings.NewReplacer("mx.example", "mx2.example", "[example.org]", "[example.org, example.net]").Replace(reloadConfig)
+	for n := range 2 {
+		later, err := d.Reload(ctx, parse(t, dir, changed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(later, []string{"hostname"}) {
+			t.Errorf("reload %d names %q as waiting for a restart, want hostname", n+1, later)
+		}
+	}
+	if got := d.mailboxes.sides.Load().host; got != "mx.example.org" {
+		t.Errorf("the backfill goes by the host name %s, the SMTP server by mx.example.org", got)
+	}
+	if !d.router.Ours("example.net") {
+		t.Error("a new domain is not in force")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
