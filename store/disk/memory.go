@@ -101,9 +101,16 @@ func (u *ustate) since() int64 {
 
 // ring is a queue of messages.
 type ring struct {
-	buf  []*msg
-	head int
-	n    int
+	buf   []*msg
+	head  int
+	n     int
+	rcpts int // of its messages' envelopes
+}
+
+// full tells whether a ring has as much as a window may hold: a message with
+// very many recipients takes the room of many.
+func (r *ring) full(window int) bool {
+	return r.n >= window || r.rcpts >= windowRcpts*window
 }
 
 func (r *ring) grow() {
@@ -121,6 +128,7 @@ func (r *ring) push(m *msg) {
 	r.grow()
 	r.buf[(r.head+r.n)%len(r.buf)] = m
 	r.n++
+	r.rcpts += len(m.env.Recipients)
 }
 
 func (r *ring) pushFront(m *msg) {
@@ -128,6 +136,7 @@ func (r *ring) pushFront(m *msg) {
 	r.head = (r.head + len(r.buf) - 1) % len(r.buf)
 	r.buf[r.head] = m
 	r.n++
+	r.rcpts += len(m.env.Recipients)
 }
 
 func (r *ring) pop() *msg {
@@ -138,6 +147,7 @@ func (r *ring) pop() *msg {
 	r.buf[r.head] = nil
 	r.head = (r.head + 1) % len(r.buf)
 	r.n--
+	r.rcpts -= len(m.env.Recipients)
 	return m
 }
 
@@ -249,7 +259,16 @@ func (s *Store) resident(id mail.ID, env *mail.Envelope, l loc, live int) *msg {
 	}
 	m := &msg{id: id, env: env, loc: l, live: live}
 	s.msgs[id] = m
+	s.rcpts += len(env.Recipients)
 	return m
+}
+
+// evict takes a message out of memory; on disk it stays as it is.
+func (s *Store) evict(m *msg) {
+	if s.msgs[m.id] == m {
+		delete(s.msgs, m.id)
+		s.rcpts -= len(m.env.Recipients)
+	}
 }
 
 // enter brings a row into memory; admit says where it goes. counted tells
@@ -296,7 +315,7 @@ func (s *Store) admit(it *item, paged bool) {
 
 // wait sets an item's timer, or leaves it on disk when it is due late.
 func (s *Store) wait(it *item) {
-	if it.row.due > s.now()+s.horizon.Milliseconds() || len(s.timers) >= 4*s.window {
+	if it.row.due > s.now()+s.horizon.Milliseconds() || len(s.timers) >= 4*s.window || s.rcpts >= 2*windowRcpts*s.window {
 		s.forget(it)
 		return
 	}
@@ -349,7 +368,7 @@ func (s *Store) detach(it *item) {
 			break
 		}
 	}
-	if len(m.items) == 0 && s.msgs[m.id] == m {
-		delete(s.msgs, m.id)
+	if len(m.items) == 0 {
+		s.evict(m)
 	}
 }

@@ -46,7 +46,7 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 		return err
 	}
 	p := newPut(env, b)
-	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}}
+	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}, rows: len(env.Recipients)}
 	o.plan = func() error { return s.planPut(p) }
 	o.apply = func() { s.applyPut(p) }
 	if err := s.do(o); err != nil {
@@ -129,7 +129,7 @@ func (s *Store) planRow(r *row, u *ustate, now int64) {
 	defer s.mu.Unlock()
 	r.gen = u.generation()
 	r.lane = wayOf(r, u)
-	if !r.lane.isRoute() || s.lanes[r.lane].straight.n >= s.window {
+	if !r.lane.isRoute() || s.lanes[r.lane].straight.full(s.window) {
 		r.due = now
 	}
 }

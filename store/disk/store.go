@@ -29,7 +29,8 @@ type Options struct {
 	// Default 32 MiB.
 	MemoryBudget int64
 	// ClaimWindow is how many messages per route are kept in memory, ready to
-	// be claimed. The rest waits on disk. Default 4096.
+	// be claimed, or fewer when they have more than eight recipients each. The
+	// rest waits on disk. Default 4096.
 	ClaimWindow int
 	// LeaseTime is how long a lease lasts without Renew. Default
 	// [queue.LeaseTime].
@@ -137,6 +138,7 @@ type Store struct {
 	users    map[string]*ustate
 	userVer  uint64 // counts changes to users
 	msgs     map[mail.ID]*msg
+	rcpts    int // of the envelopes in msgs
 	lanes    [laneOut + 1]laneq
 	timers   timers
 	armed    int64

@@ -12,25 +12,37 @@ import (
 // pageIn is how many messages are brought into memory between two groups.
 const pageIn = 128
 
+// windowRcpts is how many recipients a message of the window may have on
+// average.
+const windowRcpts = 8
+
 // fill brings mail that is due from disk into memory, a slice at a time, while
 // there is room. Only the writer does this, so nothing changes under it.
 func (s *Store) fill(l lane) error {
 	s.mu.Lock()
 	q := &s.lanes[l]
 	now, from, room := s.now(), q.cursor, min(s.window-q.paged.n, pageIn)
-	need := q.nextDisk <= now
+	need := q.nextDisk <= now && !q.paged.full(s.window)
 	s.mu.Unlock()
 	if !need || room < min(pageIn, s.window/2) {
 		return nil
 	}
-	ids, last, more, err := s.dueOnDisk(l, from, now, room)
+	list, last, more, err := s.dueOnDisk(l, from, now, room)
 	if sqliteCode(err) == codeCorrupt {
 		return s.damagedIndex(l, now, err)
 	}
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
+	for _, due := range list {
+		s.mu.Lock()
+		full := q.paged.full(s.window)
+		s.mu.Unlock()
+		if full {
+			last, more = due.at, true
+			break
+		}
+		id := due.id
 		err := s.pageMessage(id, l, now)
 		if sqliteCode(err) == codeCorrupt {
 			s.log.Error("a queued message is on a damaged page of the database and waits: run PRAGMA integrity_check, and restore it", "id", id, "error", err, "alarm", true)
@@ -70,9 +82,15 @@ func (s *Store) damagedIndex(l lane, now int64, err error) error {
 	return nil
 }
 
+// dueMessage is a message with a recipient that is due.
+type dueMessage struct {
+	id mail.ID
+	at int64
+}
+
 // dueOnDisk lists messages with a recipient that is due on disk but not in
 // memory; more tells that the list is cut at last.
-func (s *Store) dueOnDisk(l lane, from, now int64, room int) (ids []mail.ID, last int64, more bool, err error) {
+func (s *Store) dueOnDisk(l lane, from, now int64, room int) (list []dueMessage, last int64, more bool, err error) {
 	seen := map[mail.ID]bool{}
 	err = s.db.each(func(cols []driver.Value) error {
 		id, n := mail.ID(asString(cols[0])), int(asInt(cols[1]))
@@ -86,16 +104,16 @@ func (s *Store) dueOnDisk(l lane, from, now int64, room int) (ids []mail.ID, las
 		if in {
 			return nil
 		}
-		if len(ids) == room {
+		if len(list) == room {
 			more = true
 			return errStop
 		}
 		seen[id] = true
-		ids = append(ids, id)
 		last = asInt(cols[2])
+		list = append(list, dueMessage{id, last})
 		return nil
 	}, "SELECT id, n, due FROM recipient INDEXED BY recipient_due WHERE lane = ? AND due >= ? AND due <= ? ORDER BY due", l, from, now)
-	return ids, last, more, err
+	return list, last, more, err
 }
 
 // pageMessage brings those recipients of a message into memory that are due in
@@ -130,7 +148,7 @@ func (s *Store) pageMessage(id mail.ID, l lane, now int64) error {
 		s.admit(s.enter(m, *r, users[i], true), true)
 	}
 	if len(m.items) == 0 {
-		delete(s.msgs, id)
+		s.evict(m)
 	}
 	return nil
 }

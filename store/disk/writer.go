@@ -15,6 +15,7 @@ type op struct {
 	keys   []string // what it touches: no two ops with a key in common are in a group
 	alone  bool     // in a group of its own
 	bodies []*body  // to be written before
+	rows   int      // how many new recipients
 	plan   func() error
 	apply  func()
 	undo   func() // instead of apply, when the commit did not happen
@@ -28,6 +29,7 @@ type op struct {
 const (
 	groupOps   = 256
 	groupBytes = 8 << 20
+	groupRows  = 4096
 )
 
 // do hands an op to the writer and waits for its answer. There is no way to
@@ -108,7 +110,7 @@ func (s *Store) busyInside() bool {
 // first in the next group.
 func (s *Store) gather(first *op) (group []*op, next *op) {
 	keys := map[string]struct{}{}
-	size := 0
+	size, rows := 0, 0
 	add := func(o *op) bool {
 		if len(group) > 0 && (o.alone || group[0].alone) {
 			return false
@@ -124,6 +126,7 @@ func (s *Store) gather(first *op) (group []*op, next *op) {
 		for _, b := range o.bodies {
 			size += len(b.buf)
 		}
+		rows += o.rows
 		group = append(group, o)
 		return true
 	}
@@ -139,7 +142,7 @@ func (s *Store) gather(first *op) (group []*op, next *op) {
 			}
 		}
 	}
-	for len(group) < groupOps && size < groupBytes {
+	for len(group) < groupOps && size < groupBytes && rows < groupRows {
 		select {
 		case o := <-s.ops:
 			if !add(o) {
