@@ -95,7 +95,7 @@ func (s *Store) await(ctx context.Context, l lane, w chan struct{}) (err error) 
 func (s *Store) next(l lane, maxRcpts int) (*lease, error) {
 	q := &s.lanes[l]
 	for {
-		m := q.pop()
+		m, from := q.pop()
 		if q.paged.n <= s.window/4 && q.nextDisk <= s.now() {
 			s.kickWriter()
 		}
@@ -121,15 +121,12 @@ func (s *Store) next(l lane, maxRcpts int) (*lease, error) {
 		ls, err := s.grant(l, m, items)
 		if more || err != nil {
 			m.inq[l] = true
-			q.pushFrontOf(m)
+			from.pushFront(m)
 			q.wake()
 		}
 		return ls, err
 	}
 }
-
-// pushFrontOf puts a message back where the next claim finds it.
-func (q *laneq) pushFrontOf(m *msg) { q.straight.pushFront(m) }
 
 // grant makes the lease and notes it in the doubt file.
 func (s *Store) grant(l lane, m *msg, items []*item) (*lease, error) {

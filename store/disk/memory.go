@@ -175,17 +175,17 @@ type laneq struct {
 	cursor   int64 // all that is on disk and was due before this is in memory
 }
 
-// pop gives the next message of the lane.
-func (q *laneq) pop() *msg {
+// pop gives the next message of the lane, and where it stood.
+func (q *laneq) pop() (*msg, *ring) {
 	first, second := &q.straight, &q.paged
 	if q.turn {
 		first, second = second, first
 	}
 	q.turn = !q.turn
 	if m := first.pop(); m != nil {
-		return m
+		return m, first
 	}
-	return second.pop()
+	return second.pop(), second
 }
 
 // prune drops messages that have nothing left to claim in the lane, so that
