@@ -24,7 +24,7 @@ var queueStates = []queue.State{queue.Queued, queue.Held, queue.Leased, queue.Se
 // QueuePage is a page of the queue, in the order of ids: oldest first.
 type QueuePage struct {
 	Messages []queue.Entry `json:"messages"`
-	Next     string        `json:"next,omitempty" doc:"Cursor of the next page; empty at the end."`
+	Next     string        `json:"next,omitempty" doc:"Cursor of the next page; empty at the end. A page may be empty and not the last."`
 }
 
 // QueueFilter selects recipients of queued messages. Empty fields select all.
@@ -106,7 +106,7 @@ func (s *Server) registerQueue() {
 	}{
 		{queue.DoRetry, "Try a message again now"},
 		{queue.DoHold, "Keep a message until it is released"},
-		{queue.DoRelease, "Let a held or parked message go on"},
+		{queue.DoRelease, "Let a message held by an operator go on (retry does it for a parked one)"},
 		{queue.DoPark, "Put a message aside"},
 		{queue.DoReroute, "Send a message to the side given, until the user's state changes"},
 	}

@@ -174,7 +174,7 @@ type Verb string
 
 // The verbs.
 const (
-	DoRetry   Verb = "retry"   // due now
+	DoRetry   Verb = "retry"   // due now; parked mail too
 	DoHold    Verb = "hold"    // until released
 	DoRelease Verb = "release" // from an operator's hold; a user's state still holds
 	DoPark    Verb = "park"

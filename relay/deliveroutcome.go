@@ -83,7 +83,7 @@ func (r deliverRules) outcome(item queue.Item, rcpt mail.Recipient, res deliverR
 	case outOfStep(a):
 		r.againOrPark(&v, item, rcpt)
 		if v.Kind == queue.Park {
-			v.alarm = fmt.Sprintf("%s does not take the commands of mail: look at it, and release the message", r.route)
+			v.alarm = fmt.Sprintf("%s does not take the commands of mail: look at it, and let the message go on (queue retry)", r.route)
 		}
 	default:
 		r.fail(&v, item, rcpt)
@@ -196,7 +196,7 @@ func (r deliverRules) unknownUser(v *deliverVerdict, item queue.Item) {
 		v.Kind, v.alarm = queue.Fail, fmt.Sprintf("%s does not know the user and got no copy; the message itself is not affected", r.route)
 	case slices.Contains(item.Unknown, other):
 		v.Kind = queue.Park
-		v.alarm = "both sides say that they do not know the user: create the mailbox, or correct the user's table entry, and release the message"
+		v.alarm = "both sides say that they do not know the user: create the mailbox, or correct the user's table entry, and let the message go on (queue retry)"
 		v.Reply += "; before that: " + item.LastReply
 	default:
 		v.Kind, v.To = queue.Reroute, other

@@ -19,7 +19,7 @@ type queueCmd struct {
 	Show    queueShowCmd    `cmd:"" help:"Show queued messages with their recipients and last replies."`
 	Retry   queueRetryCmd   `cmd:"" help:"Try again now."`
 	Hold    queueHoldCmd    `cmd:"" help:"Keep until released."`
-	Release queueReleaseCmd `cmd:"" help:"Let held or parked mail go on."`
+	Release queueReleaseCmd `cmd:"" help:"Let mail held by an operator go on; for parked mail use retry."`
 	Park    queueParkCmd    `cmd:"" help:"Put aside."`
 	Reroute queueRerouteCmd `cmd:"" help:"Send to the side given, until the user's state changes."`
 	Delete  queueDeleteCmd  `cmd:"" help:"Remove for good, without a bounce."`
