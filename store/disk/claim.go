@@ -280,8 +280,16 @@ const clockStep = 15 * time.Second
 func (s *Store) clock() {
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
+	start, ahead := time.Now(), s.now() // the wall clock when the store was opened, as it is set now
 	for {
 		s.mu.Lock()
+		at := s.now() - time.Since(start).Milliseconds()
+		if ahead-at > clockStep.Milliseconds() {
+			s.log.Warn("the clock was set back: all mail that waits is due now", "by", time.Duration(ahead-at)*time.Millisecond)
+			s.bg = append(s.bg, s.hasten(laneOld))
+			s.kickWriter()
+		}
+		ahead = at
 		s.armed = s.tick()
 		wait := clockStep
 		if s.armed != never {
@@ -301,7 +309,8 @@ func (s *Store) clock() {
 // tick does what is due and gives the time of what comes next.
 func (s *Store) tick() int64 {
 	now := s.now()
-	for len(s.timers) > 0 && s.timers[0].at <= now {
+	late := now + s.horizon.Milliseconds() // no timer is set for later: then the clock was set back
+	for len(s.timers) > 0 && (s.timers[0].at <= now || s.timers[0].at > late) {
 		t := heap.Pop(&s.timers).(timer)
 		if t.it.where == waiting && t.it.timer == t.at {
 			s.makeReady(t.it, true)

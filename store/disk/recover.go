@@ -78,6 +78,10 @@ func (s *Store) writeDoubts(doubts []DoubtfulDelivery, boot int64) error {
 	if _, err := s.db.run("UPDATE recipient SET due = ? WHERE due IS NULL", max(s.now(), 1)); err != nil {
 		return err
 	}
+	// No delivery is put off for so long: the clock was wrong then.
+	if _, err := s.db.run("UPDATE recipient SET due = ? WHERE lane IN (1, 2, 3) AND due > ?", s.now(), s.now()+(24*time.Hour).Milliseconds()); err != nil {
+		return err
+	}
 	for _, d := range doubts {
 		ch, ok, err := s.find1(d.ID, d.N)
 		if err != nil {

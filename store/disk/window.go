@@ -226,6 +226,37 @@ func (s *Store) fileOp(items []*item) *op {
 	return o
 }
 
+// sqlHasten makes a slice of a lane due now. What waits in memory too is not
+// touched there: its timer knows.
+const sqlHasten = `UPDATE recipient SET due = ? WHERE (id, n) IN
+(SELECT id, n FROM recipient INDEXED BY recipient_due WHERE lane = ? AND due > ? LIMIT ?)`
+
+// hasten makes what waits on disk due now, slice after slice and lane after
+// lane: the clock by which it was put off was wrong.
+func (s *Store) hasten(l lane) *op {
+	n := 0
+	var now int64
+	o := &op{name: "hasten"}
+	o.plan = func() (err error) {
+		now = s.now()
+		n, err = s.db.run(sqlHasten, now, l, now, sliceRows)
+		return err
+	}
+	o.apply = func() {
+		if n > 0 {
+			s.lanes[l].left(now)
+		}
+		switch {
+		case n == sliceRows:
+			s.bg = append(s.bg, s.hasten(l))
+		case l < laneOut:
+			s.bg = append(s.bg, s.hasten(l+1))
+		}
+	}
+	o.undo = func() { s.bg = append(s.bg, s.hasten(l)) }
+	return o
+}
+
 // refile is the work of filing a user's mail on disk again after his route
 // changed: lane after lane, in the order of the index.
 type refile struct {

@@ -2,7 +2,9 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,5 +79,58 @@ func TestManyRecipients(t *testing.T) {
 	defer s.mu.Unlock()
 	if s.rcpts != 0 || s.lanes[laneOld].straight.rcpts != 0 || s.lanes[laneOld].paged.rcpts != 0 {
 		t.Fatalf("the account of recipients is wrong: %d, %d, %d", s.rcpts, s.lanes[laneOld].straight.rcpts, s.lanes[laneOld].paged.rcpts)
+	}
+}
+
+// TestClockSetBack: mail that was queued or put off while the clock was wrong
+// does not wait until it is that late: not in memory, not on disk, and not when
+// the store was closed in between.
+func TestClockSetBack(t *testing.T) {
+	const n = 3*sliceRows + 10
+	for name, restart := range map[string]bool{"running": false, "restarted": true} {
+		t.Run(name, func(t *testing.T) {
+			var ahead atomic.Int64
+			ahead.Store(int64(1000 * time.Hour))
+			o := Options{ClaimWindow: 16, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }}
+			dir := t.TempDir()
+			s := open(t, dir, o)
+			put := func(n int) {
+				for range n {
+					mustPut(t, s, 10, "a@example.org")
+				}
+			}
+			put(10)
+			for i := range 10 {
+				l, err := s.Claim(ctx, mail.Old, 1)
+				if err == nil {
+					at := o.Now().Add([]time.Duration{30 * time.Second, time.Hour}[i%2])
+					err = s.Settle(ctx, l, []queue.Outcome{{Kind: queue.Retry, At: at}})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			put(n)
+			if restart {
+				s.Close()
+			}
+			ahead.Store(0)
+			if restart {
+				s = open(t, dir, o)
+			} else {
+				s.poke <- struct{}{} // else it is seen within 15 s
+			}
+			short, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			for i := range n + 10 {
+				l, err := s.Claim(short, mail.Old, 1)
+				if err == nil {
+					err = s.Settle(ctx, l, []queue.Outcome{{Kind: queue.Done}})
+				}
+				if err != nil {
+					t.Fatalf("after %d messages: %v", i, err)
+				}
+			}
+		})
 	}
 }
