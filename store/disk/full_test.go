@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"crossfade/mail"
 	"crossfade/queue"
@@ -152,5 +153,51 @@ func TestFullCheckpoint(t *testing.T) {
 		if _, err := s.Get(ctx, e.ID); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestFullOwnWork: what the store has to write by itself waits while the disk
+// is full, instead of trying without a pause, and is done when there is room.
+func TestFullOwnWork(t *testing.T) {
+	dir := smallDir(t, "6m")
+	var tried atomic.Int64
+	s := open(t, dir, Options{MinFree: -1, CrashPoint: func(name string) {
+		if name == "crash.before-commit" {
+			tried.Add(1)
+		}
+	}})
+	e := mustPut(t, s, 10, "a@example.org")
+	l, err := s.Claim(ctx, mail.Old, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for n := 1 << 20; n > 0; {
+		if _, err := f.Write(make([]byte, n)); err != nil {
+			n /= 2
+		}
+	}
+	s.abandon(l)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for tried.Load() == 0 {
+		<-tick.C
+	}
+	for range 500 {
+		<-tick.C
+	}
+	if n := tried.Load(); n > 3 {
+		t.Fatalf("tried %d times within half a second", n)
+	}
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	l, err = s.Claim(ctx, mail.Old, 1)
+	if err != nil || l.Envelope.ID != e.ID || l.Items[0].Crashes != 1 {
+		t.Fatal(err, l)
 	}
 }

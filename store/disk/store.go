@@ -118,7 +118,8 @@ type Store struct {
 	retired []*bodyFile
 	syncReq chan []*bodyFile
 	syncAns chan error
-	frames  int // pages in the write-ahead log since the last checkpoint, about
+	refused bool // the last commit was rolled back
+	frames  int  // pages in the write-ahead log since the last checkpoint, about
 
 	ops  chan *op
 	kick chan struct{} // to the writer: there is work in memory

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"time"
 
 	"crossfade/queue"
 )
@@ -77,6 +78,18 @@ func (s *Store) writer() {
 // awaitOp waits for an op, or for work of the store's own, which comes without
 // one.
 func (s *Store) awaitOp() (first *op, end bool) {
+	if s.refused { // the store's own work is tried again with pauses
+		s.refused = false
+		pause := time.NewTimer(ownPause)
+		defer pause.Stop()
+		select {
+		case first = <-s.ops:
+		case <-pause.C:
+		case <-s.quit:
+			return nil, true
+		}
+		return first, false
+	}
 	if s.busyInside() {
 		select {
 		case first = <-s.ops:
@@ -94,6 +107,10 @@ func (s *Store) awaitOp() (first *op, end bool) {
 	}
 	return first, false
 }
+
+// ownPause is how long the store's own work waits after a commit for which
+// there was no room.
+const ownPause = time.Second
 
 // busyInside tells whether the store has work of its own to do.
 func (s *Store) busyInside() bool {
@@ -191,6 +208,7 @@ func (s *Store) commitGroup(group []*op) {
 	s.frames += 6 + 2*len(group)
 	s.releaseRetired()
 	if err != nil {
+		s.refused = true
 		s.answerAll(group, err)
 		return
 	}
