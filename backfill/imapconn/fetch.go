@@ -1,7 +1,6 @@
 package imapconn
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -262,7 +261,7 @@ func (r *Reader) ListThese(uids []uint32, it Items) ([]Meta, error) {
 
 // Received gives the Received fields of some messages by UID, as they stand.
 func (r *Reader) Received(uids []uint32) (map[uint32][]byte, error) {
-	c := &metaReceiver{fields: map[uint32]*bytes.Buffer{}}
+	c := &metaReceiver{fields: map[uint32]*fieldBuffer{}}
 	if _, err := r.Fetch(uids, Items{Received: true}, c); err != nil {
 		return nil, err
 	}

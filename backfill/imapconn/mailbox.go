@@ -137,15 +137,24 @@ func (s *Session) List() ([]Folder, error) {
 func (s *Session) list(c *command, name string) ([]Folder, error) {
 	var folders []Folder
 	seen := map[string]bool{}
+	var odd error
 	err := s.run(c, func(r *response) {
 		if r.name != name {
 			return
 		}
-		if f, ok := parseList(r); ok && !seen[f.Wire] {
+		f, ok := parseList(r)
+		if !ok && name == "LIST" {
+			// Passed over, the folder and its mail would be missing in silence.
+			odd = fmt.Errorf("%s: a folder cannot be told from %q: rename it on the server, or have the server's answer mended", name, printable(string(r.rest)))
+		}
+		if ok && !seen[f.Wire] {
 			seen[f.Wire] = true
 			folders = append(folders, f)
 		}
 	})
+	if err == nil {
+		err = odd
+	}
 	return folders, err
 }
 

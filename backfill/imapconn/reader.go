@@ -261,6 +261,17 @@ func (it Items) options() *imap.FetchOptions {
 
 func (it Items) literal() bool { return it.Body || it.Received }
 
+// asked tells whether a section is what was asked for.
+func (it Items) asked(s *imap.FetchItemBodySection) bool {
+	switch {
+	case s == nil || len(s.Part) > 0 || s.Partial != nil:
+		return false
+	case it.Body:
+		return s.Specifier == imap.PartSpecifierNone
+	}
+	return it.Received && s.Specifier == imap.PartSpecifierHeader
+}
+
 // Receiver takes messages as they come.
 type Receiver interface {
 	// Begin gives the place for the octets of a message; its size is what the
@@ -324,7 +335,8 @@ func (r *Reader) takeMessage(data *imapclient.FetchMessageData, it Items, recv R
 		case imapclient.FetchItemDataInternalDate:
 			m.Date = item.Time
 		case imapclient.FetchItemDataBodySection:
-			if item.Literal == nil || m.UID == 0 || got[m.UID] {
+			// What was not asked for is thrown away: part of a message is not it.
+			if item.Literal == nil || m.UID == 0 || got[m.UID] || !it.asked(item.Section) {
 				continue
 			}
 			if err := r.copyLiteral(m.UID, item.Literal, recv); err != nil {
@@ -397,11 +409,22 @@ func (s *sink) Write(p []byte) (int, error) {
 // metaReceiver collects messages without bodies, and the Received fields.
 type metaReceiver struct {
 	metas  []Meta
-	fields map[uint32]*bytes.Buffer
+	fields map[uint32]*fieldBuffer
+}
+
+// maxFields is how many octets of a message's Received fields are kept.
+const maxFields = 256 << 10
+
+// fieldBuffer keeps the first octets; a server may send as many as it likes.
+type fieldBuffer struct{ bytes.Buffer }
+
+func (b *fieldBuffer) Write(p []byte) (int, error) {
+	b.Buffer.Write(p[:min(len(p), maxFields-b.Len())])
+	return len(p), nil
 }
 
 func (c *metaReceiver) Begin(uid uint32, _ int64) (io.Writer, error) {
-	b := &bytes.Buffer{}
+	b := &fieldBuffer{}
 	c.fields[uid] = b
 	return b, nil
 }

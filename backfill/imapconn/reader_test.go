@@ -284,3 +284,30 @@ func TestReaderOddKeywordInFlags(t *testing.T) {
 		t.Error(len(c.got), failures, err)
 	}
 }
+
+// A body that nobody asked for once ended the process, and a part of a message
+// was taken for the message.
+func TestReaderTakesOnlyWhatItAskedFor(t *testing.T) {
+	f := newFake(t, 1, 2)
+	spoil(f, 2, 1, func(c *fakeConn, seq int, m fakeMsg) {
+		c.say("* %d FETCH (UID 2 FLAGS () RFC822.SIZE %d BODY[] {3}\r\nabc BODY[TEXT] {3}\r\nabc)\r\n", seq, len(m.body))
+	})
+	r := NewReader(t.Context(), &Dialer{}, f.account(), nil)
+	defer r.Close()
+	if _, err := r.Select(Folder{Name: "INBOX", Wire: "INBOX"}); err != nil {
+		t.Fatal(err)
+	}
+	if metas, err := r.ListThese([]uint32{1, 2}, Items{Flags: true, Size: true}); err != nil || len(metas) != 2 {
+		t.Errorf("%+v, %v", metas, err)
+	}
+	for _, section := range []string{"BODY[TEXT]", "BODY[1]", "BODY[]<0>", "BODY[HEADER]"} {
+		f := newFake(t, 1)
+		spoil(f, 1, 1, func(c *fakeConn, seq int, _ fakeMsg) {
+			c.say("* %d FETCH (UID 1 %s {3}\r\nabc)\r\n", seq, section)
+		})
+		c, failures, err := fetchAll(t, f, 1)
+		if err != nil || len(failures) > 0 || c.got[1] != f.msgs[0].body {
+			t.Errorf("%s: %q, %v, %v", section, c.got[1], failures, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -185,17 +186,28 @@ func (s *Session) login() error {
 	return nil
 }
 
-// scrub keeps the password out of an error whose text is the server's.
+// scrub keeps the password out of an error whose text is the server's: it may
+// repeat what it was sent, in its answer and in a goodbye.
 func (s *Session) scrub(err error) error {
-	var e *Error
-	pw := s.acct.Login.Password
-	if pw == "" || !errors.As(err, &e) {
+	l := s.acct.Login
+	if l.Password == "" {
 		return err
 	}
-	text := strings.ReplaceAll(e.Text, pw, "<redacted>")
-	l := s.acct.Login
-	ir := base64.StdEncoding.EncodeToString([]byte(l.Authz + "\x00" + l.User + "\x00" + pw))
-	return &Error{Command: e.Command, Status: e.Status, Code: e.Code, Text: strings.ReplaceAll(text, ir, "<redacted>")}
+	ir := base64.StdEncoding.EncodeToString([]byte(l.Authz + "\x00" + l.User + "\x00" + l.Password))
+	quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(l.Password)
+	var old []string
+	for _, secret := range []string{ir, quoted, l.Password} {
+		q := strconv.Quote(secret) // as errors quote it
+		old = append(old, q[1:len(q)-1], "<redacted>", secret, "<redacted>")
+	}
+	r := strings.NewReplacer(old...)
+	if e, ok := err.(*Error); ok {
+		return &Error{Command: e.Command, Status: e.Status, Code: r.Replace(e.Code), Text: r.Replace(e.Text)}
+	}
+	if text := r.Replace(err.Error()); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
 }
 
 func (s *Session) authenticate(mech sasl.Client) error {

@@ -96,6 +96,50 @@ func TestLoginWithoutInitialResponse(t *testing.T) {
 }
 
 // TestPasswordInNoError: a server may repeat what it was sent.
+// A goodbye that repeats the command once put the password into the error.
+func TestPasswordInNoGoodbye(t *testing.T) {
+	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR"} {
+		for _, bye := range []string{"* BYE what is %[2]s\r\n", "%[2]s OK\r\n", "%[1]s WHAT %[2]s\r\n"} {
+			f := newFake(t)
+			f.caps = caps
+			f.hook = func(c *fakeConn, tag, cmd string) bool {
+				verb, arg, _ := strings.Cut(cmd, " ")
+				if verb != "LOGIN" && verb != "AUTHENTICATE" {
+					return false
+				}
+				words := strings.Fields(arg)
+				c.say(bye, tag, words[len(words)-1])
+				c.Close()
+				return true
+			}
+			acct := f.account()
+			acct.Login.Password = `hunt"er2\secret`
+			_, err := (&Dialer{}).Open(t.Context(), acct)
+			ir := base64.StdEncoding.EncodeToString([]byte("\x00anna\x00" + acct.Login.Password))
+			if err == nil || strings.Contains(err.Error(), "er2") || strings.Contains(err.Error(), ir) {
+				t.Errorf("%v", err)
+			}
+		}
+	}
+}
+
+// A folder that was passed over is mail that is missing on the other side.
+func TestListPassesOverNoFolder(t *testing.T) {
+	for _, line := range []string{`(\HasNoChildren) "/" "no end`, `(\HasNoChildren) "/" a)b`, `(\HasNoChildren "/" x`, `"/" x`} {
+		f := newFake(t)
+		f.hook = func(c *fakeConn, tag, cmd string) bool {
+			if !strings.HasPrefix(cmd, "LIST") {
+				return false
+			}
+			c.say("* LIST () \"/\" INBOX\r\n* LIST %s\r\n%s OK done\r\n", line, tag)
+			return true
+		}
+		if folders, err := open(t, f).List(); err == nil {
+			t.Errorf("%s: %+v and no error", line, folders)
+		}
+	}
+}
+
 func TestPasswordInNoError(t *testing.T) {
 	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR"} {
 		f := newFake(t)
@@ -322,7 +366,7 @@ func TestListAndNamespace(t *testing.T) {
 			c.say("* NAMESPACE ((\"INBOX.\" \".\")) ((\"user.\" \".\" \"X\" (\"Y\"))) ((\"#shared/\" \"/\"))\r\n")
 		case strings.HasPrefix(cmd, "LIST"):
 			c.say("* LIST (\\HasNoChildren) \".\" INBOX\r\n* LIST (\\NoSelect) \".\" \"INBOX.a\\\"b\"\r\n* LIST () \".\" {10}\r\nINBOX.\"x\" \r\n" +
-				"* LIST (\\Sent) \".\" INBOX.Gr&APw-n\r\n* LIST () \".\" INBOX.bad&name\r\n* LIST () NIL inbox\r\n* LIST broken\r\n* LIST () \".\" {3}\r\nNIL\r\n")
+				"* LIST (\\Sent) \".\" INBOX.Gr&APw-n\r\n* LIST () \".\" INBOX.bad&name\r\n* LIST () NIL inbox\r\n* LIST () \".\" {3}\r\nNIL\r\n")
 		case strings.HasPrefix(cmd, "LSUB"):
 			c.say("* LSUB () \".\" INBOX.Gr&APw-n\r\n")
 		default:
