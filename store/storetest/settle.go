@@ -151,8 +151,6 @@ func (b *bench) lose(l *queue.Lease) *queue.Lease {
 	return again
 }
 
-const shortLease = 250 * time.Millisecond
-
 func settleLateDone(b *bench) {
 	b.start(Config{Lease: shortLease})
 	e := b.put("a@example.org")
@@ -166,7 +164,7 @@ func settleLateDone(b *bench) {
 }
 
 func settleDoneTwice(b *bench) {
-	b.start(Config{Lease: 700 * time.Millisecond})
+	b.start(Config{Lease: 3 * shortLease})
 	e := b.put("a@example.org", "b@example.org")
 	l := b.claim(mail.Old)
 	b.ok(b.s.Renew(b.ctx, l, true))

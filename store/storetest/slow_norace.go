@@ -2,5 +2,11 @@
 
 package storetest
 
+import "time"
+
 // slow says that the race detector makes everything ten times slower.
 const slow = false
+
+// shortLease is a lease that tests let run out. What a test does while it is
+// good takes a few milliseconds; the machine may be busy.
+const shortLease = 250 * time.Millisecond

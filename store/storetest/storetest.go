@@ -71,7 +71,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T, f Factory) *bench {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	t.Cleanup(cancel)
 	return &bench{T: t, ctx: ctx, open: f}
 }
@@ -139,7 +139,7 @@ func (b *bench) put(rcpts ...string) *mail.Envelope {
 // claim leases what is due; it fails when nothing is within seconds.
 func (b *bench) claim(r mail.Route) *queue.Lease {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
 	l, err := b.s.Claim(ctx, r, 100)
 	if err != nil {
@@ -219,12 +219,12 @@ func (b *bench) body(id mail.ID) []byte {
 	return data
 }
 
-// eventually asks again until ok, for at most five seconds.
+// eventually asks again until ok, for at most twenty seconds.
 func (b *bench) eventually(what string, ok func() bool) {
 	b.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(5 * time.Second); !ok(); <-tick.C {
+	for deadline := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
 			b.Fatalf("it does not happen: %s", what)
 		}
