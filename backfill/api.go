@@ -25,6 +25,10 @@ type Options struct {
 	// earlier passes. Without it they are offered again after 1, 2, 4, 8, then
 	// every 16 passes.
 	RetryRefused bool
+	// Restore copies messages again that were copied and are gone from the
+	// destination since. It is for a user who still reads the source: what is
+	// there is to be on the destination on the day he is moved.
+	Restore bool
 	// Progress is called from time to time, at most a few times a second.
 	Progress func(Progress)
 }

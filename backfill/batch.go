@@ -158,7 +158,9 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 // forgetRefused has all refused messages of the folder offered again.
 func (f *folderRun) forgetRefused() {
 	for _, r := range f.rec.Refused {
-		r.Skip, r.Tries = 0, 0
+		if r.Text != unrecognised { // that one is there: offered again, it would be there twice
+			r.Skip, r.Tries = 0, 0
+		}
 	}
 }
 

@@ -80,6 +80,8 @@ func (f *folderRun) create() error {
 	}
 	f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: fmt.Sprintf("it is called %q on the destination, which refused %q: %s", plain, f.name, e.Text)})
 	f.name, f.wire = plain, wire
+	// From now on it is taken: another refused name may become the same.
+	f.p.dstSide.folders = append(f.p.dstSide.folders, imapconn.Folder{Name: plain, Wire: wire})
 	return nil
 }
 
@@ -90,7 +92,10 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
-	if f.due() {
+	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
+		return false
+	}
+	if f.p.o.Restore && int(dst.Messages) < r.Pairs.count() {
 		return false
 	}
 	now, then := f.status, r.Mark
@@ -147,10 +152,7 @@ func sortedKeys[V any](m map[uint32]V) []uint32 {
 
 func (f *folderRun) expected() int {
 	n := int(f.status.Messages)
-	for _, r := range f.rec.Pairs {
-		n -= int(r.N)
-	}
-	return max(n, 0)
+	return max(n-f.rec.Pairs.count(), 0)
 }
 
 func (f *folderRun) save() error { return f.p.book.save(f.p.ctx, f.rec) }
@@ -162,6 +164,9 @@ func (f *folderRun) sync() error {
 	}
 	if err := f.recover(); err != nil {
 		return err
+	}
+	if err := f.restore(); err != nil {
+		return fmt.Errorf("destination: %w", err)
 	}
 	metas, sel, err := f.p.src.ListAll(imapconn.Items{Flags: true, Size: true})
 	if err != nil {
@@ -200,12 +205,16 @@ func (f *folderRun) open() error {
 		return err
 	}
 	r := f.rec
-	srcSame, dstSame := r.SrcValidity == ssel.UIDValidity, r.DstValidity == f.dsel.UIDValidity
+	// A UIDNEXT below what was given out already is a folder from a backup: its
+	// UIDs will mean other messages, whatever UIDVALIDITY says.
+	lastSrc, lastDst := r.Pairs.last()
+	srcSame := r.SrcValidity == ssel.UIDValidity && (ssel.UIDNext == 0 || ssel.UIDNext > lastSrc)
+	dstSame := r.DstValidity == f.dsel.UIDValidity && (f.dsel.UIDNext == 0 || f.dsel.UIDNext > lastDst)
 	if srcSame && dstSame {
 		return nil
 	}
 	if r.SrcValidity != 0 {
-		f.p.log.Warn("UIDVALIDITY changed: messages are matched by content again", "user", f.p.job.User, "folder", f.src.Name,
+		f.p.log.Warn("UIDVALIDITY changed, or UIDNEXT went back: messages are matched by content again", "user", f.p.job.User, "folder", f.src.Name,
 			"source", !srcSame, "destination", !dstSame)
 		r.Readopt = true
 	}

@@ -45,8 +45,8 @@ type pass struct {
 // error the report says what was done before it.
 //
 // Deletions and moves on the source are not carried over: what was copied stays
-// on the destination. Messages that users delete on the destination do not come
-// back.
+// on the destination. Messages that users delete on the destination come back only
+// with Options.Restore.
 func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	began := time.Now()
 	p, err := c.start(ctx, job, o)

@@ -116,13 +116,26 @@ func (p *pairs) add(src, dst uint32) {
 	*p = slices.Insert(*p, i, run{src, dst, 1})
 }
 
-// dests gives the UIDs of the destination that are in a pair.
-func (p pairs) dests() map[uint32]bool {
+// count gives the number of pairs.
+func (p pairs) count() int {
 	n := 0
 	for _, r := range p {
 		n += int(r.N)
 	}
-	m := make(map[uint32]bool, n)
+	return n
+}
+
+// last gives the highest UIDs of both sides, 0 when there are none.
+func (p pairs) last() (src, dst uint32) {
+	for _, r := range p {
+		src, dst = max(src, r.Src+r.N-1), max(dst, r.Dst+r.N-1)
+	}
+	return src, dst
+}
+
+// dests gives the UIDs of the destination that are in a pair.
+func (p pairs) dests() map[uint32]bool {
+	m := make(map[uint32]bool, p.count())
 	for _, r := range p {
 		for i := range r.N {
 			m[r.Dst+i] = true

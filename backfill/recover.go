@@ -102,8 +102,12 @@ const (
 // meanwhile lies in the same range: the number of messages says nothing. First
 // the same content, then what servers are known to alter.
 func (f *folderRun) resolve(j *journal, found *int) error {
-	if _, err := f.p.dstReader.Select(f.destFolder()); err != nil {
+	sel, err := f.p.dstReader.Select(f.destFolder())
+	if err != nil {
 		return err
+	}
+	if sel.UIDValidity != f.rec.DstValidity {
+		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
 	}
 	uids, err := f.p.dstReader.UIDsFrom(j.UIDNext)
 	if err != nil {
@@ -135,11 +139,59 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 			}
 			t.msgs[i].done = true
 			f.rec.Pairs.add(e.UID, t.msgs[i].meta.UID)
+			delete(f.rec.Refused, e.UID)
+			delete(f.rec.Unread, e.UID)
 			f.uidNext = max(f.uidNext, t.msgs[i].meta.UID+1)
 			*found++
 		}
 	}
 	return nil
+}
+
+// restore voids the pairs of messages that are gone from the destination.
+func (f *folderRun) restore() error {
+	if !f.p.o.Restore || len(f.rec.Pairs) == 0 {
+		return nil
+	}
+	sel, err := f.p.dstReader.Select(f.destFolder())
+	if err != nil {
+		return err
+	}
+	if sel.UIDValidity != f.rec.DstValidity {
+		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
+	}
+	uids, err := f.p.dstReader.UIDsFrom(1)
+	if err != nil {
+		return err
+	}
+	if len(uids) < int(sel.Exists) {
+		return fmt.Errorf("folder %q: %w: %d of %d", f.name, imapconn.ErrShort, len(uids), sel.Exists)
+	}
+	there := make(map[uint32]bool, len(uids))
+	for _, u := range uids {
+		there[u] = true
+	}
+	var left pairs
+	gone := 0
+	for _, r := range f.rec.Pairs {
+		for i := range r.N {
+			if there[r.Dst+i] {
+				left.add(r.Src+i, r.Dst+i)
+				continue
+			}
+			delete(f.agreed, r.Src+i)
+			gone++
+		}
+	}
+	if gone == 0 {
+		return nil
+	}
+	f.p.log.Warn("copied messages are gone from the destination: what the source still has of them is copied again", "user", f.p.job.User, "folder", f.src.Name, "gone", gone)
+	f.rec.Pairs = left
+	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {
+		return err
+	}
+	return f.save()
 }
 
 // destFolder is the folder on the destination as a reader opens it.

@@ -164,6 +164,8 @@ type copier struct {
 	took   time.Duration
 	pass   func(user string, n int, final bool) (backfill.Report, error)
 	counts map[string]int
+
+	options []backfill.Options
 }
 
 func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options) (backfill.Report, error) {
@@ -180,6 +182,7 @@ func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options)
 		name += " final"
 	}
 	c.passes = append(c.passes, name)
+	c.options = append(c.options, o)
 	c.mu.Unlock()
 	defer func() { c.mu.Lock(); c.atOnce--; c.mu.Unlock() }()
 	if c.took > 0 {

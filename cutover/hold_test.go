@@ -212,3 +212,21 @@ func TestCancelComesTooLate(t *testing.T) {
 		}
 	})
 }
+
+// Until the flip what is gone from new is copied again; afterwards the user has
+// deleted it.
+func TestRestoreEndsWithTheFlip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(), &copier{}
+		c := conduct(t, tab, cop, Config{})
+		start(t, c, alice, false)
+		time.Sleep(10 * time.Minute)
+		cop.mu.Lock()
+		defer cop.mu.Unlock()
+		for i, o := range cop.options {
+			if last := i == len(cop.options)-1; o.Restore == last {
+				t.Errorf("pass %d of %d: %+v", i+1, len(cop.options), o)
+			}
+		}
+	})
+}

@@ -262,6 +262,7 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	}
 	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
 		Final:    final,
+		Restore:  u.State != router.StateNew, // he reads old until then
 		Progress: func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
 	})
 	if m.c.cfg.Hooks.Passed != nil {
