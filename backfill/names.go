@@ -123,6 +123,7 @@ type mapper struct {
 	byFold   map[string][]imapconn.Folder // folders of the destination
 	taken    map[string]string            // folded name on the destination: levels of the source, joined
 	placed   map[string][]string          // levels of the source, joined: levels on the destination
+	holds    map[string]bool              // folded name on the destination: it is a folder's own place, not just a parent's
 	useOf    map[string]string            // name on the wire of the source: its use
 	dstUse   map[string]imapconn.Folder
 	problems []Problem
@@ -131,7 +132,7 @@ type mapper struct {
 func newMapper(src, dst side) *mapper {
 	m := &mapper{
 		src: src, dst: dst, delim: dst.ns.Delim,
-		byFold: map[string][]imapconn.Folder{}, taken: map[string]string{}, placed: map[string][]string{},
+		byFold: map[string][]imapconn.Folder{}, taken: map[string]string{}, placed: map[string][]string{}, holds: map[string]bool{},
 		useOf: map[string]string{}, dstUse: usesOf(dst),
 	}
 	for use, f := range usesOf(src) {
@@ -175,7 +176,9 @@ func mapFolders(src, dst side, known map[string]string) ([]pairing, []Problem) {
 	})
 	var out []pairing
 	for _, f := range todo {
-		out = append(out, m.place(f, known[f.Wire]))
+		p := m.place(f, known[f.Wire])
+		m.holds[m.spot(p.name)] = true
+		out = append(out, p)
 	}
 	return out, m.problems
 }
@@ -225,7 +228,12 @@ func (m *mapper) placeByName(p pairing, path []string) pairing {
 	var to []string
 	for i := range path {
 		id := strings.Join(levels(p.src, m.src.ns)[:len(levels(p.src, m.src.ns))-len(path)+i+1], "\x00")
-		if at, ok := m.placed[id]; ok {
+		at, ok := m.placed[id]
+		if ok && i == len(path)-1 && m.holds[m.spotOf(at)] {
+			// Another folder with the same levels: "a//b" beside "a/b".
+			id, ok = id+"\x00\x00"+p.src.Wire, false
+		}
+		if ok {
 			to = at
 			continue
 		}
@@ -280,6 +288,13 @@ func (m *mapper) free(id string, to []string) bool {
 	by, ok := m.taken[fold(strings.Join(to, "\x00"))]
 	return !ok || by == id
 }
+
+// spot is a name on the destination as a place.
+func (m *mapper) spot(name string) string {
+	return m.spotOf(levels(imapconn.Folder{Name: name}, m.dst.ns))
+}
+
+func (m *mapper) spotOf(levels []string) string { return fold(strings.Join(levels, "\x00")) }
 
 func (m *mapper) take(id string, to []string) {
 	m.taken[fold(strings.Join(to, "\x00"))] = id

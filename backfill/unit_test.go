@@ -245,6 +245,10 @@ func TestMapFolders(t *testing.T) {
 			map[string]string{"archive": "archive", "Foo": "FOO"}, 0},
 		{"known places stay", side{slash, []imapconn.Folder{folder("b", "/"), folder("B", "/")}}, side{slash, []imapconn.Folder{folder("b-2", "/"), folder("B", "/")}},
 			map[string]string{"b": "b-2"}, map[string]string{"b": "b-2", "B": "B"}, 0},
+		{"empty levels", side{slash, []imapconn.Folder{folder("a/b", "/"), folder("a//b", "/"), folder("a//b/c", "/")}}, side{slash, nil}, nil,
+			map[string]string{"a//b": "a/b", "a/b": "a/b-2", "a//b/c": "a/b/c"}, 1},
+		{"outside the namespace", side{dot, []imapconn.Folder{folder("INBOX", "."), folder("INBOX.x", "."), folder("x", ".")}}, side{slash, nil}, nil,
+			map[string]string{"INBOX": "INBOX", "INBOX.x": "x", "x": "x-2"}, 1},
 		{"a name that is no modified UTF-7", side{slash, []imapconn.Folder{folder("R&D", "/")}}, side{slash, nil}, nil, map[string]string{"R&D": "R&-D"}, 0},
 	}
 	for _, tt := range tests {
