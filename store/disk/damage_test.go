@@ -443,3 +443,42 @@ func TestDamagedUser(t *testing.T) {
 	}
 	mustPut(t, s, 10, "b@example.org")
 }
+
+// TestDatabaseAway: who moves a damaged database away to repair it still needs
+// the bodies. An empty queue beside them is refused, and nothing is removed.
+func TestDatabaseAway(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	mustPut(t, s, 10, "a@example.org")
+	mustPut(t, s, 1<<20+10, "a@example.org")
+	s.Close()
+	db, away := filepath.Join(dir, dbName), filepath.Join(t.TempDir(), dbName)
+	if err := os.Rename(db, away); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s, err := Open(dir, Options{})
+		if err == nil {
+			s.Close()
+			t.Fatal("it was opened as an empty queue")
+		}
+		for _, w := range []string{dir, "2 files", "whole directory"} {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q lacks %q", err, w)
+			}
+		}
+	}
+	if err := os.Rename(away, db); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, Options{})
+	left, err := storetest.Left(ctx, s)
+	if err != nil || len(left) != 2 {
+		t.Fatal(err, left)
+	}
+	for _, e := range left {
+		if err := readBody(ctx, s, &queue.Lease{Envelope: e.Envelope}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

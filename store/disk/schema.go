@@ -113,8 +113,9 @@ func dsn(dir string, readOnly bool) string {
 	return u.String()
 }
 
-// openDB opens the writer's connection and makes or checks the schema.
-func openDB(dir string) (*conn, error) {
+// openDB opens the writer's connection and makes or checks the schema. bodies
+// is how many files of bodies there are.
+func openDB(dir string, bodies int) (*conn, error) {
 	path := filepath.Join(dir, dbName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -125,7 +126,7 @@ func openDB(dir string) (*conn, error) {
 	if err != nil {
 		return nil, explain(path, err)
 	}
-	if err := migrate(c, path); err != nil {
+	if err := migrate(c, path, bodies); err != nil {
 		c.close()
 		return nil, explain(path, err)
 	}
@@ -133,14 +134,19 @@ func openDB(dir string) (*conn, error) {
 }
 
 // migrate brings an empty database to the present schema, and refuses one that
-// is newer.
-func migrate(c *conn, path string) error {
+// is newer. It makes no empty queue beside bodies: the start would remove them
+// as torn writes, and the database that refers to them may only be away to be
+// repaired.
+func migrate(c *conn, path string, bodies int) error {
 	v, _, err := c.ints("PRAGMA user_version")
 	if err != nil {
 		return err
 	}
 	if v[0] > schemaVersion {
 		return fmt.Errorf("open the queue database: %s has schema version %d, and this Crossfade knows %d: start the newer Crossfade that wrote it", path, v[0], schemaVersion)
+	}
+	if v[0] == 0 && bodies > 0 {
+		return fmt.Errorf("open the queue database: %s is empty, and bodies/ beside it has %d files of queued mail: put the database back, or move the whole directory %s away to start with an empty queue", path, bodies, filepath.Dir(path))
 	}
 	if err := c.each(func([]driver.Value) error { return nil }, "PRAGMA journal_mode=WAL"); err != nil {
 		return err
@@ -161,7 +167,7 @@ func explain(path string, err error) error {
 	var hint string
 	switch sqliteCode(err) {
 	case codeNotADB, codeCorrupt:
-		hint = fmt.Sprintf("the file is damaged: look with `sqlite3 %s \"PRAGMA integrity_check\"`, then restore it from a backup, or move it away to start with an empty queue", path)
+		hint = fmt.Sprintf("the file is damaged: look with `sqlite3 %s \"PRAGMA integrity_check\"`, then restore it from a backup, or move the whole directory %s away to start with an empty queue", path, filepath.Dir(path))
 	case codeRO, codePerm, codeCantGo:
 		hint = fmt.Sprintf("the store needs to read and write %s and the files beside it: check their owner and mode", path)
 	case codeFull:

@@ -202,7 +202,7 @@ func (s *Store) load() (err error) {
 	if s.files, err = openFiles(s.dir, s.opts.sync); err != nil {
 		return err
 	}
-	if s.db, err = openDB(s.dir); err != nil {
+	if s.db, err = openDB(s.dir, len(s.files.byNum)); err != nil {
 		return err
 	}
 	if err := syncDir(s.dir); err != nil {
