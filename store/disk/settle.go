@@ -76,9 +76,10 @@ type rowChange struct {
 // Settle implements [queue.Deliverer].
 //
 // When the lease is good but a user among the items was changed since the
-// claim, the outcomes other than done are not recorded for any item and the
-// new messages are dropped: whom a bounce tells of cannot be known here. The
-// items are queued as they were, and the answer is ErrLost.
+// claim, or one of them was recorded as done by a lease before, the outcomes
+// other than done are not recorded for any item and the new messages are
+// dropped: whom a bounce tells of cannot be known here. The items are queued as
+// they were, and the answer is ErrLost.
 func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs ...queue.NewMessage) error {
 	if err := checkOutcomes(l, outcomes, msgs); err != nil {
 		return err
@@ -156,7 +157,8 @@ func (s *Store) planSettle(st *settlement) error {
 		s.unwanted(st)
 		return nil
 	}
-	done, took := 0, false
+	done := 0
+	var dones, others []rowChange
 	for _, o := range st.outcomes {
 		if o.Kind == queue.Done {
 			done++
@@ -164,25 +166,28 @@ func (s *Store) planSettle(st *settlement) error {
 			continue
 		}
 		ch, ok, err := s.outcome(st, o)
-		if err != nil {
-			return err
-		}
 		switch {
+		case err != nil:
+			return err
+		case ok && o.Kind == queue.Done:
+			dones = append(dones, ch)
 		case ok:
-			st.changes = append(st.changes, ch)
-			took = true
+			others = append(others, ch)
 		case o.Kind != queue.Done && o.Kind != queue.Release:
-			st.result = queue.ErrLost
+			st.result = queue.ErrLost // a lease before recorded it as done
 		}
 	}
 	onlyDone := done == len(st.l.Items)
 	if !good && !onlyDone {
 		st.result = queue.ErrLost
 	}
+	if st.changes = dones; st.result == nil {
+		st.changes = append(dones, others...) // with the new messages, or not at all
+	}
 	if err := s.writeChanges(st.changes); err != nil {
 		return err
 	}
-	st.queuePut = good && st.result == nil || took && onlyDone
+	st.queuePut = good && st.result == nil || len(dones) > 0 && onlyDone
 	if !st.queuePut {
 		s.unwanted(st)
 		return nil

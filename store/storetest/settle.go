@@ -19,6 +19,7 @@ var settleTests = []test{
 	{"repeated", settleRepeated},
 	{"done after the lease is lost", settleLateDone},
 	{"done while it is sent a second time", settleDoneTwice},
+	{"a failure and a recipient that is done already", settleFailBesideDone},
 	{"anything else after the lease is lost", settleLateRest},
 	{"deliver both: the other side gets a copy", settleCopy},
 	{"deliver both: late and repeated done makes one copy", settleCopyOnce},
@@ -184,6 +185,29 @@ func settleDoneTwice(b *bench) {
 	b.is(b.s.Renew(b.ctx, l2, true), queue.ErrLost) // no second dot
 	b.is(b.settle(l2, queue.Outcome{Kind: queue.Retry, At: time.Now()}), queue.ErrLost)
 	b.gone(e.ID)
+}
+
+// settleFailBesideDone: one recipient of a lease was recorded as done by the
+// lease before. What is decided about the other one is recorded together with
+// its bounce, or neither is (I2).
+func settleFailBesideDone(b *bench) {
+	b.start(Config{Lease: 3 * shortLease})
+	e := b.put("a@example.org", "b@example.org")
+	l := b.claim(mail.Old)
+	b.ok(b.s.Renew(b.ctx, l, true))
+	l2 := b.lose(l)
+	b.ok(b.s.Renew(b.ctx, l2, true))
+	b.is(b.s.Settle(b.ctx, l, []queue.Outcome{{N: 1, Kind: queue.Done}}), queue.ErrLost)
+	m := bounce("it failed")
+	err := b.s.Settle(b.ctx, l2, []queue.Outcome{{N: 0, Kind: queue.Fail}, {N: 1, Kind: queue.Retry, At: time.Now()}}, m)
+	_, gone := b.s.Get(b.ctx, e.ID)
+	_, none := b.s.Get(b.ctx, m.Envelope.ID)
+	b.true((gone == nil) == (none != nil), "settle gave %v; the message: %v; its bounce: %v", err, gone, none)
+	if gone == nil {
+		b.is(err, queue.ErrLost)
+		b.done(b.claim(mail.Old))
+		b.gone(e.ID)
+	}
 }
 
 func settleLateRest(b *bench) {
