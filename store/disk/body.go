@@ -175,6 +175,16 @@ func (s *Store) finishOwn(b *body, r io.Reader) error {
 	return nil
 }
 
+// unplace takes bodies in memory out of the segments: they are written again.
+func (s *Store) unplace(bodies []*body) {
+	for _, b := range bodies {
+		if b.placed && b.own == nil {
+			s.files.drop(b.loc)
+			b.placed = false
+		}
+	}
+}
+
 // freeBuffer gives memory and budget back.
 func (s *Store) freeBuffer(b *body) {
 	if b.buf != nil {
@@ -228,6 +238,7 @@ func isFull(err error) bool {
 // passed on and passes; anything else ends the store.
 func (s *Store) writeError(what string, err error) error {
 	if isFull(err) {
+		s.ranOut()
 		return fmt.Errorf("%w: %s: %w", queue.ErrFull, what, err)
 	}
 	return s.fail(fmt.Errorf("%s: %w", what, err))
@@ -259,8 +270,10 @@ func (s *Store) placeBodies(bodies []*body) (dirty []*bodyFile, created bool, er
 	}
 	for _, b := range bodies {
 		if b.own != nil {
-			s.files.use(b.loc)
-			b.placed = true
+			if !b.placed { // else it is tried again
+				s.files.use(b.loc)
+				b.placed = true
+			}
 			continue
 		}
 		f := s.files.active

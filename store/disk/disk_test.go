@@ -40,6 +40,22 @@ func open(t testing.TB, dir string, o Options) *Store {
 	return s
 }
 
+// awaitRoom waits until mail is accepted again, without any traffic.
+func awaitRoom(t *testing.T, s *Store) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(8 * time.Second); ; <-tick.C {
+		err := s.Room(0)
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestSlice(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()

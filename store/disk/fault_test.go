@@ -160,6 +160,7 @@ func TestFull(t *testing.T) {
 		if _, err := s.Get(ctx, e.ID); !errors.Is(err, queue.ErrNotFound) {
 			t.Fatal("it is there")
 		}
+		awaitRoom(t, s)
 		after := mustPut(t, s, size, "a@example.org")
 		_ = before
 		if err := readBody(ctx, s, &queue.Lease{Envelope: after}); err != nil {
@@ -211,6 +212,7 @@ func TestFullDatabase(t *testing.T) {
 	if _, _, err := s.db.ints("PRAGMA max_page_count=1000000"); err != nil {
 		t.Fatal(err)
 	}
+	awaitRoom(t, s)
 	mustPut(t, s, 10, "a@example.org")
 }
 

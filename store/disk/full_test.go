@@ -74,6 +74,7 @@ func TestFullDisk(t *testing.T) {
 		if _, err := ballast.Seek(0, 0); err != nil {
 			t.Fatal(err)
 		}
+		awaitRoom(t, s)
 		for range len(acked) * 9 / 10 {
 			l, err := s.Claim(ctx, mail.Old, 1)
 			if err == nil {
@@ -143,6 +144,7 @@ func TestFullCheckpoint(t *testing.T) {
 	if err := f.Truncate(0); err != nil {
 		t.Fatal(err)
 	}
+	awaitRoom(t, s)
 	for tried.Load() < before+2 { // at the second the first is over
 		all = append(all, mustPut(t, s, 10, "a@example.org"))
 	}
@@ -161,7 +163,7 @@ func TestFullCheckpoint(t *testing.T) {
 func TestFullOwnWork(t *testing.T) {
 	dir := smallDir(t, "6m")
 	var tried atomic.Int64
-	s := open(t, dir, Options{MinFree: -1, CrashPoint: func(name string) {
+	s := open(t, dir, Options{MinFree: -1, reserve: -1, CrashPoint: func(name string) {
 		if name == "crash.before-commit" {
 			tried.Add(1)
 		}

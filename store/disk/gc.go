@@ -123,7 +123,7 @@ func (s *Store) carryBatch(batch []*body) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	o := &op{name: "compact", bodies: batch}
+	o := &op{name: "compact", bodies: batch, grows: true}
 	for _, b := range batch {
 		o.keys = append(o.keys, string(b.id))
 	}

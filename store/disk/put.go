@@ -46,7 +46,7 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 		return err
 	}
 	p := newPut(env, b)
-	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}, rows: len(env.Recipients)}
+	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}, rows: len(env.Recipients), grows: true}
 	o.plan = func() error { return s.planPut(p) }
 	o.apply = func() { s.applyPut(p) }
 	if err := s.do(o); err != nil {
@@ -170,6 +170,17 @@ func (s *Store) free() int64 {
 	if !s.space.at.IsZero() && time.Since(s.space.at) < time.Second {
 		return s.space.free
 	}
+	return s.freeLocked()
+}
+
+// freeNow asks the file system.
+func (s *Store) freeNow() int64 {
+	s.space.mu.Lock()
+	defer s.space.mu.Unlock()
+	return s.freeLocked()
+}
+
+func (s *Store) freeLocked() int64 {
 	var st unix.Statfs_t
 	s.space.at = time.Now()
 	if err := unix.Statfs(s.dir, &st); err != nil {
@@ -181,9 +192,13 @@ func (s *Store) free() int64 {
 }
 
 // Room implements [queue.Enqueuer]. The room that is left on the file system
-// is asked for once a second.
+// is asked for once a second; after a write that found none there is no room
+// until some was seen to be free again.
 func (s *Store) Room(size int64) error {
 	if err := s.Err(); err != nil {
+		return err
+	}
+	if err := s.shortage(); err != nil {
 		return err
 	}
 	if limit := s.opts.MaxBytes; limit > 0 && s.files.liveBytes()+size > limit {

@@ -95,6 +95,9 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 	o := &op{name: "settle", keys: []string{string(l.Envelope.ID)}}
 	for _, m := range msgs {
 		b, err := s.receive(m.Envelope.ID, bytes.NewReader(m.Body))
+		if isFull(err) && s.spendReserve(err.Error()) {
+			b, err = s.receive(m.Envelope.ID, bytes.NewReader(m.Body))
+		}
 		if err != nil {
 			for _, b := range o.bodies {
 				s.discard(b)

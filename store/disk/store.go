@@ -49,6 +49,7 @@ type Options struct {
 	write        func(*os.File) error // before a write to a segment
 	earlyAck     bool                 // broken on purpose: answers before the commit
 	staleRoute   bool                 // broken on purpose: routes from a cache that is never updated
+	reserve      int64                // octets; negative: none
 	segmentSize  int64
 	sparse       int64 // segments of which less than 1/sparse is live are carried forward
 	horizon      time.Duration
@@ -82,6 +83,9 @@ func (o *Options) defaults() {
 	if o.sync == nil {
 		o.sync = dataSync
 	}
+	if o.reserve == 0 {
+		o.reserve = reserveSize
+	}
 	if o.segmentSize == 0 {
 		o.segmentSize = segmentSize
 	}
@@ -109,6 +113,7 @@ type Store struct {
 	doubtful    []DoubtfulDelivery
 	budget      atomic.Int64
 	space       spaceCache
+	reserve     *reserve
 	segmentSize int64
 	window      int
 	horizon     time.Duration
@@ -190,6 +195,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	s.wg.Go(s.syncer)
 	s.wg.Go(s.clock)
 	s.wg.Go(s.collector)
+	s.wg.Go(s.keeper)
 	s.wg.Go(s.findMisfiled)
 	return s, nil
 }
@@ -199,6 +205,7 @@ const readerCount = 4
 
 // load opens the files and brings counts and doubts up to date.
 func (s *Store) load() (err error) {
+	s.openReserve()
 	if s.files, err = openFiles(s.dir, s.opts.sync); err != nil {
 		return err
 	}
@@ -218,6 +225,7 @@ func (s *Store) load() (err error) {
 	if err := s.recover(); err != nil {
 		return explain(filepath.Join(s.dir, dbName), err)
 	}
+	s.firstReserve()
 	return nil
 }
 

@@ -97,7 +97,7 @@ func (s *Store) ImportUsers(ctx context.Context, users []router.User, c router.C
 		return 0, 0, err
 	}
 	var changes []*change
-	o := &op{name: "import", alone: true}
+	o := &op{name: "import", alone: true, grows: true}
 	o.plan = func() error {
 		changes, created, updated = nil, 0, 0
 		for i := range users {
@@ -136,6 +136,12 @@ func (s *Store) planImport(u router.User, c router.Change) (*change, error) {
 		return ch, s.writeUser(ch.u, ch.gen, ch.c)
 	}
 	ch.created = true
+	if ch.u.Kind == "" {
+		ch.u.Kind = router.KindMailbox
+	}
+	if ch.u.Kind == router.KindMailbox && ch.u.State == "" {
+		ch.u.State = router.StateOld
+	}
 	v, _, err := s.db.ints(sqlLastSeen, u.Address)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -17,6 +18,7 @@ type op struct {
 	alone  bool     // in a group of its own
 	bodies []*body  // to be written before
 	rows   int      // how many new recipients
+	grows  bool     // it makes the store larger: refused while there is no room
 	plan   func() error
 	apply  func()
 	undo   func() // instead of apply, when the commit did not happen
@@ -199,6 +201,9 @@ func (s *Store) commitGroup(group []*op) {
 		s.answerAll(group, err)
 		return
 	}
+	if err := s.shortage(); err != nil {
+		group = s.withoutGrowth(group, err)
+	}
 	group, dirty := s.writeGroup(group)
 	if len(group) == 0 {
 		s.releaseRetired()
@@ -206,6 +211,12 @@ func (s *Store) commitGroup(group []*op) {
 	}
 	err := s.transact(group, dirty)
 	s.frames += 6 + 2*len(group)
+	if errors.Is(err, queue.ErrFull) {
+		rest, again := s.afterFull(group, err)
+		if group = rest; again {
+			err = s.transact(group, nil) // the segments are synced
+		}
+	}
 	s.releaseRetired()
 	if err != nil {
 		s.refused = true
@@ -237,6 +248,9 @@ func (s *Store) commitGroup(group []*op) {
 				s.keep(b)
 			}
 		}
+	}
+	s.retireDrained()
+	for _, o := range group {
 		if o.done != nil {
 			o.done <- o.err
 		}
@@ -262,8 +276,9 @@ func (s *Store) answerAll(group []*op, err error) {
 	}
 }
 
-// writeGroup appends the group's bodies. When there is no room, the ops with
-// bodies are answered and the others go on.
+// writeGroup appends the group's bodies. When there is no room, what only
+// makes the store larger is answered, and the rest is written in the room of
+// the reserve; without one, the other ops with bodies are answered too.
 func (s *Store) writeGroup(group []*op) ([]*op, []*bodyFile) {
 	var bodies []*body
 	for _, o := range group {
@@ -282,6 +297,13 @@ func (s *Store) writeGroup(group []*op) ([]*op, []*bodyFile) {
 	s.crash("put.after-segment-write")
 	if err == nil {
 		return group, dirty
+	}
+	s.unplace(bodies)
+	if errors.Is(err, queue.ErrFull) {
+		rest, again := s.afterFull(group, err)
+		if group = rest; again {
+			return s.writeGroup(rest)
+		}
 	}
 	var rest, lost []*op
 	for _, o := range group {
@@ -432,6 +454,10 @@ func (s *Store) afterGroup() {
 			return
 		}
 	}
+	if err := s.tidyUp(); err != nil {
+		s.fail(err)
+		return
+	}
 	if err := s.checkpoint(); err != nil {
 		s.fail(err)
 	}
@@ -440,12 +466,20 @@ func (s *Store) afterGroup() {
 // checkpointPages is how long the write-ahead log may grow, about.
 const checkpointPages = 4000
 
+// shortPages is the same while there is no room: the log is used again from
+// its beginning, instead of growing into the reserve.
+const shortPages = 400
+
 // checkpoint moves the log into the database now and then. SQLite's own
 // checkpoints would repeat a failed sync; ours end the store instead. A
 // database that has no room to grow is not a failed sync: the log keeps what
 // it has, and it is tried again later.
 func (s *Store) checkpoint() error {
-	if s.frames < s.opts.checkpointPages {
+	limit := s.opts.checkpointPages
+	if s.reserve.short.Load() {
+		limit = min(limit, shortPages)
+	}
+	if s.frames < limit {
 		return nil
 	}
 	s.frames = 0
@@ -453,7 +487,7 @@ func (s *Store) checkpoint() error {
 	_, _, err := s.db.ints("PRAGMA wal_checkpoint(PASSIVE)")
 	if sqliteCode(err) == codeFull {
 		s.log.Warn("the disk is full: the write-ahead log of the queue database grows until there is room", "error", err)
-		s.frames = s.opts.checkpointPages / 2
+		s.frames = limit / 2
 		return nil
 	}
 	return err
