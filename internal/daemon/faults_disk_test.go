@@ -127,12 +127,7 @@ func TestFaultsDiskReserve(t *testing.T) {
 		s.ready(false)
 		s.resume()
 		s.empty()
-		if round > 0 { // an active segment is not given back: somebody makes room
-			if err := os.Remove(ballast); err != nil {
-				t.Fatal(err)
-			}
-		}
-		s.ready(true)
+		s.ready(true) // nobody makes room: what was delivered gives its own back
 		all = append(all, fmt.Sprintf("tok-after-%d", round))
 		s.send(all[len(all)-1], outside, "full@"+faultsDomain)
 		s.empty()
@@ -185,6 +180,43 @@ func TestFaultsDiskFull(t *testing.T) {
 			s.send("tok-after", outside, "full@"+faultsDomain)
 			s.empty()
 			s.arrivedOnce(s.old, append(tokens, "tok-after"))
+		})
+	}
+}
+
+// TestFaultsDiskNoRoom has no octet free, and nobody makes room: what is queued
+// is delivered all the same, and then mail is accepted again.
+func TestFaultsDiskNoRoom(t *testing.T) {
+	for _, size := range []int{300, 40_000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			s := newSite(t, plainQueue)
+			mountSmall(t, s.cfg.Store, "24m")
+			s.start()
+			s.pause()
+			ballast := filepath.Join(s.cfg.Store, "ballast")
+			leave(t, s.cfg.Store, ballast, 5<<20)
+			tokens, refusal := s.fill("n", size)
+			wantCode(t, refusal, 452)
+			f, err := os.OpenFile(ballast, os.O_WRONLY|os.O_APPEND, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			for n := 1 << 20; n > 0; {
+				if _, err := f.Write(make([]byte, n)); err != nil {
+					n /= 2
+				}
+			}
+			s.ready(false)
+			s.resume()
+			s.empty()
+			s.ready(true)
+			s.send("tok-after", outside, "full@"+faultsDomain)
+			s.empty()
+			s.arrivedOnce(s.old, append(tokens, "tok-after"))
+			if !strings.Contains(s.log.String(), "the disk is full") {
+				t.Error("the log does not say that the disk is full")
+			}
 		})
 	}
 }

@@ -4,6 +4,7 @@
 //	queue.db   SQLite: messages, recipients, users, history, ledger; `sqlite3 queue.db "select * from queue"` shows the queue
 //	bodies/    segments of many bodies each, and a file for each body over 1 MiB
 //	doubt      what is being delivered, for a process that is killed
+//	reserve    room that makes way when the disk is full
 //	lock       keeps a second process out
 //
 // One goroutine, the writer, changes the database. It collects what arrives
@@ -12,6 +13,10 @@
 // answered. After any write, sync or commit that fails for another reason than
 // a full disk the store stops for good: what is on the disk then is not known,
 // and a second sync would lie.
+//
+// On a full disk new mail is refused and what is queued still leaves: the
+// reserve makes way for what settling has to write, and is made again as soon
+// as there is room (reserve.go).
 //
 // Claims and leases live in memory, in a window of bounded size; the rest of
 // the queue waits on disk and is brought in by due time. A change of a user's

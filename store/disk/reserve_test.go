@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,6 +105,62 @@ func TestFullSettle(t *testing.T) {
 		if fi, err := os.Stat(filepath.Join(dir, reserveName)); err != nil || fi.Size() != 2<<20 {
 			t.Errorf("the reserve was not made again: %v, %v", fi, err)
 		}
+	}
+}
+
+// TestFullOfMail: the queue itself takes all of the disk, down to what the log
+// and the database need. All of it leaves, out of the reserve, and what a start
+// that was cut short left of a new reserve does not stay.
+func TestFullOfMail(t *testing.T) {
+	for _, size := range []int{10, 5000} {
+		if raceEnabled && size == 10 {
+			continue // many thousands of messages: half a minute
+		}
+		dir := smallDir(t, "40m")
+		if err := os.WriteFile(filepath.Join(dir, reserveName+".new"), make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir, Options{MinFree: -1})
+		if _, err := os.Stat(filepath.Join(dir, reserveName+".new")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the half of a reserve stays: %v", err)
+		}
+		f := ballast(t, dir)
+		if err := f.Truncate(20 << 20); err != nil {
+			t.Fatal(err)
+		}
+		var full atomic.Bool
+		var queued atomic.Int64
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for !full.Load() {
+					switch _, err := tryPut(t, s, size, "a@example.org"); {
+					case errors.Is(err, queue.ErrFull):
+						full.Store(true)
+					case err != nil:
+						t.Error(err)
+						full.Store(true)
+					default:
+						queued.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		fillUp(f)
+		n := queued.Load()
+		t.Logf("%d messages of %d octets fill the disk", n, size)
+		for ; n > 0; n-- {
+			l, err := s.Claim(ctx, mail.Old, 1)
+			if err == nil {
+				err = s.Settle(ctx, l, []queue.Outcome{{Kind: queue.Done}})
+			}
+			if err != nil {
+				t.Fatalf("%d are left: %v", n, err)
+			}
+		}
+		awaitRoom(t, s)
+		mustPut(t, s, 3000, "a@example.org")
 	}
 }
 

@@ -22,7 +22,8 @@ type Options struct {
 	// MaxBytes bounds the octets of queued bodies; 0: only the disk does.
 	MaxBytes int64
 	// MinFree is the room in octets that mail leaves on the file system, so
-	// that what is queued can still be settled. Default 64 MiB; negative: none.
+	// that what is queued can still be settled. Default 64 MiB; negative: none,
+	// and the store's reserve has to do.
 	MinFree int64
 	// MemoryBudget bounds the octets of bodies that are kept in memory while
 	// they arrive; beyond it, small ones go to files of their own early.

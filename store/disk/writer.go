@@ -463,36 +463,6 @@ func (s *Store) afterGroup() {
 	}
 }
 
-// checkpointPages is how long the write-ahead log may grow, about.
-const checkpointPages = 4000
-
-// shortPages is the same while there is no room: the log is used again from
-// its beginning, instead of growing into the reserve.
-const shortPages = 400
-
-// checkpoint moves the log into the database now and then. SQLite's own
-// checkpoints would repeat a failed sync; ours end the store instead. A
-// database that has no room to grow is not a failed sync: the log keeps what
-// it has, and it is tried again later.
-func (s *Store) checkpoint() error {
-	limit := s.opts.checkpointPages
-	if s.reserve.short.Load() {
-		limit = min(limit, shortPages)
-	}
-	if s.frames < limit {
-		return nil
-	}
-	s.frames = 0
-	s.crash("checkpoint")
-	_, _, err := s.db.ints("PRAGMA wal_checkpoint(PASSIVE)")
-	if sqliteCode(err) == codeFull {
-		s.log.Warn("the disk is full: the write-ahead log of the queue database grows until there is room", "error", err)
-		s.frames = limit / 2
-		return nil
-	}
-	return err
-}
-
 func (s *Store) crashEach(group []*op, step string) {
 	seen := map[string]bool{}
 	for _, o := range group {
