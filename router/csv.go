@@ -245,18 +245,17 @@ func (p *csvParser) finish(u *User) *LineError {
 	if len(p.opts.Domains) > 0 && !slices.Contains(p.opts.Domains, domain) {
 		return wrong("address", "%s is none of our domains (%s)", domain, strings.Join(p.opts.Domains, ", "))
 	}
-	if u.Kind == "" {
+	if u.Kind == "" && len(u.Targets) > 0 {
 		u.Kind = kindOf(len(u.Targets))
 	}
+	// A line without a kind leaves that of an existing user as it is.
+	mailbox := u.Kind == KindMailbox || u.Kind == ""
 	switch {
-	case u.Kind == KindMailbox && u.Address[0] == '@':
+	case mailbox && u.Address[0] == '@':
 		return wrong("kind", "%s is a domain: use kind alias with a target such as @example.org", u.Address)
-	case u.Kind == KindMailbox && len(u.Targets) > 0:
+	case mailbox && len(u.Targets) > 0:
 		return wrong("target", "a mailbox has no target: use kind alias or group")
-	case u.Kind == KindMailbox:
-		if u.State == "" {
-			u.State = StateOld
-		}
+	case mailbox:
 		return nil
 	case len(u.Targets) == 0:
 		return wrong("target", "kind %s needs a target", u.Kind)
@@ -273,10 +272,7 @@ func (p *csvParser) finish(u *User) *LineError {
 }
 
 func kindOf(targets int) Kind {
-	switch targets {
-	case 0:
-		return KindMailbox
-	case 1:
+	if targets == 1 {
 		return KindAlias
 	}
 	return KindGroup

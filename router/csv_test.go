@@ -21,8 +21,8 @@ func TestParseCSV(t *testing.T) {
 		",team@example.org,,group,ANN@example.org;bob@example.org info@example.org,,,,\r\n" +
 		",@Example.net,,alias,@example.org"
 	want := []User{
-		{Address: "ann@example.org", Kind: KindMailbox, State: StateNew, Wave: "w1", NotBefore: time.Date(2026, 3, 31, 0, 0, 0, 0, time.UTC), Deliver: DeliverBoth, OldLogin: "ann.old"},
-		{Address: `"b b"@example.org`, Kind: KindMailbox, State: StateOld, Wave: "w, 2", NotBefore: time.Date(2026, 3, 31, 18, 0, 0, 0, time.UTC), NewLogin: "b"},
+		{Address: "ann@example.org", State: StateNew, Wave: "w1", NotBefore: time.Date(2026, 3, 31, 0, 0, 0, 0, time.UTC), Deliver: DeliverBoth, OldLogin: "ann.old"},
+		{Address: `"b b"@example.org`, Kind: KindMailbox, Wave: "w, 2", NotBefore: time.Date(2026, 3, 31, 18, 0, 0, 0, time.UTC), NewLogin: "b"},
 		{Address: "info@example.org", Kind: KindAlias, Targets: []string{"ann@example.org"}},
 		{Address: "team@example.org", Kind: KindGroup, Targets: []string{"ann@example.org", "bob@example.org", "info@example.org"}},
 		{Address: "@example.net", Kind: KindAlias, Targets: []string{"@example.org"}},
@@ -37,6 +37,10 @@ func TestParseCSV(t *testing.T) {
 	users, wrong = ParseCSV(strings.NewReader("address;wave\nann@example.org;w1\n"), CSVOptions{})
 	if wrong != nil || len(users) != 1 || users[0].Wave != "w1" {
 		t.Error(users, wrong)
+	}
+	// Whoever is named with a wave alone stays what he is, an alias too.
+	if users[0].Kind != "" || users[0].State != "" {
+		t.Errorf("kind %q and state %q were not given", users[0].Kind, users[0].State)
 	}
 }
 
@@ -128,7 +132,7 @@ func FuzzParseCSV(f *testing.F) {
 		seen := make(map[string]bool)
 		for _, u := range users {
 			key, err := normalKey(u.Address)
-			if err != nil || key != u.Address || seen[key] || u.Kind == "" || (u.Kind == KindMailbox) != (len(u.Targets) == 0) {
+			if err != nil || key != u.Address || seen[key] || (u.Kind == KindMailbox || u.Kind == "") != (len(u.Targets) == 0) {
 				t.Errorf("a wrong user: %+v (%v)", u, err)
 			}
 			seen[key] = true

@@ -120,7 +120,8 @@ type Table interface {
 	DeleteUser(ctx context.Context, key string, epoch uint64, c Change) error
 	// ImportUsers writes all of the users or none: a new one is created, and an
 	// existing one gets the given fields except State and Epoch, which a bulk
-	// import never changes.
+	// import never changes. An empty field was not given; a new user without a
+	// kind is a mailbox, and a new mailbox without a state is old.
 	ImportUsers(ctx context.Context, users []User, c Change) (created, updated int, err error)
 	// History lists the changes of a user, newest first.
 	History(ctx context.Context, key string, limit int) ([]Change, error)

@@ -254,6 +254,12 @@ func userImportKeeps(b *bench) {
 		}
 		b.start(Config{})
 	}
+	// A new user without kind and state is a mailbox on old.
+	_, _, err = b.s.ImportUsers(b.ctx, []router.User{{Address: "fresh@example.org", Wave: "w1"}}, router.Change{By: "import"})
+	b.ok(err)
+	fresh, err := b.s.User(b.ctx, "fresh@example.org")
+	b.ok(err)
+	b.true(fresh.Kind == router.KindMailbox && fresh.State == router.StateOld, "got %+v", fresh)
 	// An alias that becomes a mailbox has no targets any more.
 	_, _, err = b.s.ImportUsers(b.ctx, []router.User{mailbox("list@example.org", router.StateOld)}, router.Change{By: "import"})
 	b.ok(err)
