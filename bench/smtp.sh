@@ -15,6 +15,8 @@ CX_SMTP=${CX_SMTP:-12725}; CX_ADMIN=${CX_ADMIN:-12726}
 # shellcheck source=/dev/null
 . "$SHARED/lib.sh"
 need postfix postfix-lmdb postfix-cdb; build_tools
+# A sink left behind would take messages from the next run's: they share the port.
+trap 'stop_sinks; stop_crossfade' EXIT
 
 start_crossfade() {
   rm -rf "$W/cx"; mkdir -p "$W/cx"
@@ -39,7 +41,7 @@ Y
   for _ in $(seq 100); do "$ROOT/bin/crossfade" health -c "$W/cx/crossfade.yaml" >/dev/null 2>&1 && break; sleep 0.1; done
   "$ROOT/bin/crossfade" user import "$W/cx/users.csv" -c "$W/cx/crossfade.yaml" >/dev/null || { tail "$W/cx/log"; exit 1; }
 }
-stop_crossfade() { kill "$CXPID" 2>/dev/null || true; wait "$CXPID" 2>/dev/null || true; }
+stop_crossfade() { [ -z "${CXPID:-}" ] || { kill "$CXPID" 2>/dev/null || true; wait "$CXPID" 2>/dev/null || true; CXPID=; }; }
 
 crossfade_runs() { # ROUND
   start_sinks; start_crossfade
