@@ -28,12 +28,16 @@ var allowed = map[string][]string{
 	"cutover":           {"mail", "router", "queue", "backfill"},
 	"admin":             {"mail", "router", "queue", "backfill", "cutover"},
 
-	"store/disk":      {"mail", "router", "queue", "backfill"},
+	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},
+	"store/redis":     {"mail", "router", "queue", "backfill", "store/transfer"},
+	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/imapconn", "cutover", "admin", "store/disk"},
+		"backfill/imapconn", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
+	"internal/redistest":         {},
+	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
 
@@ -41,7 +45,7 @@ var allowed = map[string][]string{
 }
 
 // testOnly may be imported by tests and by the demo alone.
-var testOnly = []string{"internal/mailtest", "internal/mailtest/realtest", "store/storetest"}
+var testOnly = []string{"internal/mailtest", "internal/mailtest/realtest", "store/storetest", "internal/redistest", "internal/faults"}
 
 type listed struct {
 	ImportPath string

@@ -1,0 +1,20 @@
+-- id, n -> GONE | KEPT
+--
+-- Takes a put back whose outcome was not known and that was answered 451. Once
+-- a recipient was touched it stays.
+local id, count = ARGV[1], tonumber(ARGV[2])
+local m = P .. 'm:' .. id
+if call('EXISTS', m) == 0 then
+  if call('ZSCORE', P .. 'T', id) then return 'KEPT' end
+  call('ZADD', P .. 'T', NOW, id) -- so that a late put of it is no message either
+  return 'GONE'
+end
+if call('HLEN', m) ~= count + 2 then return 'KEPT' end
+local rows = {}
+for n = 0, count - 1 do
+  local r = get_row(id, n)
+  if not r or r[LANE] == LEASED or r[ATTEMPTS] > 0 or r[CRASHES] > 0 or r[COPY] == 1 then return 'KEPT' end
+  rows[n] = r
+end
+for n = 0, count - 1 do remove(id, n, rows[n]) end
+return 'GONE'

@@ -1,0 +1,7 @@
+-- token, ttl, sending -> OK | LOST
+local l = get_lease(ARGV[1])
+if not l or l[L_UNTIL] <= NOW then return 'LOST' end
+l[L_UNTIL] = NOW + tonumber(ARGV[2])
+if ARGV[3] == '1' then l[L_SENDING] = 1 end
+put_lease(ARGV[1], l)
+return 'OK'

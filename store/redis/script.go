@@ -1,0 +1,59 @@
+package redis
+
+import (
+	"crypto/sha1"
+	"embed"
+	"encoding/hex"
+)
+
+//go:embed lua
+var luaFiles embed.FS
+
+// The kinds of script, as Redis flags.
+const (
+	grows  = ""                 // refused when Redis is at its maxmemory
+	drains = " flags=allow-oom" // works then too: it makes room, or is needed to
+	looks  = " flags=no-writes" // changes nothing
+)
+
+// script is one of the Lua scripts with what all of them begin with.
+type script struct {
+	name string
+	src  string
+	sha  string // as EVALSHA wants it
+}
+
+func newScript(name, kind string) *script {
+	lib, err := luaFiles.ReadFile("lua/lib.lua")
+	if err != nil {
+		panic(err) // it is embedded: a build without it does not exist
+	}
+	body, err := luaFiles.ReadFile("lua/" + name + ".lua")
+	if err != nil {
+		panic(err)
+	}
+	s := &script{name: name, src: "#!lua" + kind + "\n" + string(lib) + string(body)}
+	sum := sha1.Sum([]byte(s.src))
+	s.sha = hex.EncodeToString(sum[:])
+	return s
+}
+
+var (
+	scPut         = newScript("put", grows)
+	scAbort       = newScript("abort", drains)
+	scClaim       = newScript("claim", drains)
+	scRenew       = newScript("renew", drains)
+	scRelease     = newScript("release", drains)
+	scSettle      = newScript("settle", drains)
+	scTick        = newScript("tick", drains)
+	scUser        = newScript("user", looks)
+	scSetUser     = newScript("setuser", drains)
+	scDelUser     = newScript("deluser", drains)
+	scBusy        = newScript("busy", looks)
+	scImportBegin = newScript("importbegin", grows)
+	scImport      = newScript("import", drains)
+	scShow        = newScript("show", looks)
+	scApply       = newScript("apply", drains)
+	scLedger      = newScript("ledger", grows)
+	scStats       = newScript("stats", looks)
+)

@@ -1,0 +1,144 @@
+package redis
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"crossfade/queue"
+)
+
+// maxReply bounds what is kept of a backend's words, in octets.
+const maxReply = 1000
+
+func clip(reply string) string {
+	if len(reply) > maxReply {
+		return strings.ToValidUTF8(reply[:maxReply], "")
+	}
+	return reply
+}
+
+// Settle implements [queue.Deliverer].
+//
+// When the lease is good but a user among the items was changed since the
+// claim, or one of them was recorded as done by a lease before, the outcomes
+// other than done are not recorded for any item and the new messages are
+// dropped: whom a bounce tells of cannot be known here. The items are queued as
+// they were, and the answer is ErrLost.
+func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs ...queue.NewMessage) error {
+	if err := checkOutcomes(l, outcomes, msgs); err != nil {
+		return err
+	}
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	ls, mine := l.Opaque.(*lease)
+	if mine && ls.s == s {
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		if ls.settled {
+			return ls.result
+		}
+	}
+	args, drop, err := s.settleArgs(ctx, l, outcomes, msgs)
+	if err != nil {
+		return err
+	}
+	said, err := s.link.write(ctx, scSettle, args...)
+	if err != nil {
+		return err // its new bodies stay: it may have been recorded
+	}
+	result := error(nil)
+	if asString(said) != "OK" {
+		result = queue.ErrLost
+		if !slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Kind == queue.Done }) {
+			drop()
+		}
+	}
+	if mine && ls.s == s {
+		ls.settled, ls.result = true, result
+		s.forget(ls)
+		s.bodies.cache.drop(ls.id)
+	}
+	for n := laneOld; n <= laneOut; n++ {
+		s.lanes[n].kick()
+	}
+	s.crash("settle")
+	return result
+}
+
+// settleArgs are the outcomes as settle.lua reads them; drop removes what was
+// written for the new messages.
+func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs []queue.NewMessage) (args []any, drop func(), err error) {
+	args = append(args, l.Token, string(l.Envelope.ID), len(l.Items))
+	for i := range l.Items {
+		it := &l.Items[i]
+		o := queue.Outcome{N: it.N, Kind: queue.Release}
+		for j := range outcomes {
+			if outcomes[j].N == it.N {
+				o = outcomes[j]
+			}
+		}
+		args = append(args, it.N, it.User, string(o.Kind), clip(o.Reply), max(millis(o.At), 1), laneOf(o.To), flag(o.Noticed),
+			it.Epoch, flag(it.Copy), laneOf(it.CopyTo))
+	}
+	var made []*body
+	drop = func() {
+		for _, b := range made {
+			if len(b.chunks) > 0 {
+				s.bodies.discard(b)
+			}
+		}
+	}
+	args = append(args, len(msgs))
+	for _, m := range msgs {
+		b, err := s.bodies.receive(ctx, m.Envelope.ID, bytes.NewReader(m.Body))
+		if err == nil {
+			err = s.bodies.seal(ctx, b)
+		}
+		if err != nil {
+			drop()
+			return nil, nil, fmt.Errorf("queue a new message: %w", err)
+		}
+		made = append(made, b)
+		e := *m.Envelope
+		e.Size = b.size
+		e.Recipients = slices.Clone(m.Envelope.Recipients)
+		more, err := putArgs(&e, b)
+		if err != nil {
+			drop()
+			return nil, nil, err
+		}
+		args = append(args, more...)
+	}
+	return args, drop, nil
+}
+
+func checkOutcomes(l *queue.Lease, outcomes []queue.Outcome, msgs []queue.NewMessage) error {
+	seen := make(map[int]bool, len(outcomes))
+	for _, o := range outcomes {
+		switch {
+		case !slices.ContainsFunc(l.Items, func(it queue.Item) bool { return it.N == o.N }):
+			return fmt.Errorf("settle %s: recipient %d is not in the lease", l.Envelope.ID, o.N)
+		case seen[o.N]:
+			return fmt.Errorf("settle %s: recipient %d has two outcomes", l.Envelope.ID, o.N)
+		case o.Kind == queue.Reroute && laneOf(o.To) == 0:
+			return fmt.Errorf("settle %s: recipient %d is rerouted to %q, which is no route", l.Envelope.ID, o.N, o.To)
+		}
+		seen[o.N] = true
+		switch o.Kind {
+		case queue.Done, queue.Retry, queue.Fail, queue.Park, queue.Reroute, queue.Release:
+		default:
+			return fmt.Errorf("settle %s: unknown outcome %q", l.Envelope.ID, o.Kind)
+		}
+	}
+	for _, m := range msgs {
+		if err := checkEnvelope(m.Envelope); err != nil {
+			return err
+		}
+	}
+	return nil
+}
