@@ -23,7 +23,9 @@ import (
 type Config struct {
 	Hostname string   `yaml:"hostname" reload:"restart" doc:"Our own name, fully qualified: used in the greeting, in Received and in Authentication-Results. Required."`
 	Domains  []string `yaml:"domains" doc:"Domains that mail is accepted for, each written out (no wildcards). International names may be written as they are read; they are kept as A-labels. Required."`
-	Store    string   `yaml:"store" reload:"restart" path:"yes" doc:"Directory of the embedded store (queue, users, ledger). A redis:// URL is reserved for the shared store and is refused for now."`
+	Store    string   `yaml:"store" reload:"restart" path:"yes" doc:"Where queue, users and ledger are kept: a directory for the embedded store, or a Redis that several nodes share: redis://host:6379/0, rediss://host:6379/0 (TLS), redis+sentinel://host1,host2/master/0, redis+cluster://host1,host2."`
+	Redis    Redis    `yaml:"redis" doc:"How to use the Redis that store names."`
+	Node     string   `yaml:"node" reload:"restart" doc:"Name of this node among those that share a Redis; no two may have the same. Empty means the name of the host."`
 	SMTP     SMTP     `yaml:"smtp" doc:"Mail in: the listeners that the MX record points at."`
 	Admin    Admin    `yaml:"admin" doc:"The HTTP API that operators and the command line use."`
 	Log      Log      `yaml:"log" doc:"What is logged, to standard error."`
@@ -63,7 +65,22 @@ type Admin struct {
 	Listen    string  `yaml:"listen" reload:"restart" doc:"Address of the API, host:port. Anything but a loopback address needs tls, or insecure: true."`
 	TokenFile string  `yaml:"token_file" reload:"restart" path:"yes" doc:"File with the bearer token; made with a random token (mode 0600) at the first start when absent."`
 	TLS       KeyPair `yaml:"tls" doc:"Certificate of the API; without one it speaks plain HTTP."`
+	AuditFile string  `yaml:"audit_file" reload:"restart" path:"yes" doc:"File that every change made over the API is written to. Empty means audit.jsonl in the store's directory, or beside the token file when the store is a Redis."`
 	Insecure  bool    `yaml:"insecure" reload:"restart" doc:"Allow plain HTTP on an address that others can reach: the token then crosses the network readable."`
+}
+
+// Redis says how the Redis of the store is used.
+type Redis struct {
+	Durability   string `yaml:"durability" reload:"restart" enum:"verified|service" doc:"verified demands a Redis that syncs each write before it answers, and refuses any other. service trusts a managed one that is durable by contract and does not tell how."`
+	Queue        string `yaml:"queue" reload:"restart" doc:"Name of the queue, in all of its keys; another one for each Crossfade that shares a Redis."`
+	Replicas     int    `yaml:"replicas" reload:"restart" min:"0" max:"100" doc:"Replicas that must have each write before it counts. 0 means all that are known: as many as Sentinel, the Cluster or the server itself names."`
+	Username     string `yaml:"username" reload:"restart" doc:"ACL user; empty means the default user."`
+	PasswordFile string `yaml:"password_file" reload:"restart" path:"yes" doc:"File with the password; one newline at its end is dropped."`
+	PasswordEnv  string `yaml:"password_env" reload:"restart" doc:"Environment variable with the password, instead of password_file."`
+	CA           string `yaml:"ca" reload:"restart" path:"yes" doc:"PEM file with the authorities to trust instead of the system's, for rediss://."`
+	Cert         string `yaml:"cert" reload:"restart" path:"yes" doc:"PEM file with the certificate to show to Redis."`
+	Key          string `yaml:"key" reload:"restart" path:"yes" doc:"PEM file with its private key."`
+	ServerName   string `yaml:"server_name" reload:"restart" doc:"Name expected in the certificate of Redis; empty means the host of the URL."`
 }
 
 // Log configures the log.
@@ -124,6 +141,7 @@ func Default() *Config {
 	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 8}
 	return &Config{
 		Store: "./data",
+		Redis: Redis{Durability: "verified", Queue: "q"},
 		SMTP: SMTP{
 			Listen:              []string{"0.0.0.0:25"},
 			MaxMessageSize:      50 * MiB,

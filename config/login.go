@@ -82,22 +82,36 @@ const maxPassword = 64 << 10
 // Password reads the master's password from password_file or password_env. One line end is dropped from a file. An
 // empty password, and one with a line end or a NUL inside, is an error.
 func (l *Login) Password() (Secret, error) {
-	switch {
-	case l.PasswordFile != "":
-		data, err := readBounded(l.PasswordFile, maxPassword)
+	if l.PasswordFile == "" && l.PasswordEnv == "" {
+		return Secret{}, errors.New("no password configured: set password_file or password_env")
+	}
+	return readPassword(l.PasswordFile, l.PasswordEnv)
+}
+
+// Password reads the password of Redis from password_file or password_env, as [Login.Password] does; the empty secret
+// when neither is set.
+func (r *Redis) Password() (Secret, error) {
+	if r.PasswordFile == "" && r.PasswordEnv == "" {
+		return Secret{}, nil
+	}
+	return readPassword(r.PasswordFile, r.PasswordEnv)
+}
+
+// readPassword reads a file, or else an environment variable.
+func readPassword(file, env string) (Secret, error) {
+	if file != "" {
+		data, err := readBounded(file, maxPassword)
 		if err != nil {
 			return Secret{}, fmt.Errorf("read password_file: %w", err)
 		}
 		value := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
-		return checkPassword(value, "password_file "+l.PasswordFile)
-	case l.PasswordEnv != "":
-		value, set := os.LookupEnv(l.PasswordEnv)
-		if !set {
-			return Secret{}, fmt.Errorf("read password_env: the environment variable %s is not set", l.PasswordEnv)
-		}
-		return checkPassword(value, "password_env "+l.PasswordEnv)
+		return checkPassword(value, "password_file "+file)
 	}
-	return Secret{}, errors.New("no password configured: set password_file or password_env")
+	value, set := os.LookupEnv(env)
+	if !set {
+		return Secret{}, fmt.Errorf("read password_env: the environment variable %s is not set", env)
+	}
+	return checkPassword(value, "password_env "+env)
 }
 
 func checkPassword(value, where string) (Secret, error) {

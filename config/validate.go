@@ -113,16 +113,46 @@ func (k *checker) names() {
 	}
 }
 
+// redisSchemes are the kinds of URL that lead to a Redis.
+var redisSchemes = []string{"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"}
+
+// tagName is what may stand in a Redis key as the name of a queue.
+var tagName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
+
 func (k *checker) store() {
 	store := k.c.Store
-	scheme, _, isURL := strings.Cut(store, "://")
+	scheme, rest, isURL := strings.Cut(store, "://")
 	switch {
 	case store == "":
 		k.fail("store", "empty: name a directory, such as ./data")
-	case isURL && strings.HasPrefix(scheme, "redis"):
-		k.fail("store", "the Redis store is not supported yet: name a directory for the embedded store, such as ./data")
+	case isURL && slices.Contains(redisSchemes, scheme):
+		k.redis(scheme, rest)
 	case isURL:
-		k.fail("store", "unknown scheme %q: name a directory for the embedded store, such as ./data", scheme)
+		k.fail("store", "unknown scheme %q: name a directory for the embedded store, such as ./data, or use one of %s", scheme, strings.Join(redisSchemes, ", "))
+	}
+}
+
+func (k *checker) redis(scheme, rest string) {
+	r := k.c.Redis
+	hosts, _, _ := strings.Cut(rest, "/")
+	switch {
+	case strings.Contains(hosts, "@"):
+		k.fail("store", "a password does not belong into the URL, which is logged: use redis.username and redis.password_file")
+	case hosts == "":
+		k.fail("store", "no host: write %s://host:6379", scheme)
+	}
+	if !tagName.MatchString(r.Queue) {
+		k.fail("redis.queue", "%q cannot be the name of a queue: use up to 64 letters, digits, dots, dashes and underscores", r.Queue)
+	}
+	if k.c.Node != "" && !tagName.MatchString(k.c.Node) {
+		k.fail("node", "%q cannot be the name of a node: use up to 64 letters, digits, dots, dashes and underscores", k.c.Node)
+	}
+	if r.PasswordFile != "" && r.PasswordEnv != "" {
+		k.fail("redis.password_env", "the password is given twice: keep password_file or password_env")
+	}
+	k.keyPair("redis", KeyPair{Cert: r.Cert, Key: r.Key})
+	if !strings.HasPrefix(scheme, "rediss") && (r.CA != "" || r.Cert != "" || r.ServerName != "") {
+		k.fail("store", "redis.ca, cert and server_name are for TLS: write rediss%s://", strings.TrimPrefix(scheme, "redis"))
 	}
 }
 

@@ -34,7 +34,9 @@ func Check(ctx context.Context, cfg *config.Config, user string) []Finding {
 	for _, w := range cfg.Warnings() {
 		out = append(out, Finding{What: "configuration", OK: true, Text: "warning: " + w})
 	}
-	out = append(out, checkStore(cfg.Store))
+	if !shared(cfg) {
+		out = append(out, checkStore(cfg.Store))
+	}
 	for _, r := range []mail.Route{mail.Old, mail.New} {
 		out = append(out, checkSMTP(ctx, cfg, r))
 	}

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,7 +23,6 @@ import (
 	"crossfade/queue"
 	"crossfade/relay"
 	"crossfade/router"
-	"crossfade/store/disk"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -57,7 +55,7 @@ type Daemon struct {
 	metrics   *admin.Metrics
 	registry  *prometheus.Registry
 	events    *admin.Events
-	store     *disk.Store
+	store     store
 	router    *router.Router
 	backends  map[mail.Route]*relay.Backend
 	verifier  *relay.Verifier
@@ -136,7 +134,10 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		return errors.New("daemon: Run was called before: make a new Daemon")
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := d.open(); err != nil {
+	if err := d.open(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop before all was there
+		}
 		return err
 	}
 	p := newParts()
@@ -171,15 +172,9 @@ func (d *Daemon) stop(p *parts) {
 }
 
 // open makes what needs the store, and binds the addresses.
-func (d *Daemon) open() (err error) {
-	if d.store, err = disk.Open(d.cfg.Store, disk.Options{
-		MaxBytes: int64(d.cfg.Queue.MaxSize), MinFree: minFree(d.cfg), Logger: d.log, CrashPoint: d.opts.CrashPoint,
-	}); err != nil {
-		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
-	}
-	for _, doubt := range d.store.InDoubt() {
-		d.log.Warn("a delivery was under way when the process before died: it is tried again, a duplicate is possible",
-			"id", doubt.ID, "recipient", doubt.N, "route", doubt.Route, "final_dot_allowed", doubt.Sending)
+func (d *Daemon) open(ctx context.Context) (err error) {
+	if err = d.openStore(ctx); err != nil {
+		return err
 	}
 	if d.router, err = router.New(routerConfig(d.cfg, d.log), d.store); err != nil {
 		return err
@@ -276,9 +271,6 @@ func (p *parts) stop() {
 	p.cancel()
 	p.wg.Wait()
 }
-
-// auditPath is where the audit log lies.
-func auditPath(cfg *config.Config) string { return filepath.Join(cfg.Store, "audit.jsonl") }
 
 // schedule is the retry schedule of the configuration.
 func schedule(cfg *config.Config) queue.Schedule {

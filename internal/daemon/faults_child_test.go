@@ -92,7 +92,7 @@ func crashFromEnv() func(string) {
 // runBroken is Run with a queue that breaks a promise.
 func (d *Daemon) runBroken(ctx context.Context, variant string) error {
 	defer func() { _ = d.close() }()
-	if err := d.open(); err != nil {
+	if err := d.open(context.Background()); err != nil {
 		return err
 	}
 	q, err := wrapBroken(d.store, variant)

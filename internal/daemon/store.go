@@ -1,0 +1,165 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/config"
+	"crossfade/queue"
+	"crossfade/router"
+	"crossfade/store/disk"
+	"crossfade/store/redis"
+)
+
+// store is what the parts ask of either store.
+type store interface {
+	queue.Store
+	router.Table
+	backfill.Ledger
+	// Failed is closed when the store stopped itself; Err says why.
+	Failed() <-chan struct{}
+	Err() error
+	Close() error
+}
+
+// shared tells whether the store is one that other nodes may use too.
+func shared(cfg *config.Config) bool { return strings.Contains(cfg.Store, "://") }
+
+// openStore opens the store of the configuration. It waits for a Redis that
+// does not answer yet, until ctx ends.
+func (d *Daemon) openStore(ctx context.Context) (err error) {
+	if shared(d.cfg) {
+		return d.openRedis(ctx)
+	}
+	s, err := disk.Open(d.cfg.Store, disk.Options{
+		MaxBytes: int64(d.cfg.Queue.MaxSize), MinFree: minFree(d.cfg), Logger: d.log, CrashPoint: d.opts.CrashPoint,
+	})
+	if err != nil {
+		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
+	}
+	d.store = s
+	for _, doubt := range s.InDoubt() {
+		d.log.Warn("a delivery was under way when the process before died: it is tried again, a duplicate is possible",
+			"id", doubt.ID, "recipient", doubt.N, "route", doubt.Route, "final_dot_allowed", doubt.Sending)
+	}
+	return nil
+}
+
+func (d *Daemon) openRedis(ctx context.Context) error {
+	server, err := DialRedis(d.cfg)
+	if err != nil {
+		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
+	}
+	w, err := d.waitingRoom()
+	if err != nil {
+		server.Close()
+		return err
+	}
+	defer w.close()
+	s, err := redis.Open(ctx, server, redis.Options{
+		Node: d.cfg.Node, MaxBytes: int64(d.cfg.Queue.MaxSize), Logger: d.log, CrashPoint: d.opts.CrashPoint,
+	})
+	if err != nil {
+		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
+	}
+	d.store = s
+	return nil
+}
+
+// DialRedis makes the way to the Redis of a configuration; nothing is sent yet.
+func DialRedis(cfg *config.Config) (*redis.Server, error) {
+	return redis.Dial(cfg.Store)
+}
+
+// redisTLS is the configuration of TLS towards Redis; nil without it.
+func redisTLS(cfg *config.Config) (*tls.Config, error) {
+	if !strings.HasPrefix(cfg.Store, "rediss") {
+		return nil, nil
+	}
+	r := cfg.Redis
+	t := &tls.Config{ServerName: r.ServerName, MinVersion: tls.VersionTLS12}
+	if r.CA != "" {
+		pem, err := os.ReadFile(r.CA)
+		if err != nil {
+			return nil, fmt.Errorf("redis.ca: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("redis.ca: %s holds no certificate in PEM", r.CA)
+		}
+	}
+	if r.Cert != "" {
+		c, err := tls.LoadX509KeyPair(r.Cert, r.Key)
+		if err != nil {
+			return nil, fmt.Errorf("redis.cert: %w", err)
+		}
+		t.Certificates = []tls.Certificate{c}
+	}
+	return t, nil
+}
+
+// waitingRoom answers on the admin address while the store is being waited
+// for: alive, and not ready.
+type waitingRoom struct {
+	srv  *http.Server
+	done chan struct{}
+	once sync.Once
+}
+
+func (d *Daemon) waitingRoom() (*waitingRoom, error) {
+	l, err := net.Listen("tcp", d.cfg.Admin.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("admin.listen: %w", err)
+	}
+	if d.adminCert != nil {
+		l = tls.NewListener(l, d.adminCert.config())
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"type": "not-ready", "title": "not ready", "status": http.StatusServiceUnavailable,
+			"detail": "waiting for the store: the log says what it answers",
+		})
+	})
+	w := &waitingRoom{srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		if err := w.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Warn("the admin address does not answer while the store is waited for", "err", err)
+		}
+	}()
+	return w, nil
+}
+
+func (w *waitingRoom) close() {
+	w.once.Do(func() {
+		_ = w.srv.Close()
+		<-w.done
+	})
+}
+
+// auditPath is where the audit log lies.
+func auditPath(cfg *config.Config) string {
+	switch {
+	case cfg.Admin.AuditFile != "":
+		return cfg.Admin.AuditFile
+	case shared(cfg):
+		return filepath.Join(filepath.Dir(cfg.Admin.TokenFile), "audit.jsonl")
+	}
+	return filepath.Join(cfg.Store, "audit.jsonl")
+}
