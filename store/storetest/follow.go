@@ -27,6 +27,7 @@ var followTests = []test{
 	{"an import moves his mail", followImport},
 	{"a flip under a stream of mail", followStream},
 	{"a user with much mail does not block others", followMuch},
+	{"copies that wait are busy", followBusyCopies},
 }
 
 const user = "a@example.org"
@@ -359,4 +360,33 @@ func followMuch(b *bench) {
 		st, err := b.s.Stats(b.ctx)
 		return err == nil && st.States[queue.Held] == n && st.Routes[mail.Old] == 0
 	})
+}
+
+// followBusyCopies: a copy that is still to be delivered can meet the backfill
+// on the other side, so it counts; one that an operator has to look at does
+// not, or nobody could be moved before he did.
+func followBusyCopies(b *bench) {
+	b.start(Config{})
+	b.both(user, router.StateOld)
+	e := b.put(user)
+	b.busy(0)
+	b.done(b.claim(mail.Old))
+	b.busy(1)
+	l := b.claim(mail.New)
+	b.busy(1)
+	b.ok(b.settle(l, queue.Outcome{Kind: queue.Retry, At: time.Now().Add(time.Hour)}))
+	b.busy(1)
+	b.start(Config{})
+	b.busy(1)
+	f := queue.Filter{IDs: []mail.ID{e.ID}}
+	b.apply(f, queue.Action{Verb: queue.DoPark}, 1, 0)
+	b.busy(0)
+	b.apply(f, queue.Action{Verb: queue.DoRetry}, 1, 0)
+	b.busy(1)
+	b.state(user, router.StateCutover)
+	b.busy(1)
+	b.state(user, router.StateReady)
+	b.done(b.claim(mail.New))
+	b.busy(0)
+	b.gone(e.ID)
 }

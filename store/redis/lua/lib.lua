@@ -264,7 +264,46 @@ local function expire(token, l)
   end
 end
 
+-- Time is Redis' own, and may jump. The clock of the last look is kept: a gap
+-- means that nobody looked (Redis was away or stood still) or that the clock
+-- was set on. Then leases begin anew, so that what is being sent is not sent
+-- by somebody else too. When it was set back, what was due is due now.
+local GAP, BACK, AGAIN = 30000, 15000, 60000
+
+local function watch_clock()
+  local last = tonumber(call('HGET', P .. 's', 'now') or NOW)
+  if NOW > last + GAP or NOW < last - BACK then
+    for _, token in ipairs(call('ZRANGE', P .. 'L', 0, -1)) do
+      local l = get_lease(token)
+      if l and (l[L_UNTIL] < NOW + AGAIN or l[L_UNTIL] > NOW + 2 * AGAIN) then
+        l[L_UNTIL] = NOW + AGAIN
+        put_lease(token, l)
+      end
+    end
+  end
+  if NOW < last - BACK then
+    local left = 200
+    for lane = BULK + 1, BULK + 3 do
+      local rids = call('ZRANGEBYSCORE', P .. 'q:' .. lane, '(' .. string.format('%.0f', NOW), last, 'LIMIT', 0, left)
+      for _, rid in ipairs(rids) do
+        local id, n = string.match(rid, '^(.-):(%d+)$')
+        local r = get_row(id, n)
+        call('ZADD', P .. 'q:' .. lane, NOW, rid)
+        if r then
+          r[DUE] = NOW
+          put_row(id, n, r)
+        end
+      end
+      left = left - #rids
+      if #rids > 0 then ring(lane - BULK) end
+    end
+    if left == 0 then return end -- the next look goes on
+  end
+  if NOW > last + 5000 or NOW < last - BACK or NOW == last then call('HSET', P .. 's', 'now', NOW) end
+end
+
 local function reap(limit)
+  watch_clock()
   local over = call('ZRANGEBYSCORE', P .. 'L', '-inf', NOW, 'LIMIT', 0, limit)
   for _, token in ipairs(over) do
     local l = get_lease(token)
