@@ -22,9 +22,16 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	f.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("the store in %s is in use by another process: stop that one, or give this one a directory of its own", dir)
+		return nil, &lockedError{dir}
 	}
 	return nil, fmt.Errorf("lock the store in %s: %w", dir, err)
+}
+
+// lockedError says that another process has the store.
+type lockedError struct{ dir string }
+
+func (e *lockedError) Error() string {
+	return fmt.Sprintf("the store in %s is in use by another process: stop that one, or give this one a directory of its own", e.dir)
 }
 
 // unlock gives the lock back. Closing the file alone would not while a child

@@ -159,6 +159,14 @@ func (s *Store) User(ctx context.Context, key string) (router.User, error) {
 
 // writeUser stores a user and a line of history.
 func (s *Store) writeUser(u router.User, gen uint64, c router.Change) error {
+	if err := s.putUser(u, gen); err != nil {
+		return err
+	}
+	return s.writeHistory(c)
+}
+
+// putUser stores a user.
+func (s *Store) putUser(u router.User, gen uint64) error {
 	var targets any
 	if len(u.Targets) > 0 {
 		b, err := json.Marshal(u.Targets)
@@ -169,10 +177,7 @@ func (s *Store) writeUser(u router.User, gen uint64, c router.Change) error {
 	}
 	_, err := s.db.run(sqlSetUser, u.Address, string(u.Kind), targets, string(u.State), u.Epoch, gen, string(u.Deliver),
 		u.Wave, null(millis(u.NotBefore)), u.OldLogin, u.NewLogin, null(millis(u.Since)), u.Note)
-	if err != nil {
-		return err
-	}
-	return s.writeHistory(c)
+	return err
 }
 
 func (s *Store) writeHistory(c router.Change) error {
