@@ -167,6 +167,9 @@ func (l *lane) serve(waiting *[]*ask) time.Duration {
 	if len(*waiting) == 0 {
 		return 0
 	}
+	if l.s.Draining() {
+		return idle // the other nodes deliver it
+	}
 	got, pause, err := l.claim(min(len(*waiting), maxClaims), (*waiting)[0].max)
 	if err != nil {
 		l.s.log.Warn("mail cannot be claimed", "route", routeOf(int64(l.n)), "err", err)

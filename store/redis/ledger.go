@@ -45,7 +45,7 @@ func (s *Store) SaveLedger(ctx context.Context, user, name string, data []byte) 
 		return err
 	}
 	defer s.leave()
-	_, err := s.link.write(ctx, scLedger, s.link.now(), user, name, s.wrap(data), flag(data == nil))
+	_, err := s.link.write(ctx, scLedger, s.link.now(), user, name, s.wrap(data), flag(data == nil), s.boot)
 	return err
 }
 

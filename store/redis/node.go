@@ -19,6 +19,9 @@ func (s *Store) join(ctx context.Context) error {
 	for {
 		err := s.look(ctx)
 		if err == nil {
+			err = s.enlist(ctx)
+		}
+		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil || errors.Is(err, errRefused) {
@@ -55,24 +58,6 @@ func (s *Store) look(ctx context.Context) error {
 	return nil
 }
 
-// part leaves: leases go back, so that other nodes need not wait for their end.
-func (s *Store) part() {
-	s.mu.Lock()
-	var tokens []any
-	for token := range s.leases {
-		tokens = append(tokens, token)
-	}
-	s.mu.Unlock()
-	if len(tokens) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	if _, err := s.link.write(ctx, scRelease, tokens...); err != nil {
-		s.log.Warn("leases cannot be given back: they run out within a minute", "err", err)
-	}
-}
-
 // listen waits for the doorbell: mail that another node queued or released. It
 // is a hint, so nothing is lost with it but a second.
 func (s *Store) listen() {
@@ -93,6 +78,9 @@ func (s *Store) hear(sub *goredis.PubSub) {
 		m, err := sub.ReceiveMessage(s.ctx)
 		if err != nil {
 			return
+		}
+		if m.Payload == "nodes" {
+			s.lookAtNodes()
 		}
 		if n := asInt(m.Payload); n >= laneOld && n <= laneOut {
 			s.lanes[n].kick()
@@ -195,6 +183,9 @@ func (s *Store) Room(size int64) error {
 	}
 	if s.closed.Load() {
 		return queue.ErrClosed
+	}
+	if by := s.node.draining.Load(); by != nil {
+		return fmt.Errorf("%w by %s (crossfade node undrain %s)", ErrDraining, *by, s.opts.Node)
 	}
 	if err := s.link.sick.get(); err != nil {
 		return fmt.Errorf("redis: %w", err)

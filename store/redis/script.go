@@ -56,4 +56,16 @@ var (
 	scApply       = newScript("apply", drains)
 	scLedger      = newScript("ledger", grows)
 	scStats       = newScript("stats", looks)
+
+	// Of nodes and of what they share beside the queue.
+	scBeat      = newScript("beat", drains)
+	scPart      = newScript("part", drains)
+	scDrain     = newScript("drain", drains)
+	scNodes     = newScript("nodes", looks)
+	scOwn       = newScript("own", drains)
+	scDisown    = newScript("disown", drains)
+	scOffer     = newScript("offer", drains)
+	scFree      = newScript("free", looks)
+	scPublish   = newScript("publish", grows)
+	scPublished = newScript("published", looks)
 )

@@ -22,6 +22,8 @@ type Options struct {
 	// Node is this node's name; no two that run may have the same. Default: the
 	// host's name.
 	Node string
+	// Info is what the other nodes and operators see of this one.
+	Info Info
 	// MaxBytes bounds the octets of queued bodies, of all nodes together; 0:
 	// only Redis does.
 	MaxBytes int64
@@ -33,6 +35,9 @@ type Options struct {
 	// CrashPoint, for tests, is called at each step at which a process may be
 	// killed.
 	CrashPoint func(name string)
+
+	pace   pace        // for tests; zero: usualPace
+	frozen func() bool // for tests: the node does not get to its beat
 }
 
 // Store is one node's view of the shared store. It is safe for concurrent use.
@@ -48,6 +53,7 @@ type Store struct {
 	boot    string // of this life of the node
 	tokens  atomic.Uint64
 	resolve resolver
+	node    presence
 
 	ctx    context.Context // of the store's own work
 	cancel context.CancelFunc
@@ -99,6 +105,7 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 		opts: opts, log: opts.Logger.With("node", opts.Node), server: server, boot: rand.Text()[:13],
 		failed: make(chan struct{}), leases: map[string]*lease{}, inUse: map[mail.ID]int{},
 	}
+	s.node.poke = make(chan struct{}, 1)
 	s.link = newLink(server.client, server.prefix(), s.log)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.bodies = newBodies(server.client, server.queue, &s.link.barrier)
@@ -116,6 +123,7 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 	}
 	s.wg.Go(s.listen)
 	s.wg.Go(s.keep)
+	s.wg.Go(s.beats)
 	s.wg.Go(s.sweepBodies)
 	return s, nil
 }
