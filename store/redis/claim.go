@@ -55,6 +55,15 @@ func (l *lane) kick() {
 	}
 }
 
+// kick wakes the lanes that a script has filled.
+func (s *Store) kick(lanes []any) {
+	for _, v := range lanes {
+		if n := asInt(v); n >= laneOld && n <= laneOut {
+			s.lanes[n].kick()
+		}
+	}
+}
+
 // Claim implements [queue.Deliverer].
 func (s *Store) Claim(ctx context.Context, route mail.Route, maxRcpts int) (*queue.Lease, error) {
 	n := laneOf(route)

@@ -82,8 +82,8 @@ func (s *Store) hear(sub *goredis.PubSub) {
 		if m.Payload == "nodes" {
 			s.lookAtNodes()
 		}
-		if n := asInt(m.Payload); n >= laneOld && n <= laneOut {
-			s.lanes[n].kick()
+		if lane, from, _ := strings.Cut(m.Payload, " "); from != s.boot {
+			s.kick([]any{lane})
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 		return err
 	}
 	s.crash("put")
-	said, err := s.link.write(ctx, scPut, append([]any{args[0], s.link.now(), s.opts.MaxBytes}, args[1:]...)...)
+	said, err := s.link.write(ctx, scPut, append([]any{s.boot, args[0], s.link.now(), s.opts.MaxBytes}, args[1:]...)...)
 	if err != nil {
 		if errors.Is(err, queue.ErrFull) {
 			s.bodies.discard(b)
@@ -85,9 +85,7 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 	switch asString(at(list, 0)) {
 	case "OK":
 		s.bodies.cache.put(e, b.raw)
-		for l := laneOld; l <= laneOut; l++ {
-			s.lanes[l].kick()
-		}
+		s.kick(list[2:])
 		return nil
 	case "DUP":
 		if len(b.chunks) > 0 && !s.refersTo(ctx, b) {

@@ -52,7 +52,8 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 		return err // its new bodies stay: it may have been recorded
 	}
 	result := error(nil)
-	if asString(said) != "OK" {
+	list := asList(said)
+	if asString(at(list, 0)) != "OK" {
 		result = queue.ErrLost
 		if !slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Kind == queue.Done }) {
 			drop()
@@ -63,9 +64,7 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 		s.forget(ls)
 		s.bodies.cache.drop(ls.id)
 	}
-	for n := laneOld; n <= laneOut; n++ {
-		s.lanes[n].kick()
-	}
+	s.kick(list[min(1, len(list)):])
 	s.crash("settle")
 	return result
 }
@@ -73,7 +72,7 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 // settleArgs are the outcomes as settle.lua reads them; drop removes what was
 // written for the new messages.
 func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs []queue.NewMessage) (args []any, drop func(), err error) {
-	args = append(args, l.Token, string(l.Envelope.ID), len(l.Items))
+	args = append(args, s.boot, l.Token, string(l.Envelope.ID), len(l.Items))
 	for i := range l.Items {
 		it := &l.Items[i]
 		o := queue.Outcome{N: it.N, Kind: queue.Release}

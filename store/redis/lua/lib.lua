@@ -30,12 +30,23 @@ local U_EPOCH, U_GEN, U_WAY, U_COPIES, U_SINCE, U_STATE, U_KIND, U_BATCH, U_EXTR
 -- Fields of a lease.
 local L_NODE, L_BOOT, L_ID, L_ROUTE, L_UNTIL, L_SENDING, L_NS, L_EPOCHS = 1, 2, 3, 4, 5, 6, 7, 8
 
-local rung = {}
+-- Who calls, where a script is told: its own bell is nothing new to a node,
+-- which learns from the reply which lanes were filled.
+local ME = ''
+local rung, filled = {}, {}
 local function ring(lane)
   if not rung[lane] then
     rung[lane] = true
-    call('PUBLISH', P .. 'bell', lane)
+    call('PUBLISH', P .. 'bell', lane .. ' ' .. ME)
   end
+end
+
+-- Adds the lanes that were filled to a reply.
+local function with_filled(reply)
+  for lane = 1, 3 do
+    if filled[lane] then reply[#reply + 1] = lane end
+  end
+  return reply
 end
 
 -- Users live in chunks of hashes, in the order of their addresses: a chunk
@@ -175,6 +186,7 @@ local function file(id, n, r, u)
   local lane = way(r, u)
   if lane <= 3 then
     ring(lane)
+    filled[lane] = true
     lane = lane + BULK
   end
   r[LANE], r[TOKEN] = lane, ''
@@ -408,7 +420,10 @@ local function put_message(id, envelope, size, chunks, inline, i, count)
     local u = get_user(user)
     local r = { 0, NOW, user, gen_of(u), hint, 0, 0, 0, 0, NOW, 0, 0, '', '' }
     r[LANE] = way(r, u)
-    if r[LANE] <= 3 and call('ZCARD', P .. 'q:' .. r[LANE]) == 0 then ring(r[LANE]) end
+    if r[LANE] <= 3 then
+      filled[r[LANE]] = true
+      if call('ZCARD', P .. 'q:' .. r[LANE]) == 0 then ring(r[LANE]) end -- else it rang for what is there
+    end
     index(id, n, r)
     put_row(id, n, r)
   end

@@ -1,8 +1,9 @@
--- token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to),
--- j messages (id, envelope, size, chunks, inline, n, user and hint of each) -> OK | LOST
-local token, id, total = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- boot, token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to),
+-- j messages (id, envelope, size, chunks, inline, n, user and hint of each) -> OK | LOST, the lanes that were filled
+ME = ARGV[1]
+local token, id, total = ARGV[2], ARGV[3], tonumber(ARGV[4])
 
-local a = 4
+local a = 5
 local function arg()
   a = a + 1
   return ARGV[a - 1]
@@ -37,7 +38,7 @@ for _ = 1, total do
   if o.user ~= '' then call('ZREM', P .. 'g:' .. o.user, ghost(token, o.n, o.epoch)) end
 end
 local only_done = done == total
-if not only_done and call('EXISTS', P .. 'S:' .. token) == 1 then return 'OK' end -- it was recorded
+if not only_done and call('EXISTS', P .. 'S:' .. token) == 1 then return { 'OK' } end -- it was recorded
 if not good and not only_done then lost = true end
 
 local function change(o)
@@ -87,6 +88,6 @@ for _ = 1, tonumber(arg()) do
   a = a + 2 * n
 end
 call('ZREMRANGEBYSCORE', P .. 'T', '-inf', NOW - 120000)
-if lost then return 'LOST' end
+if lost then return with_filled({ 'LOST' }) end
 if not only_done then call('SET', P .. 'S:' .. token, 1, 'PX', 120000) end
-return 'OK'
+return with_filled({ 'OK' })
