@@ -52,8 +52,11 @@ func (s *Store) enlist(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if asString(at(said, 0)) == "OK" {
+		switch asString(at(said, 0)) {
+		case "OK":
 			return nil
+		case "LOADING":
+			return fmt.Errorf("%w: %w", errRefused, markOf(asString(at(said, 2))))
 		}
 		other, boot := processOf(asString(at(said, 2))), asString(at(said, 3))
 		if other.dead() && boot != dead {

@@ -68,4 +68,12 @@ var (
 	scFree      = newScript("free", looks)
 	scPublish   = newScript("publish", grows)
 	scPublished = newScript("published", looks)
+
+	// Of a whole store that is moved.
+	scDump     = newScript("dump", looks)
+	scDumpUser = newScript("dumpuser", looks)
+	scUnused   = newScript("unused", looks)
+	scLoad     = newScript("load", grows)
+	scLoadUser = newScript("loaduser", grows)
+	scLoaded   = newScript("loaded", drains)
 )

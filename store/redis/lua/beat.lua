@@ -1,11 +1,15 @@
 -- node, boot, join (0, 1), info, dead boot or '', stale ms
--- -> OK, now, who drains it or '' | BUSY, now, info, boot | TAKEN, now, info
+-- -> OK, now, who drains it or '' | BUSY, now, info, boot | TAKEN, now, info | LOADING, now, mark
 --
 -- A node says that it lives. join enters it: over one of the same name that
 -- left, has not been heard of for the stale time, or is known to be dead.
 local N_BOOT, N_INFO, N_BEAT, N_SINCE, N_DRAIN, N_LEFT = 1, 2, 3, 4, 5, 6
 local node, boot, stale = ARGV[1], ARGV[2], tonumber(ARGV[6])
 local key = P .. 'n'
+if ARGV[3] == '1' then -- a copy into this store is not finished: it is none yet
+  local mark = call('GET', P .. 'loading')
+  if mark then return { 'LOADING', NOW, mark } end
+end
 local raw = call('HGET', key, node)
 local r = raw and unpack_(raw)
 
