@@ -23,7 +23,6 @@ import (
 const (
 	inlineSize = 64 << 10     // compressed: such a body lies beside its message
 	chunkSize  = 256<<10 - 64 // of a piece of a longer one, before it is compressed
-	cacheSize  = 16 << 20     // of bodies that this node took in and will likely deliver
 )
 
 // chunkTime is how long the pieces of a body last that never becomes a message.
@@ -37,7 +36,6 @@ type bodies struct {
 	enc     *zstd.Encoder
 	dec     *zstd.Decoder
 	pool    sync.Pool // of *[]byte with chunkSize
-	cache   bodyCache
 }
 
 func newBodies(client goredis.UniversalClient, queue string, b *barrier) *bodies {
@@ -51,8 +49,7 @@ func newBodies(client goredis.UniversalClient, queue string, b *barrier) *bodies
 	}
 	return &bodies{
 		client: client, queue: queue, barrier: b, enc: enc, dec: dec,
-		pool:  sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }},
-		cache: bodyCache{m: map[mail.ID]cached{}},
+		pool: sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }},
 	}
 }
 
@@ -61,7 +58,6 @@ type body struct {
 	id     mail.ID
 	size   int64
 	inline []byte // compressed; nil when it lies in chunks
-	raw    []byte // of a small one, for the cache
 	nonce  string
 	chunks []int // octets of each, compressed
 }
@@ -93,9 +89,6 @@ func (s *bodies) receive(ctx context.Context, id mail.ID, r io.Reader) (*body, e
 		z := s.enc.EncodeAll(buf[:n], nil)
 		if len(z) <= inlineSize {
 			b.inline = z
-			if n <= inlineSize {
-				b.raw = bytes.Clone(buf[:n])
-			}
 			return b, nil
 		}
 		b.nonce = rand.Text()[:8]
@@ -321,61 +314,3 @@ func (r *chunkReader) next() error {
 }
 
 func (r *chunkReader) Close() error { return nil }
-
-// bodyCache keeps what this node took in, until it is delivered: most messages
-// go out within a second, over the same node.
-type bodyCache struct {
-	mu   sync.Mutex
-	m    map[mail.ID]cached
-	fifo []mail.ID
-	size int
-}
-
-type cached struct {
-	env *mail.Envelope
-	raw []byte // nil: only the envelope
-}
-
-func (c *bodyCache) put(env *mail.Envelope, raw []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.m[env.ID]; ok {
-		return
-	}
-	c.m[env.ID] = cached{env, raw}
-	c.fifo = append(c.fifo, env.ID)
-	c.size += len(raw) + 1024
-	for c.size > cacheSize && len(c.fifo) > 0 {
-		c.remove(c.fifo[0])
-		c.fifo = c.fifo[1:]
-	}
-	if len(c.fifo) > 64 && len(c.fifo) > 4*len(c.m) {
-		kept := c.fifo[:0]
-		for _, id := range c.fifo {
-			if _, ok := c.m[id]; ok {
-				kept = append(kept, id)
-			}
-		}
-		c.fifo = kept
-	}
-}
-
-func (c *bodyCache) remove(id mail.ID) {
-	if e, ok := c.m[id]; ok {
-		delete(c.m, id)
-		c.size -= len(e.raw) + 1024
-	}
-}
-
-func (c *bodyCache) drop(id mail.ID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.remove(id)
-}
-
-func (c *bodyCache) get(id mail.ID) (cached, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e, ok := c.m[id]
-	return e, ok
-}

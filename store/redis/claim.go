@@ -23,6 +23,13 @@ type lease struct {
 	result  error
 }
 
+// inUse is a message of which this process has leases.
+type inUse struct {
+	leases int
+	inline []byte // its body, compressed, when it came with a lease
+	size   int64
+}
+
 // lane hands the deliveries of one route out to those who wait for one. All
 // that wait are served by one call.
 type lane struct {
@@ -245,9 +252,9 @@ func (l *lane) claim(n, maxRcpts int) (got []*queue.Lease, pause time.Duration, 
 // leaseOf reads a lease as claim.lua gives it.
 func (s *Store) leaseOf(v []any, lane int, start time.Time) (*queue.Lease, error) {
 	id := mail.ID(asString(at(v, 1)))
-	env, err := s.envelope(id, asString(at(v, 2)))
-	if err != nil {
-		return nil, err
+	env := new(mail.Envelope)
+	if err := json.Unmarshal([]byte(asString(at(v, 2))), env); err != nil {
+		return nil, fmt.Errorf("envelope of message %s: %w", id, err)
 	}
 	ls := &lease{s: s, token: asString(at(v, 0)), id: id}
 	q := &queue.Lease{
@@ -265,20 +272,14 @@ func (s *Store) leaseOf(v []any, lane int, start time.Time) (*queue.Lease, error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leases[ls.token] = ls
-	s.inUse[id]++
+	use := s.inUse[id]
+	use.leases++
+	use.size = env.Size
+	if z := asString(at(v, 5)); z != "" {
+		use.inline = []byte(z)
+	}
+	s.inUse[id] = use
 	return q, nil
-}
-
-// envelope gives the envelope of a message, from memory when it came in here.
-func (s *Store) envelope(id mail.ID, blob string) (*mail.Envelope, error) {
-	if e, ok := s.bodies.cache.get(id); ok {
-		return e.env, nil
-	}
-	env := new(mail.Envelope)
-	if err := json.Unmarshal([]byte(blob), env); err != nil {
-		return nil, fmt.Errorf("envelope of message %s: %w", id, err)
-	}
-	return env, nil
 }
 
 // forget takes a lease out of this process's books.
@@ -289,8 +290,11 @@ func (s *Store) forget(ls *lease) {
 		return
 	}
 	delete(s.leases, ls.token)
-	if s.inUse[ls.id]--; s.inUse[ls.id] <= 0 {
+	use := s.inUse[ls.id]
+	if use.leases--; use.leases <= 0 {
 		delete(s.inUse, ls.id)
+	} else {
+		s.inUse[ls.id] = use
 	}
 }
 

@@ -84,7 +84,6 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 	s.link.saw(asInt(at(list, 1)))
 	switch asString(at(list, 0)) {
 	case "OK":
-		s.bodies.cache.put(e, b.raw)
 		s.kick(list[2:])
 		return nil
 	case "DUP":
@@ -135,10 +134,10 @@ func (s *Store) Open(ctx context.Context, id mail.ID) (io.ReadCloser, error) {
 	}
 	defer s.leave()
 	s.mu.Lock()
-	mine := s.inUse[id] > 0
+	mine := s.inUse[id]
 	s.mu.Unlock()
-	if e, ok := s.bodies.cache.get(id); ok && mine && e.raw != nil {
-		return s.open(e.raw), nil
+	if mine.inline != nil { // it came with the lease
+		return s.bodies.inline(mine.inline, mine.size)
 	}
 	var size, chunks int64
 	var nonce string
@@ -176,10 +175,6 @@ func (s *Store) Open(ctx context.Context, id mail.ID) (io.ReadCloser, error) {
 	return &chunkReader{s: s.bodies, ctx: ctx, name: string(id) + "-" + nonce, left: size, n: int(chunks), gone: gone}, nil
 }
 
-func (s *Store) open(raw []byte) io.ReadCloser {
-	return io.NopCloser(strings.NewReader(string(raw)))
-}
-
 // resolver takes puts back whose outcome is not known and that were answered
 // with a temporary error: the sender will come again.
 type resolver struct {
@@ -203,7 +198,7 @@ func (r *resolver) add(id mail.ID, n int, b *body) {
 	defer r.mu.Unlock()
 	if len(r.list) < maxUnresolved {
 		slim := *b
-		slim.inline, slim.raw = nil, nil
+		slim.inline = nil
 		r.list = append(r.list, unresolved{id, n, &slim, time.Now()})
 	}
 }

@@ -62,7 +62,6 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 	if mine && ls.s == s {
 		ls.settled, ls.result = true, result
 		s.forget(ls)
-		s.bodies.cache.drop(ls.id)
 	}
 	s.kick(list[min(1, len(list)):])
 	s.crash("settle")

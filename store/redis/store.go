@@ -68,7 +68,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	leases map[string]*lease // granted to this process, by token
-	inUse  map[mail.ID]int   // how many of them a message has
+	inUse  map[mail.ID]inUse // their messages
 }
 
 var (
@@ -103,7 +103,7 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 	}
 	s := &Store{
 		opts: opts, log: opts.Logger.With("node", opts.Node), server: server, boot: rand.Text()[:13],
-		failed: make(chan struct{}), leases: map[string]*lease{}, inUse: map[mail.ID]int{},
+		failed: make(chan struct{}), leases: map[string]*lease{}, inUse: map[mail.ID]inUse{},
 	}
 	s.node.poke = make(chan struct{}, 1)
 	s.link = newLink(server.client, server.prefix(), s.log)

@@ -1,7 +1,8 @@
 -- node, boot, lane, max leases, max recipients, ttl, token, bulk first (0, 1)
 -- -> now, next due (0: nothing waits), lease ...
 --
--- A lease is token, id, envelope, until, and eleven values of each recipient. The
+-- A lease is token, id, envelope, until, eleven values of each recipient, and
+-- the body where it is small. The
 -- tokens are the given one with a number behind it.
 local node, boot, lane = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local most, rcpts, ttl, base = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
@@ -30,7 +31,9 @@ local function describe(token, l)
         copy_to, r[REPLY] }
     end
   end
-  return { token, l[L_ID], call('HGET', P .. 'm:' .. l[L_ID], 'e'), l[L_UNTIL], items }
+  local inline = ''
+  if call('STRLEN', P .. 'i:' .. l[L_ID]) <= 16384 then inline = call('GET', P .. 'i:' .. l[L_ID]) or '' end
+  return { token, l[L_ID], call('HGET', P .. 'm:' .. l[L_ID], 'e'), l[L_UNTIL], items, inline }
 end
 
 local function grant(id)
