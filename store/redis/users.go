@@ -446,10 +446,19 @@ func (s *Store) sendImport(ctx context.Context, token string, users []router.Use
 		if err != nil {
 			return 0, fmt.Errorf("import users: %w", err)
 		}
-		pipe := s.server.client.Pipeline()
-		pipe.RPush(ctx, key, blob)
-		pipe.Expire(ctx, key, time.Hour)
-		if _, err := pipe.Exec(ctx); err != nil {
+		err = s.bodies.retry(ctx, func(ctx context.Context) error {
+			pipe := s.server.client.Pipeline()
+			if n == 0 {
+				pipe.Del(ctx, key)
+			} else {
+				pipe.LTrim(ctx, key, 0, int64(n)-1) // what a try without an answer added
+			}
+			pipe.RPush(ctx, key, blob)
+			pipe.Expire(ctx, key, time.Hour)
+			_, err := pipe.Exec(ctx)
+			return err
+		})
+		if err != nil {
 			return 0, fmt.Errorf("redis: import users: %w", full(err))
 		}
 		n++
@@ -460,7 +469,11 @@ func (s *Store) sendImport(ctx context.Context, token string, users []router.Use
 // finishImport does the slices that are left.
 func (s *Store) finishImport(ctx context.Context, token string) (created, updated int, err error) {
 	for {
-		next, err := s.server.client.HGet(ctx, s.key("K:"+token), "next").Int()
+		var next int
+		err := s.bodies.retry(ctx, func(ctx context.Context) (err error) {
+			next, err = s.server.client.HGet(ctx, s.key("K:"+token), "next").Int()
+			return err
+		})
 		if err != nil && !errors.Is(err, goredis.Nil) {
 			return 0, 0, fmt.Errorf("redis: import users: %w", err)
 		}
