@@ -38,4 +38,8 @@ type Login struct {
 type Account struct {
 	Server Server
 	Login  Login
+	// Guard is asked right before octets are sent; an error ends the connection
+	// instead. It is for a process that may have been stopped for a while, and
+	// must not go on with what is another's meanwhile. Nil allows everything.
+	Guard func() error
 }

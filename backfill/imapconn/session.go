@@ -122,6 +122,7 @@ func (s *Session) start(ctx context.Context, raw net.Conn, idle time.Duration) e
 }
 
 func (s *Session) attach(w *wire) {
+	w.guard = s.acct.Guard
 	s.w = w
 	s.br = bufio.NewReaderSize(w, 64<<10)
 	s.bw = bufio.NewWriterSize(w, 64<<10)

@@ -63,7 +63,8 @@ func (s Server) tlsConfig() *tls.Config {
 // of a BYE are lost above it.
 type wire struct {
 	net.Conn
-	idle atomic.Int64 // nanoseconds
+	idle  atomic.Int64 // nanoseconds
+	guard func() error // of the account; may be nil
 
 	mu      sync.Mutex
 	tail    []byte
@@ -104,6 +105,12 @@ func (w *wire) keep(p []byte) {
 }
 
 func (w *wire) Write(p []byte) (int, error) {
+	if w.guard != nil {
+		if err := w.guard(); err != nil {
+			w.Conn.Close() // nobody is to wait for an answer
+			return 0, err
+		}
+	}
 	if err := w.Conn.SetWriteDeadline(w.deadline()); err != nil {
 		return 0, err
 	}
