@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/mail"
@@ -37,7 +38,8 @@ type lane struct {
 	n    int
 	asks chan *ask
 	wake chan struct{}
-	bulk bool // whose turn it is
+	bulk bool         // whose turn it is
+	idle atomic.Int32 // claimers that wait while nothing is due
 	// spare are leases whose claimer went away meanwhile.
 	spare []*queue.Lease
 }
@@ -69,6 +71,18 @@ func (s *Store) kick(lanes []any) {
 			s.lanes[n].kick()
 		}
 	}
+}
+
+// hungry names the lanes for which this node has more workers waiting than puts
+// under way: the other nodes need not be woken for what is put now.
+func (s *Store) hungry() string {
+	var lanes []byte
+	for n := laneOld; n <= laneOut; n++ {
+		if s.lanes[n].idle.Load() >= s.putting.Load() {
+			lanes = append(lanes, byte('0'+n))
+		}
+	}
+	return string(lanes)
 }
 
 // Claim implements [queue.Deliverer].
@@ -121,6 +135,7 @@ func (l *lane) run() {
 	t := time.NewTimer(idle)
 	defer t.Stop()
 	for {
+		l.idle.Store(0)
 		if len(waiting) == 0 {
 			select {
 			case a := <-l.asks:
@@ -134,6 +149,7 @@ func (l *lane) run() {
 		if len(waiting) == 0 || pause <= 0 {
 			continue
 		}
+		l.idle.Store(int32(len(waiting)))
 		t.Reset(min(pause, idle))
 		select {
 		case a := <-l.asks:

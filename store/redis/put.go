@@ -71,7 +71,9 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 		return err
 	}
 	s.crash("put")
-	said, err := s.link.write(ctx, scPut, append([]any{s.boot, args[0], s.link.now(), s.opts.MaxBytes}, args[1:]...)...)
+	s.putting.Add(1)
+	defer s.putting.Add(-1)
+	said, err := s.link.write(ctx, scPut, append([]any{s.boot, s.hungry(), args[0], s.link.now(), s.opts.MaxBytes}, args[1:]...)...)
 	if err != nil {
 		if errors.Is(err, queue.ErrFull) {
 			s.bodies.discard(b)

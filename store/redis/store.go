@@ -52,6 +52,7 @@ type Store struct {
 
 	boot    string // of this life of the node
 	tokens  atomic.Uint64
+	putting atomic.Int32 // puts under way
 	resolve resolver
 	node    presence
 
@@ -106,9 +107,9 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 		failed: make(chan struct{}), leases: map[string]*lease{}, inUse: map[mail.ID]inUse{},
 	}
 	s.node.poke = make(chan struct{}, 1)
-	s.link = newLink(server.client, server.prefix(), s.log)
+	s.link = newLink(server, s.log)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.bodies = newBodies(server.client, server.queue, &s.link.barrier)
+	s.bodies = newBodies(server, &s.link.barrier)
 	for l := laneOld; l <= laneOut; l++ {
 		s.lanes[l] = newLane(s, l)
 	}

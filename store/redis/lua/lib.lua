@@ -33,6 +33,9 @@ local L_NODE, L_BOOT, L_ID, L_ROUTE, L_UNTIL, L_SENDING, L_NS, L_EPOCHS = 1, 2, 
 -- Who calls, where a script is told: its own bell is nothing new to a node,
 -- which learns from the reply which lanes were filled.
 local ME = ''
+-- rung are the lanes that need no bell: it rang, or who calls has workers that
+-- wait for just this. When he dies before they take it, others look within a
+-- second.
 local rung, filled = {}, {}
 local function ring(lane)
   if not rung[lane] then
