@@ -34,6 +34,7 @@ type Request struct {
 // Status is where the conductor stands with one user.
 type Status struct {
 	User     string             `json:"user"`
+	Node     string             `json:"node,omitempty"` // works on him; empty: none does just now, or there is but one
 	State    router.State       `json:"state"`
 	Phase    Phase              `json:"phase"`
 	Progress backfill.Progress  `json:"progress"`

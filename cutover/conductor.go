@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,14 @@ type Config struct {
 	// Requests keeps what operators asked for over a restart, in records of its
 	// own beside the backfill's.
 	Requests backfill.Ledger
+
+	// Owners shares the users out over nodes that work on one table; nil: all of
+	// them are this process's own. Board, which goes with it, lets them see each
+	// other's statuses. Node is the name of this one.
+	Owners  Owners
+	Board   Board
+	Node    string
+	OwnTime time.Duration // 30 seconds: so long after a node died its users are another's
 
 	AutoApprove bool          // a user who is ready flips without being told
 	MaxHold     time.Duration // 10 minutes: longer, and the user is ready again
@@ -72,6 +81,8 @@ type Conductor struct {
 	mu    sync.Mutex
 	users map[string]*move
 	wake  chan struct{} // one token: the set of users changed
+
+	lookNow, keepNow chan struct{} // one token each: do not wait for the next time
 }
 
 // New makes a conductor; nothing runs before Run.
@@ -86,24 +97,30 @@ func New(cfg Config) *Conductor {
 	def(&cfg.LatePass, 2*time.Minute)
 	def(&cfg.RetryFirst, 30*time.Second)
 	def(&cfg.RetryMax, time.Hour)
+	def(&cfg.OwnTime, ownTime)
 	if cfg.Concurrency <= 0 {
 		cfg.Concurrency = 4
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Conductor{cfg: cfg, slots: make(chan struct{}, cfg.Concurrency), users: map[string]*move{}, wake: make(chan struct{}, 1)}
+	return &Conductor{
+		cfg: cfg, slots: make(chan struct{}, cfg.Concurrency), users: map[string]*move{}, wake: make(chan struct{}, 1),
+		lookNow: make(chan struct{}, 1), keepNow: make(chan struct{}, 1),
+	}
 }
 
 // Run takes up the users whom an earlier process left in syncing, ready or
 // cutover, and works until ctx ends. It returns when every user's work has
 // stopped; a user in cutover then stays held, and the next Run goes on.
 func (c *Conductor) Run(ctx context.Context) error {
-	if err := c.recover(ctx); err != nil {
-		return fmt.Errorf("cutover: reading the users to take up: %w", err)
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if c.cfg.Owners != nil {
+		wg.Go(func() { c.share(ctx) })
+	} else if err := c.recover(ctx); err != nil {
+		return fmt.Errorf("cutover: reading the users to take up: %w", err)
+	}
 	for {
 		for _, m := range c.startable() {
 			wg.Go(func() {
@@ -124,14 +141,20 @@ func (c *Conductor) Run(ctx context.Context) error {
 func (c *Conductor) ended(m *move) {
 	c.mu.Lock()
 	m.running = false
-	c.users[m.user].running = false
+	now := c.users[m.user]
+	now.running = false
+	if now == m && !m.finished && c.cfg.Owners != nil {
+		delete(c.users, m.user) // another node's, or soon
+	}
 	c.mu.Unlock()
 	c.poke()
 }
 
-func (c *Conductor) poke() {
+func (c *Conductor) poke() { token(c.wake) }
+
+func token(ch chan struct{}) {
 	select {
-	case c.wake <- struct{}{}:
+	case ch <- struct{}{}:
 	default:
 	}
 }
@@ -151,41 +174,6 @@ func (c *Conductor) startable() []*move {
 	return out
 }
 
-// recover makes a move for every user who is on his way: a user who is new is
-// when his request is still kept, because the pass after the flip was not made.
-func (c *Conductor) recover(ctx context.Context) error {
-	for _, st := range []router.State{router.StateCutover, router.StateReady, router.StateSyncing, router.StateNew} {
-		cursor := ""
-		for {
-			users, next, err := c.cfg.Table.Users(ctx, router.Filter{State: st, Kind: router.KindMailbox}, cursor, 500)
-			if err != nil {
-				return err
-			}
-			for _, u := range users {
-				req, asked, err := c.loadRequest(ctx, u.Address)
-				if err != nil {
-					return err
-				}
-				if asked || st != router.StateNew {
-					c.adopt(u, req)
-				}
-			}
-			if cursor = next; next == "" {
-				break
-			}
-		}
-	}
-	return nil
-}
-
-func (c *Conductor) adopt(u router.User, req Request) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.users[u.Address] == nil {
-		c.users[u.Address] = newMove(c, u, req)
-	}
-}
-
 // Start asks for a user to be moved. The request is durable when it returns.
 // Asking again for a user who is on his way changes how far he goes.
 func (c *Conductor) Start(ctx context.Context, req Request) error {
@@ -200,6 +188,12 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 	if err != nil {
 		return fmt.Errorf("cutover start %s: %w", key, err)
 	}
+	if c.cfg.Owners != nil {
+		if err := c.offer(ctx, key); err != nil {
+			return fmt.Errorf("cutover start %s: %w", key, err)
+		}
+		return nil
+	}
 	c.mu.Lock()
 	m := c.users[key]
 	if m == nil || m.finished || m.stopped() {
@@ -212,6 +206,17 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 	}
 	c.mu.Unlock()
 	c.poke()
+	return nil
+}
+
+// offer tells the node that works on a user, or will, that there is something
+// new to look at.
+func (c *Conductor) offer(ctx context.Context, key string) error {
+	if err := c.cfg.Owners.Offer(ctx, true, key); err != nil {
+		return fmt.Errorf("telling the nodes: %w", err)
+	}
+	token(c.keepNow)
+	token(c.lookNow)
 	return nil
 }
 
@@ -283,7 +288,10 @@ func (c *Conductor) Cancel(ctx context.Context, user, by string) error {
 	if m != nil {
 		m.stop()
 	}
-	return c.saveRequest(ctx, Request{User: key})
+	if err := c.saveRequest(ctx, Request{User: key}); err != nil || c.cfg.Owners == nil {
+		return err
+	}
+	return c.offer(ctx, key)
 }
 
 // takeBack sets a user to old, by way of ready when he is held. The move may
@@ -345,36 +353,43 @@ func (c *Conductor) Verify(ctx context.Context, user string) (backfill.Verificat
 	return c.cfg.Copier.Verify(ctx, job)
 }
 
-// Status lists the users the conductor knows of, by address.
+// Status lists the users the conductor knows of, by address. Where several
+// nodes share the work it has the users of all.
 func (c *Conductor) Status() []Status {
+	all := c.elsewhere("")
+	if all == nil {
+		all = map[string]Status{}
+	}
 	c.mu.Lock()
-	all := make([]*move, 0, len(c.users))
+	here := make(map[*move]bool, len(c.users))
 	for _, m := range c.users {
-		all = append(all, m)
+		here[m] = m.finished
 	}
 	c.mu.Unlock()
-	out := make([]Status, 0, len(all))
-	for _, m := range all {
-		out = append(out, m.snapshot())
+	for m, finished := range here {
+		all[m.user] = merge(m.snapshot(), finished, all[m.user])
 	}
+	out := slices.Collect(maps.Values(all))
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.User, b.User) })
 	return out
 }
 
-// StatusOf gives one user's status; false when the conductor has not worked on
-// him since the start.
+// StatusOf gives one user's status; false when nobody has worked on him since
+// the start.
 func (c *Conductor) StatusOf(user string) (Status, bool) {
 	key, err := userKey(user)
 	if err != nil {
 		return Status{}, false
 	}
+	there, known := c.elsewhere(key)[key]
 	c.mu.Lock()
 	m := c.users[key]
+	finished := m != nil && m.finished
 	c.mu.Unlock()
 	if m == nil {
-		return Status{}, false
+		return there, known
 	}
-	return m.snapshot(), true
+	return merge(m.snapshot(), finished, there), true
 }
 
 func userKey(user string) (string, error) {

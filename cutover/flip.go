@@ -25,7 +25,7 @@ func (m *move) flip(ctx context.Context, u router.User) error {
 		return err
 	}
 	req := m.request()
-	held, err := m.c.set(ctx, u, router.StateCutover, req.By, req.Reason)
+	held, err := m.set(ctx, u, router.StateCutover, req.By, req.Reason)
 	if err != nil {
 		return fmt.Errorf("holding the user: %w", err)
 	}
@@ -47,6 +47,8 @@ func (m *move) held(ctx context.Context, u router.User) error {
 		return nil
 	case ctx.Err() != nil:
 		err = ctx.Err() // we are stopping: the next process goes on, within max_hold
+	case m.check() != nil:
+		err = errLost // so does another node
 	default:
 		if cause := context.Cause(hctx); cause != nil {
 			err = fmt.Errorf("%w: %w", cause, err)
@@ -105,7 +107,7 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 	}
 	m.phase(PhaseFlip)
 	req := m.request()
-	flipped, err := m.c.set(ctx, u, router.StateNew, req.By, "the final pass found nothing left to copy")
+	flipped, err := m.set(ctx, u, router.StateNew, req.By, "the final pass found nothing left to copy")
 	if err != nil {
 		return fmt.Errorf("setting the user new: %w", err)
 	}
@@ -174,7 +176,7 @@ func (m *move) giveBack(ctx context.Context, u router.User, cause error) error {
 			return cause // an operator was quicker, or the flip went through and only its reply was lost
 		}
 		if err == nil {
-			if cur, err = m.c.set(ctx, cur, router.StateReady, "crossfade", cause.Error()); err == nil {
+			if cur, err = m.set(ctx, cur, router.StateReady, "crossfade", cause.Error()); err == nil {
 				m.note(func(s *Status) { s.State = cur.State })
 			}
 		}

@@ -38,13 +38,19 @@ type move struct {
 	again  chan struct{} // one token: the request changed
 	cancel context.CancelFunc
 	gone   bool // stop was called
+	left   bool // leave was called
+	// changed says that the status is not published yet.
+	changed bool
+
+	stake stake // in the user, where nodes share the work
 }
 
 func newMove(c *Conductor, u router.User, req Request) *move {
 	now := time.Now()
 	return &move{
 		c: c, user: u.Address, req: req, again: make(chan struct{}, 1),
-		status: Status{User: u.Address, State: u.State, Phase: PhaseWaiting, Started: now, Updated: now, Flip: !req.Sync},
+		status:  Status{User: u.Address, State: u.State, Phase: PhaseWaiting, Started: now, Updated: now, Flip: !req.Sync, Node: c.cfg.Node},
+		changed: true,
 	}
 }
 
@@ -59,10 +65,7 @@ func (m *move) ask(req Request) {
 			s.Phase = PhaseWaiting // who waits for the end must not see the last one
 		}
 	})
-	select {
-	case m.again <- struct{}{}:
-	default:
-	}
+	token(m.again)
 }
 
 func (m *move) request() Request {
@@ -82,6 +85,7 @@ func (m *move) note(f func(*Status)) {
 	m.mu.Lock()
 	f(&m.status)
 	m.status.Updated = time.Now()
+	m.changed = true
 	s := m.status
 	m.mu.Unlock()
 	if m.c.cfg.Hooks.Status != nil {
@@ -95,11 +99,24 @@ func (m *move) phase(p Phase) { m.note(func(s *Status) { s.Phase = p }) }
 func (m *move) stop() {
 	m.mu.Lock()
 	m.gone = true
+	m.mu.Unlock()
+	m.interrupt()
+}
+
+// interrupt ends what the move is doing.
+func (m *move) interrupt() {
+	m.mu.Lock()
 	cancel := m.cancel
 	m.mu.Unlock()
 	if cancel != nil {
 		cancel()
 	}
+}
+
+func (m *move) leaving() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.left
 }
 
 func (m *move) stopped() bool {
@@ -124,15 +141,22 @@ func (m *move) run(ctx context.Context) {
 	m.mu.Unlock()
 	if m.stopped() {
 		m.finish()
+		m.giveUp(true)
 		return
+	}
+	if m.leaving() || m.check() != nil {
+		cancel()
 	}
 	for ctx.Err() == nil {
 		wait, err := m.step(ctx)
 		switch {
 		case ctx.Err() != nil:
+		case m.check() != nil:
+			m.lose()
 		case errors.Is(err, errArrived):
 			m.c.forget(ctx, m.user)
 			m.finish()
+			m.giveUp(true)
 			return
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
@@ -147,6 +171,7 @@ func (m *move) run(ctx context.Context) {
 		m.note(func(s *Status) { s.State, s.Phase, s.Flip = router.StateOld, PhaseDone, false })
 		m.finish()
 	}
+	m.giveUp(m.stopped())
 }
 
 // errArrived ends a move: there is no state that needs its work.
@@ -255,6 +280,9 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	if err != nil {
 		return backfill.Report{}, err
 	}
+	if m.c.cfg.Owners != nil {
+		job.Dest.Guard = m.check // asked before octets are sent, and so after every stop
+	}
 	if u.Deliver == router.DeliverBoth && !final {
 		if err := m.copies(ctx, u); err != nil {
 			return backfill.Report{}, err
@@ -307,7 +335,7 @@ func (m *move) sync(ctx context.Context, u router.User) error {
 		}
 	}
 	req := m.request()
-	if _, err := m.c.set(ctx, u, router.StateReady, req.By, "in sync"); err != nil {
+	if _, err := m.set(ctx, u, router.StateReady, req.By, "in sync"); err != nil {
 		return fmt.Errorf("setting the user ready: %w", err)
 	}
 	m.note(func(s *Status) { s.Err, s.Attempts, s.Next = "", 0, time.Time{} })

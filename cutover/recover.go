@@ -1,0 +1,52 @@
+package cutover
+
+import (
+	"context"
+
+	"crossfade/router"
+)
+
+// recover makes a move for every user who is on his way.
+func (c *Conductor) recover(ctx context.Context) error {
+	return c.underWay(ctx, true, c.adopt)
+}
+
+// underWay calls each for every user who is on his way. With arrived a user
+// who is new is when his request is still kept, because the pass after the flip
+// was not made.
+func (c *Conductor) underWay(ctx context.Context, arrived bool, each func(router.User, Request)) error {
+	states := []router.State{router.StateCutover, router.StateReady, router.StateSyncing}
+	if arrived {
+		states = append(states, router.StateNew)
+	}
+	for _, st := range states {
+		cursor := ""
+		for {
+			users, next, err := c.cfg.Table.Users(ctx, router.Filter{State: st, Kind: router.KindMailbox}, cursor, 500)
+			if err != nil {
+				return err
+			}
+			for _, u := range users {
+				req, asked, err := c.loadRequest(ctx, u.Address)
+				if err != nil {
+					return err
+				}
+				if asked || st != router.StateNew {
+					each(u, req)
+				}
+			}
+			if cursor = next; next == "" {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Conductor) adopt(u router.User, req Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.users[u.Address] == nil {
+		c.users[u.Address] = newMove(c, u, req)
+	}
+}
