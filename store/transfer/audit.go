@@ -58,3 +58,33 @@ func (a *Audit) Kinds() []string {
 	slices.Sort(out)
 	return out
 }
+
+// The problems that both stores know, by the same names.
+const (
+	NoBody      = "body missing or damaged"
+	NoRows      = "message without recipients"
+	NoMessage   = "recipient without message"
+	BadEnvelope = "envelope missing or damaged"
+	BadLane     = "recipient filed nowhere"
+	WrongLane   = "recipient filed in the wrong place"
+	Unindexed   = "recipient missing in an index"
+	StrayEntry  = "index entry without its recipient"
+	WrongCount  = "wrong counter"
+	OrphanBody  = "body without message"
+	BadUser     = "user damaged"
+	LostUser    = "user out of reach"
+	WrongEpoch  = "epoch behind the history"
+	LooseLease  = "lease without recipients"
+	NoLease     = "leased recipient without lease"
+	Tombstone   = "tombstone of a queued message"
+	Marked      = "a mark that does not fit" // of what the store has still to do
+	Database    = "database damaged"
+)
+
+// Words with which an audit parks what it cannot make whole.
+const (
+	BodyGone = "alarm: the body of this message is missing or damaged, it cannot be delivered: restore the store from a backup, " +
+		"or tell the sender and delete it"
+	RowsGone = "alarm: the state of this recipient was lost: he may have got the message or not: look in his mailbox, then release or delete it"
+	HeadGone = "alarm: the envelope of this message was lost: its sender is not known: look at it before it is released"
+)
