@@ -31,6 +31,7 @@ const chunkTime = time.Hour
 // bodies reads and writes the octets of messages.
 type bodies struct {
 	client  goredis.UniversalClient
+	server  *Server
 	queue   string
 	barrier *barrier
 	enc     *zstd.Encoder
@@ -38,7 +39,7 @@ type bodies struct {
 	pool    sync.Pool // of *[]byte with chunkSize
 }
 
-func newBodies(client goredis.UniversalClient, queue string, b *barrier) *bodies {
+func newBodies(server *Server, b *barrier) *bodies {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are constant
@@ -48,7 +49,7 @@ func newBodies(client goredis.UniversalClient, queue string, b *barrier) *bodies
 		panic(err)
 	}
 	return &bodies{
-		client: client, queue: queue, barrier: b, enc: enc, dec: dec,
+		client: server.client, server: server, queue: server.queue, barrier: b, enc: enc, dec: dec,
 		pool: sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }},
 	}
 }
@@ -147,7 +148,7 @@ func (s *bodies) retry(ctx context.Context, f func(context.Context) error) error
 	pause := 10 * time.Millisecond
 	for {
 		err := f(ctx)
-		if err == nil || errors.Is(err, goredis.Nil) || ctx.Err() != nil {
+		if err == nil || errors.Is(err, goredis.Nil) || errors.Is(err, errUnsafe) || ctx.Err() != nil {
 			return err
 		}
 		switch code, _, _ := strings.Cut(err.Error(), " "); code {
@@ -187,44 +188,35 @@ func (s *bodies) seal(ctx context.Context, b *body) error {
 	}
 	args := append(append([]any{"EVAL", sealSrc, len(keys)}, keys...), lens...)
 	return s.retry(ctx, func(ctx context.Context) error {
-		cn, err := s.connFor(ctx, keys[0].(string))
+		w, err := s.server.hosts.take(ctx, keys[0].(string))
 		if err != nil {
 			return err
 		}
-		defer cn.Close()
-		pipe := cn.Pipeline()
-		said := pipe.Do(ctx, args...)
-		var wait *goredis.Cmd
-		if s.barrier.needed() {
-			wait = s.barrier.add(ctx, pipe, s.chunkKey(b.name(), len(b.chunks)))
-			pipe.Do(ctx, "UNLINK", s.chunkKey(b.name(), len(b.chunks)))
-		}
-		if _, err := pipe.Exec(ctx); err != nil {
-			return err
-		}
-		if asString(said.Val()) != "OK" {
-			return errors.New("ERR the pieces of the body are gone: Redis lost writes, or an hour went by")
-		}
-		if wait != nil {
-			return s.barrier.check(wait)
-		}
-		return nil
+		err = s.sealOn(ctx, w, args, s.chunkKey(b.name(), len(b.chunks)))
+		s.server.hosts.give(ctx, w, err)
+		return err
 	})
 }
 
-// connFor gives a connection to the server that has a key.
-func (s *bodies) connFor(ctx context.Context, key string) (*goredis.Conn, error) {
-	switch c := s.client.(type) {
-	case *goredis.Client:
-		return c.Conn(), nil
-	case *goredis.ClusterClient:
-		m, err := c.MasterForKey(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		return m.Conn(), nil
+// sealOn seals over the connection w to the server that has the pieces: it
+// counts its own replicas.
+func (s *bodies) sealOn(ctx context.Context, w *wire, args []any, mark string) error {
+	if err := w.host.unsafe(); err != nil {
+		return err
 	}
-	return nil, fmt.Errorf("a client of type %T is not supported", s.client)
+	pipe := w.cn.Pipeline()
+	said := pipe.Do(ctx, args...)
+	var wait *waits
+	if !s.barrier.off {
+		wait = w.host.need().add(ctx, pipe, mark)
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return err
+	}
+	if asString(said.Val()) != "OK" {
+		return errors.New("ERR the pieces of the body are gone: Redis lost writes, or an hour went by")
+	}
+	return wait.check()
 }
 
 // discard removes the pieces of a body that no message has. Where it cannot,

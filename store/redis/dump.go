@@ -27,9 +27,9 @@ func still(server *Server, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{opts: opts, log: opts.Logger, server: server, boot: rand.Text()[:13], failed: make(chan struct{})}
-	s.link = newLink(server.client, server.prefix(), s.log)
+	s.link = newLink(server, s.log)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.bodies = newBodies(server.client, server.queue, &s.link.barrier)
+	s.bodies = newBodies(server, &s.link.barrier)
 	return s, nil
 }
 

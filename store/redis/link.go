@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,8 +24,11 @@ const (
 	maxFlight = 4 << 20          // octets in one pipeline, about
 )
 
-// errReplicas means that a write is on fewer replicas than can be promoted.
-var errReplicas = errors.New("too few replicas have the write")
+// Why a write that Redis executed does not count.
+var (
+	errReplicas  = errors.New("too few replicas have the write")
+	errNotSynced = errors.New("waiting until the write is synced: WAITAOF says that it is not")
+)
 
 // call is one run of a script on its way.
 type call struct {
@@ -43,7 +44,7 @@ type call struct {
 // link speaks to the server that holds the metadata. Calls that arrive while
 // one pipeline is under way go out together in the next.
 type link struct {
-	client  goredis.UniversalClient
+	server  *Server
 	prefix  string
 	log     *slog.Logger
 	barrier barrier
@@ -53,47 +54,45 @@ type link struct {
 	wg      sync.WaitGroup
 	offset  atomic.Int64 // of the server's clock to ours, in ms
 	sick    sickness
-	lost    func(sc *script) // for tests: broken on purpose
 }
 
-// barrier says what a write waits for before it counts as safe.
-type barrier struct {
-	replicas atomic.Int32 // that must have it; 0: none
-	aof      atomic.Bool  // and that it is synced here, by WAITAOF: the server does not say how it syncs
-	off      bool         // broken on purpose: waits for nobody
-}
+// barrier breaks, for tests, the wait that makes a write safe.
+type barrier struct{ off bool }
 
-func (b *barrier) needed() bool { return !b.off && (b.replicas.Load() > 0 || b.aof.Load()) }
-
-// sickness remembers whether Redis answered last, for Room and readiness.
+// sickness remembers whether Redis answered last, and whether what it answers
+// would hold; for Room and readiness.
 type sickness struct {
-	mu    sync.Mutex
-	err   error
-	since time.Time
+	mu     sync.Mutex
+	err    error // of the last exchange
+	unsafe error // found by the last recheck; stays until the next
 }
 
 func (s *sickness) set(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil {
-		s.err = nil
-		return
-	}
-	if s.err == nil {
-		s.since = time.Now()
-	}
 	s.err = err
+}
+
+// found notes what a recheck came to, and gives what the one before did.
+func (s *sickness) found(err error) (before error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, s.unsafe = s.unsafe, err
+	return before
 }
 
 func (s *sickness) get() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.unsafe != nil {
+		return s.unsafe
+	}
 	return s.err
 }
 
-func newLink(client goredis.UniversalClient, prefix string, log *slog.Logger) *link {
+func newLink(server *Server, log *slog.Logger) *link {
 	l := &link{
-		client: client, prefix: prefix, log: log, quit: make(chan struct{}),
+		server: server, prefix: server.prefix(), log: log, quit: make(chan struct{}),
 		writes: make(chan *call, 1024), others: make(chan *call, 1024),
 	}
 	for range 2 {
@@ -183,6 +182,9 @@ func (l *link) pause(ctx context.Context, d time.Duration) bool {
 // judge tells whether a call that failed so may be repeated, and gives the
 // error as callers know it.
 func (l *link) judge(err error) (again bool, _ error) {
+	if errors.Is(err, errUnsafe) {
+		return false, err
+	}
 	text := err.Error()
 	switch code, _, _ := strings.Cut(text, " "); code {
 	case "OOM":
@@ -202,10 +204,10 @@ func (l *link) judge(err error) (again bool, _ error) {
 // flush sends calls in pipelines, one after the other, over a connection of
 // its own.
 func (l *link) flush(ch chan *call) {
-	var cn *goredis.Conn
+	var w *wire
 	defer func() {
-		if cn != nil {
-			cn.Close()
+		if w != nil {
+			w.close()
 		}
 		l.drop(ch)
 	}()
@@ -228,7 +230,7 @@ func (l *link) flush(ch chan *call) {
 				break more
 			}
 		}
-		cn = l.exchange(cn, batch)
+		w = l.exchange(w, batch)
 	}
 }
 
@@ -247,7 +249,7 @@ func (l *link) drop(ch chan *call) {
 
 // exchange sends a batch and gives the connection to go on with, nil when it
 // is no good any more.
-func (l *link) exchange(cn *goredis.Conn, batch []*call) *goredis.Conn {
+func (l *link) exchange(w *wire, batch []*call) *wire {
 	ctx, cancel := context.WithTimeout(context.Background(), replyTime)
 	defer cancel()
 	defer func() {
@@ -255,59 +257,71 @@ func (l *link) exchange(cn *goredis.Conn, batch []*call) *goredis.Conn {
 			close(c.done)
 		}
 	}()
-	if cn == nil {
-		client, err := l.master(ctx)
-		if err != nil {
-			l.fail(batch, err)
+	if w == nil {
+		var err error
+		if w, err = l.server.hosts.connect(ctx, l.prefix+"w"); err != nil {
+			l.sick.set(err)
+			for _, c := range batch {
+				c.err = err
+			}
 			return nil
 		}
-		cn = client.Conn()
 	}
-	good := l.send(ctx, cn, batch, false)
+	ask := l.admit(w, batch)
+	good := l.send(ctx, w, ask, false)
 	var again []*call
-	for _, c := range batch {
+	for _, c := range ask {
 		if c.err != nil && strings.HasPrefix(c.err.Error(), "NOSCRIPT") {
 			again = append(again, c)
 		}
 	}
-	if good && len(again) > 0 {
-		good = l.send(ctx, cn, again, true)
+	if good {
+		good = l.send(ctx, w, again, true)
 	}
 	if !good {
-		cn.Close()
+		w.close()
+		l.server.moved(ctx) // it may be another's turn
 		return nil
 	}
-	return cn
+	return w
 }
 
 // master gives the client of the server that holds the metadata.
 func (l *link) master(ctx context.Context) (*goredis.Client, error) {
-	switch c := l.client.(type) {
-	case *goredis.Client:
-		return c, nil
-	case *goredis.ClusterClient:
-		m, err := c.MasterForKey(ctx, l.prefix)
-		if err != nil {
-			c.ReloadState(ctx)
-		}
-		return m, err
-	}
-	return nil, fmt.Errorf("a client of type %T is not supported", l.client)
+	return l.server.holder(ctx, l.prefix)
 }
 
-func (l *link) fail(batch []*call, err error) {
-	l.sick.set(err)
-	for _, c := range batch {
-		if c.err == nil {
-			c.err = err
-		}
+// admit gives the calls that may be sent over w: on a server that is found not
+// to be durable no promise is made.
+func (l *link) admit(w *wire, batch []*call) []*call {
+	err := w.host.unsafe()
+	if err == nil {
+		return batch
 	}
+	ask := make([]*call, 0, len(batch))
+	for _, c := range batch {
+		if c.durable && !goesOn(c.sc) {
+			c.err = err
+			continue
+		}
+		ask = append(ask, c)
+	}
+	return ask
+}
+
+// goesOn tells whether a script is run also where nothing new is taken in:
+// mail that is on its way out is not safer for being left where it is.
+func goesOn(sc *script) bool {
+	return sc == scSettle || sc == scRenew || sc == scRelease || sc == scAbort
 }
 
 // send makes one round trip. The result tells whether the connection is good
 // for another.
-func (l *link) send(ctx context.Context, cn *goredis.Conn, batch []*call, whole bool) bool {
-	pipe := cn.Pipeline()
+func (l *link) send(ctx context.Context, w *wire, batch []*call, whole bool) bool {
+	if len(batch) == 0 {
+		return true
+	}
+	pipe := w.cn.Pipeline()
 	cmds := make([]*goredis.Cmd, len(batch))
 	durable := false
 	for i, c := range batch {
@@ -320,12 +334,12 @@ func (l *link) send(ctx context.Context, cn *goredis.Conn, batch []*call, whole 
 		cmds[i] = pipe.Do(ctx, append(args, c.args...)...)
 		durable = durable || c.durable
 	}
-	var wait *goredis.Cmd
-	if durable && l.barrier.needed() {
-		wait = l.barrier.add(ctx, pipe, l.prefix+"w")
+	var wait *waits
+	if durable && !l.barrier.off {
+		wait = w.host.need().add(ctx, pipe, l.prefix+"w")
 	}
 	_, err := pipe.Exec(ctx)
-	good := true
+	good := err == nil || isAnswer(err) // whatever a single call says
 	for i, c := range batch {
 		c.val, c.err = cmds[i].Result()
 		if errors.Is(c.err, goredis.Nil) {
@@ -333,53 +347,86 @@ func (l *link) send(ctx context.Context, cn *goredis.Conn, batch []*call, whole 
 		}
 		if c.err != nil && !staysGood(c.err) {
 			good = false
+			err = c.err
 		}
 	}
-	if wait != nil {
-		if short := l.barrier.check(wait); short != nil {
-			l.sick.set(short)
-			for _, c := range batch {
-				if c.durable && c.err == nil {
-					c.err = short
-				}
+	if short := wait.check(); short != nil {
+		l.sick.set(short)
+		for _, c := range batch {
+			if c.durable && c.err == nil {
+				c.err = short
 			}
-			return good && !isNet(short)
 		}
+		return good && errors.Is(short, errReplicas)
 	}
-	if err == nil || good {
-		l.sick.set(nil)
-	} else {
-		l.sick.set(err)
+	if good {
+		err = nil
 	}
+	l.sick.set(err)
 	return good
 }
 
-// add puts the wait behind a batch. WAIT counts the last write of its own
-// connection: a write right before it makes it cover what a repeated call found
-// done already.
-func (b *barrier) add(ctx context.Context, pipe goredis.Pipeliner, key string) *goredis.Cmd {
-	pipe.Do(ctx, "SET", key, 1)
-	if b.aof.Load() {
-		return pipe.Do(ctx, "WAITAOF", 1, b.replicas.Load(), waitTime.Milliseconds())
-	}
-	return pipe.Do(ctx, "WAIT", b.replicas.Load(), waitTime.Milliseconds())
+// need is what a write waits for before it counts as safe.
+type need struct {
+	replicas int32 // that must have it
+	aof      bool  // and that it is synced here: the server does not say when it syncs
 }
 
-// check reads the answer of the wait.
-func (b *barrier) check(cmd *goredis.Cmd) error {
-	v, err := cmd.Result()
-	if err != nil {
+func (h *host) need() need { return need{replicas: h.replicas.Load(), aof: h.aof.Load()} }
+
+// waits are the answers to what was put behind a batch.
+type waits struct {
+	need                 need
+	mark, synced, spread *goredis.Cmd
+}
+
+// markSrc writes something, also when memory is short. WAIT covers what its own
+// connection wrote last: behind a write of that same round trip it covers
+// whatever the calls before it found there, a repeated call's first try and
+// the pieces of a body included.
+const markSrc = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], 1, 'PX', 60000)"
+
+// add puts the waits behind a batch; nil when there is nothing to wait for. key
+// has to lie in the slot that was written.
+func (n need) add(ctx context.Context, pipe goredis.Pipeliner, key string) *waits {
+	if n == (need{}) {
+		return nil
+	}
+	w := &waits{need: n, mark: pipe.Do(ctx, "EVAL", markSrc, 1, key)}
+	if n.aof {
+		w.synced = pipe.Do(ctx, "WAITAOF", 1, 0, waitTime.Milliseconds())
+	}
+	if n.replicas > 0 {
+		w.spread = pipe.Do(ctx, "WAIT", n.replicas, waitTime.Milliseconds())
+	}
+	return w
+}
+
+// check reads the answers: nil means that the batch is safe.
+func (w *waits) check() error {
+	if w == nil {
+		return nil
+	}
+	if err := w.mark.Err(); err != nil {
 		return fmt.Errorf("waiting until the write is safe: %w", err)
 	}
-	want := int64(b.replicas.Load())
-	if list, ok := v.([]any); ok {
-		if len(list) != 2 || asInt(list[0]) < 1 {
-			return errors.New("waiting until the write is synced: WAITAOF says that it is not")
+	if w.synced != nil {
+		v, err := w.synced.Result()
+		if err != nil {
+			return fmt.Errorf("waiting until the write is synced (WAITAOF): %w", err)
 		}
-		v = list[1]
+		if asInt(at(asList(v), 0)) < 1 {
+			return errNotSynced
+		}
 	}
-	if have := asInt(v); have < want {
-		return fmt.Errorf("%w: %d of %d", errReplicas, have, want)
+	if w.spread != nil {
+		v, err := w.spread.Result()
+		if err != nil {
+			return fmt.Errorf("waiting for the replicas: %w", err)
+		}
+		if have := asInt(v); have < int64(w.need.replicas) {
+			return fmt.Errorf("%w: %d of %d", errReplicas, have, w.need.replicas)
+		}
 	}
 	return nil
 }
@@ -392,9 +439,4 @@ func staysGood(err error) bool {
 		return true
 	}
 	return false
-}
-
-func isNet(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
 }

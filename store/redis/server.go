@@ -259,12 +259,12 @@ func hintTLS(err error) error {
 	return err
 }
 
-// cut closes all connections to a server.
-func (d *dialer) cut(addr string) {
+// cut closes the connections to the servers that which names.
+func (d *dialer) cut(which func(addr string) bool) {
 	d.mu.Lock()
 	var list []*tracked
 	for t := range d.open {
-		if t.addr == addr {
+		if which(t.addr) {
 			list = append(list, t)
 		}
 	}
