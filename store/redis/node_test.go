@@ -436,6 +436,34 @@ func TestOneNodeOwnsAUser(t *testing.T) {
 	own(a, time.Minute, 0)
 }
 
+// Who was taken meanwhile is not kept, even when the other is done with him:
+// what the first remembers of him is old.
+func TestWhoWasTakenMeanwhileIsNotKept(t *testing.T) {
+	url := redistest.Start(t).URL()
+	a, b := nodeOn(t, url, "a"), nodeOn(t, url, "b")
+	ctx := t.Context()
+	keep := func(want int64) {
+		t.Helper()
+		if got, err := a.Keep(ctx, time.Millisecond, "u@x"); err != nil || got[0] != want {
+			t.Fatalf("Keep says %v, %v; want %d", got, err, want)
+		}
+	}
+	keep(-1)
+	if _, err := a.Own(ctx, time.Millisecond, "u@x"); err != nil {
+		t.Fatal(err)
+	}
+	keep(0)
+	within(t, 3*time.Second, "b has him", func() bool {
+		got, err := b.Own(ctx, time.Minute, "u@x")
+		return err == nil && got[0] == 0
+	})
+	keep(-1)
+	if err := b.Disown(ctx, "u@x", false, 0); err != nil {
+		t.Fatal(err)
+	}
+	keep(-1)
+}
+
 // A disown that was on its way for long must not free a user who was taken
 // again since.
 func TestDelayedDisownFreesNobody(t *testing.T) {

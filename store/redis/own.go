@@ -18,10 +18,21 @@ func nodeOf(owner string) string {
 // ownPage is how many users go into one call.
 const ownPage = 500
 
-// Own takes users for this node, or keeps them, for ttl from the call on. Of
-// each user it says how often an operator asked something new of him ([Store.Offer]);
-// -1 means that another node works on him.
+// Own takes users for this node for ttl from the call on. Of each user it says
+// how often an operator asked something new of him ([Store.Offer]); -1 means that
+// another node works on him.
 func (s *Store) Own(ctx context.Context, ttl time.Duration, users ...string) ([]int64, error) {
+	return s.own(ctx, ttl, false, users)
+}
+
+// Keep owns users longer whom this node owns, for ttl from the call on. It
+// answers as Own does; -1 means that another node took the user meanwhile, even
+// when that one is done with him.
+func (s *Store) Keep(ctx context.Context, ttl time.Duration, users ...string) ([]int64, error) {
+	return s.own(ctx, ttl, true, users)
+}
+
+func (s *Store) own(ctx context.Context, ttl time.Duration, keep bool, users []string) ([]int64, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -29,7 +40,7 @@ func (s *Store) Own(ctx context.Context, ttl time.Duration, users ...string) ([]
 	out := make([]int64, 0, len(users))
 	for len(out) < len(users) {
 		page := users[len(out):min(len(out)+ownPage, len(users))]
-		args := []any{s.boot, s.opts.Node, s.node.owning.Add(1), ttl.Milliseconds()}
+		args := []any{s.boot, s.opts.Node, s.node.owning.Add(1), ttl.Milliseconds(), flag(keep)}
 		for _, u := range page {
 			args = append(args, u)
 		}
