@@ -17,7 +17,10 @@ import (
 func (s *Store) join(ctx context.Context) error {
 	pause, told := 100*time.Millisecond, time.Time{}
 	for {
-		err := s.look(ctx)
+		err := s.recheck(ctx)
+		if err == nil {
+			err = s.look(ctx)
+		}
 		if err == nil {
 			err = s.enlist(ctx)
 		}
@@ -45,12 +48,16 @@ var errRefused = errors.New("the store was refused")
 func (s *Store) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	now, err := s.server.client.Time(ctx).Result()
+	master, err := s.link.master(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := master.Time(ctx).Result()
 	if err != nil {
 		return err
 	}
 	s.link.saw(now.UnixMilli())
-	info, err := s.server.client.Info(ctx, "memory").Result()
+	info, err := master.Info(ctx, "memory").Result()
 	if err != nil {
 		return err
 	}
@@ -113,6 +120,9 @@ func (s *Store) keep() {
 			continue
 		}
 		slow = time.Now()
+		if err := s.recheck(s.ctx); err != nil {
+			continue // it has said so
+		}
 		if err := s.look(s.ctx); err != nil {
 			s.link.sick.set(err)
 			continue

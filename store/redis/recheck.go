@@ -27,6 +27,9 @@ func (s *Store) recheck(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errUnsafe) && !errors.Is(err, errReplicas) {
 		s.server.hosts.relocate(context.WithoutCancel(ctx))
 	}
+	if s.ctx.Err() != nil {
+		return s.ctx.Err() // the store is being closed
+	}
 	before := s.link.sick.found(err)
 	switch {
 	case err != nil && before == nil:
@@ -38,4 +41,11 @@ func (s *Store) recheck(ctx context.Context) error {
 		return fmt.Errorf("look at Redis: %w", err)
 	}
 	return nil
+}
+
+// watch rechecks each second.
+func (s *Store) watch() {
+	for s.link.pause(s.ctx, time.Second) {
+		_ = s.recheck(s.ctx) // it says itself what it finds
+	}
 }

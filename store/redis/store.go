@@ -124,6 +124,7 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 	}
 	s.wg.Go(s.listen)
 	s.wg.Go(s.keep)
+	s.wg.Go(s.watch)
 	s.wg.Go(s.beats)
 	s.wg.Go(s.sweepBodies)
 	return s, nil
