@@ -119,5 +119,6 @@ func (s *Server) registerAll() {
 	s.registerQueue()
 	s.registerApply()
 	s.registerSystem()
+	s.registerNodes()
 	s.registerEvents()
 }

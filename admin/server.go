@@ -83,6 +83,7 @@ type Config struct {
 
 	Conductor ConductorAPI // nil: no IMAP is configured, so nobody is copied
 	Backends  BackendsAPI  // nil: there is no switch
+	Nodes     NodesAPI     // nil: nothing is known of nodes
 	Events    *Events      // nil: the server's own
 	// Reload reads the configuration again; its strings tell what a reload
 	// cannot change. nil: it cannot be reloaded.

@@ -27,7 +27,7 @@ func (d *Daemon) openAdmin() (err error) {
 	}
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
-		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready,
+		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: d.nodesAPI(),
 		Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.server.Address != "" && sides.new.server.Address != "" {

@@ -176,7 +176,7 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	// A user on his way takes one connection to old, and two to new: one
 	// writes, one looks.
 	places := min(c.Concurrency, d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections/2)
-	return cutover.New(cutover.Config{
+	cfg := cutover.Config{
 		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
 		Log: d.log,
@@ -186,7 +186,9 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 			Passed:  func(r backfill.Report) { d.metrics.Backfilled(r.Copied, r.Bytes) },
 			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed,
 		},
-	})
+	}
+	d.shareUsers(&cfg)
+	return cutover.New(cfg)
 }
 
 // alarm tells listeners of the API what an operator should look at; the

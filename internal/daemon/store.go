@@ -69,7 +69,7 @@ func (d *Daemon) openRedis(ctx context.Context) error {
 	}
 	defer w.close()
 	s, err := redis.Open(ctx, server, redis.Options{
-		Node: d.cfg.Node, MaxBytes: int64(d.cfg.Queue.MaxSize), Logger: d.log, CrashPoint: d.opts.CrashPoint,
+		Node: d.cfg.Node, Info: d.info(), MaxBytes: int64(d.cfg.Queue.MaxSize), Logger: d.log, CrashPoint: d.opts.CrashPoint,
 	})
 	if err != nil {
 		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
