@@ -412,9 +412,15 @@ func (r *rig) finish(limit time.Duration) *verdict {
 
 // drain waits until the queue is empty, and gives what stays.
 func (r *rig) drain(ctx context.Context, s storetest.Store, limit time.Duration) (left []queue.Entry) {
-	end := time.Now().Add(limit)
+	began := time.Now()
+	end, told := began.Add(limit), began
 	var err error
+	defer func() { r.t.Logf("the drain took %s", time.Since(began).Round(time.Millisecond)) }()
 	for {
+		if time.Since(told) > 2*time.Second {
+			told = time.Now()
+			r.t.Logf("draining: %d messages are left, %v, the first: %v", len(left), err, first(left))
+		}
 		r.release(ctx, s)
 		_, err = s.Apply(ctx, queue.Filter{}, queue.Action{Verb: queue.DoRetry})
 		if err == nil {
@@ -539,6 +545,7 @@ type unasked struct{ storetest.Store }
 
 func (b *unasked) Renew(ctx context.Context, l *queue.Lease, _ bool) error {
 	_ = b.Store.Renew(ctx, l, false)
+	rest(ctx, 5*time.Millisecond) // as long as a backend takes to read the message
 	return nil
 }
 
@@ -555,7 +562,7 @@ func (b *earlySettle) Renew(ctx context.Context, l *queue.Lease, sending bool) e
 	if err := b.Store.Settle(ctx, l, out); err != nil {
 		return err
 	}
-	time.Sleep(10 * time.Millisecond) // the backend thinks; the fault, not the test, is what waits
+	rest(ctx, 10*time.Millisecond) // the backend thinks
 	return nil
 }
 

@@ -1,0 +1,99 @@
+package faults
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"crossfade/internal/redistest"
+)
+
+// forget drops what a life noted after a moment: then its machine had no power
+// any more, and nobody heard of it.
+func (a *account) forget(life string, after time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	kept := a.events[:0]
+	for _, e := range a.events {
+		if e.who != life || e.what == evOffer || !e.at.After(after) {
+			kept = append(kept, e)
+		}
+	}
+	a.events = kept
+}
+
+// TestFaultsPowerDisk: the power fails under the embedded store, at any moment.
+// What its disk had not flushed is gone, or there in part.
+func TestFaultsPowerDisk(t *testing.T) {
+	t.Parallel()
+	needRoot(t, "mounting a drive")
+	v, cuts := powerDisk(t, times(4, 120), "")
+	result(t, "power failure, the disk drops what was not flushed", "disk", cuts, v)
+}
+
+func powerDisk(t *testing.T, cuts int, variant string) (*verdict, int) {
+	dir := filepath.Join(t.TempDir(), "mnt")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	held := formatted(t, 96)
+	r := newRig(t, place{Dir: filepath.Join(dir, "data"), Lease: 2 * time.Second}, busyLoad)
+	r.variant = variant
+	for range cuts {
+		d := plugIn(t, held, dir)
+		n := r.start(0)
+		r.await(n)
+		rest(t.Context(), time.Duration(200+rand.IntN(500))*time.Millisecond)
+		began := time.Now()
+		held = d.cut()
+		r.acc.fault(n.life, "power failure", began)
+		r.kill(0)
+		r.acc.forget(n.life, began)
+		d.pull(dir)
+	}
+	d := plugIn(t, held, dir)
+	defer d.pull(dir)
+	return r.finish(40 * time.Second), cuts
+}
+
+// TestFaultsPowerRedis: the power of Redis' host fails. The nodes' goes on.
+func TestFaultsPowerRedis(t *testing.T) {
+	t.Parallel()
+	needRoot(t, "mounting a drive")
+	v, cuts := powerRedis(t, times(3, 100), "always")
+	result(t, "power failure of Redis' host, appendfsync always", "redis", cuts, v)
+}
+
+// powerRedis cuts the power under a Redis that syncs so.
+func powerRedis(t *testing.T, cuts int, fsync string) (*verdict, int) {
+	dir := filepath.Join(t.TempDir(), "mnt")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := plugIn(t, formatted(t, 96), dir)
+	srv := redistest.Start(t, "--dir", dir, "--auto-aof-rewrite-percentage", "0")
+	t.Cleanup(srv.Kill)
+	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second}, busyLoad)
+	r.load.Flip, r.load.Big = [2]int{0, 2}, 100
+	r.startAll(2)
+	for range cuts {
+		srv.Must("CONFIG", "SET", "appendfsync", fsync)
+		acked := r.acc.count(evAck)
+		within(t, 30*time.Second, "mail is taken", func() bool { return r.acc.count(evAck) > acked+50 })
+		rest(context.Background(), time.Duration(rand.IntN(400))*time.Millisecond)
+		began := time.Now()
+		held := d.cut()
+		srv.Kill()
+		d.pull(dir)
+		d = plugIn(t, held, dir)
+		srv.Restart()
+		r.acc.fault("", "power failure of Redis", began)
+	}
+	r.stopAll()
+	v := r.finish(40 * time.Second)
+	srv.Kill()
+	return v, cuts
+}
