@@ -37,6 +37,7 @@ type commands struct {
 	Cutover  cutoverCmd  `cmd:"" help:"Move users to the new system."`
 	Backfill backfillCmd `cmd:"" help:"Copy past mail from old to new."`
 	Queue    queueCmd    `cmd:"" help:"Mail that was accepted and not yet delivered."`
+	Node     nodeCmd     `cmd:"" help:"The nodes that share one Redis."`
 	Health   healthCmd   `cmd:"" help:"Ask a running relay whether it can take mail; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

@@ -82,7 +82,8 @@ func (s *Store) enlist(ctx context.Context) error {
 }
 
 func (s *Store) beat(ctx context.Context, join bool, dead string) ([]any, error) {
-	said, err := s.link.read(ctx, scBeat, s.opts.Node, s.boot, flag(join), s.node.info.encode(), dead, s.opts.nodePace().stale.Milliseconds())
+	said, err := s.link.read(ctx, scBeat, s.opts.Node, s.boot, flag(join), s.node.info.encode(), dead, s.opts.nodePace().stale.Milliseconds(),
+		flag(s.Draining()))
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +105,7 @@ func (s *Store) setDraining(by string) {
 	if was == (by != "") {
 		return
 	}
+	s.lookAtNodes() // it is to be known soon that we know
 	if by != "" {
 		s.log.Info("this node is being drained: it takes no more mail", "by", by)
 		return
@@ -214,7 +216,7 @@ func (s *Store) describe(f []any, now int64) Node {
 		n.State = NodeLeft
 	case now-asInt(at(f, 3)) >= s.opts.nodePace().stale.Milliseconds():
 		n.State = NodeGone
-	case n.Drained != "" && n.Leases+n.Users == 0:
+	case n.Drained != "" && asInt(at(f, 10)) == 1 && n.Leases+n.Users == 0:
 		n.State = NodeDrained
 	case n.Drained != "":
 		n.State = NodeDraining

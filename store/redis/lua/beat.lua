@@ -1,9 +1,10 @@
--- node, boot, join (0, 1), info, dead boot or '', stale ms
+-- node, boot, join (0, 1), info, dead boot or '', stale ms, knows that it is
+-- drained (0, 1)
 -- -> OK, now, who drains it or '' | BUSY, now, info, boot | TAKEN, now, info | LOADING, now, mark
 --
 -- A node says that it lives. join enters it: over one of the same name that
 -- left, has not been heard of for the stale time, or is known to be dead.
-local N_BOOT, N_INFO, N_BEAT, N_SINCE, N_DRAIN, N_LEFT = 1, 2, 3, 4, 5, 6
+local N_BOOT, N_INFO, N_BEAT, N_SINCE, N_DRAIN, N_LEFT, N_KNOWS = 1, 2, 3, 4, 5, 6, 7
 local node, boot, stale = ARGV[1], ARGV[2], tonumber(ARGV[6])
 local key = P .. 'n'
 if ARGV[3] == '1' then -- a copy into this store is not finished: it is none yet
@@ -42,7 +43,7 @@ if r and r[N_BOOT] ~= boot then
   r = nil
 end
 if not r then
-  r = { boot, ARGV[4], NOW, NOW, '', 0 }
+  r = { boot, ARGV[4], NOW, NOW, '', 0, 0 }
   -- Those that left a day ago, or died a week ago, are history.
   local all = call('HGETALL', key)
   for i = 1, #all, 2 do
@@ -50,6 +51,6 @@ if not r then
     if NOW - o[N_BEAT] > 604800000 or o[N_LEFT] ~= 0 and NOW - o[N_LEFT] > 86400000 then call('HDEL', key, all[i]) end
   end
 end
-r[N_INFO], r[N_BEAT] = ARGV[4], NOW
+r[N_INFO], r[N_BEAT], r[N_KNOWS] = ARGV[4], NOW, tonumber(ARGV[7])
 call('HSET', key, node, pack(r))
 return { 'OK', NOW, r[N_DRAIN] }

@@ -1,6 +1,7 @@
 -- -> now, then of each node: name, boot, info, beat, since, who drains it,
--- when it left, leases, recipients being sent, users it owns
-local N_BOOT, N_INFO, N_BEAT, N_SINCE, N_DRAIN, N_LEFT = 1, 2, 3, 4, 5, 6
+-- when it left, leases, recipients being sent, users it owns, whether it knows
+-- that it is drained
+local N_BOOT, N_INFO, N_BEAT, N_SINCE, N_DRAIN, N_LEFT, N_KNOWS = 1, 2, 3, 4, 5, 6, 7
 local leases, sending, owned = {}, {}, {}
 for _, token in ipairs(call('ZRANGE', P .. 'L', 0, -1)) do
   local l = get_lease(token)
@@ -17,6 +18,7 @@ local out, all = { NOW }, call('HGETALL', P .. 'n')
 for i = 1, #all, 2 do
   local r = unpack_(all[i + 1])
   local b = r[N_BOOT]
-  out[#out + 1] = { all[i], b, r[N_INFO], r[N_BEAT], r[N_SINCE], r[N_DRAIN], r[N_LEFT], leases[b] or 0, sending[b] or 0, owned[b] or 0 }
+  out[#out + 1] = { all[i], b, r[N_INFO], r[N_BEAT], r[N_SINCE], r[N_DRAIN], r[N_LEFT], leases[b] or 0, sending[b] or 0, owned[b] or 0,
+    r[N_KNOWS] }
 end
 return out
