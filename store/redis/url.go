@@ -121,7 +121,14 @@ func hostPort(s, port string) (string, error) {
 	if host == "" {
 		return "", errors.New("a host is missing")
 	}
+	if strings.Contains(host, ":") && net.ParseIP(host) == nil || strings.IndexFunc(host, notOfHost) >= 0 {
+		return "", errors.New("a host is a name or an address")
+	}
 	return net.JoinHostPort(host, port), nil
+}
+
+func notOfHost(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_:", r)
 }
 
 func (t *target) path(s string) error {
