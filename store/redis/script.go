@@ -76,4 +76,18 @@ var (
 	scLoad     = newScript("load", grows)
 	scLoadUser = newScript("loaduser", grows)
 	scLoaded   = newScript("loaded", drains)
+
+	// Of audits, that look and that repair.
+	scAudit       = lookOrRepair("audit")
+	scAuditIndex  = lookOrRepair("auditindex")
+	scAuditCopies = lookOrRepair("auditcopies")
+	scAuditChunk  = lookOrRepair("auditchunk")
+	scAuditFix    = newScript("auditfix", drains)
+	scAuditCount  = newScript("auditcount", drains)
 )
+
+// lookOrRepair gives a script twice: Redis itself keeps the first from changing
+// anything.
+func lookOrRepair(name string) [2]*script {
+	return [2]*script{newScript(name, looks), newScript(name, drains)}
+}
