@@ -76,7 +76,7 @@ func powerRedis(t *testing.T, cuts int, fsync string) (*verdict, int) {
 	d := plugIn(t, formatted(t, 96), dir)
 	srv := redistest.Start(t, "--dir", dir, "--auto-aof-rewrite-percentage", "0")
 	t.Cleanup(srv.Kill)
-	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second}, busyLoad)
+	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second, Service: fsync != "always"}, busyLoad)
 	r.load.Flip, r.load.Big = [2]int{0, 2}, 100
 	r.startAll(2)
 	for range cuts {
