@@ -61,6 +61,16 @@ local function chunk_of(user)
   return c or '-'
 end
 
+-- The order of octets, in which Redis keeps names. Lua's own < goes by the locale
+-- that redis-server was started with.
+local function by_octets(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
 local users_ = {}
 local function get_user(user)
   if user == '' then return nil end
@@ -107,7 +117,7 @@ local function put_user(user, u, before)
   count_user(u, 1)
   if call('HLEN', key) > CHUNK then
     local keys = call('HKEYS', key)
-    table.sort(keys)
+    table.sort(keys, by_octets)
     local from = math.floor(#keys / 2) + 1
     local name = '-' .. keys[from]
     for i = from, #keys do
