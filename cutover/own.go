@@ -35,7 +35,6 @@ type Owners interface {
 // Times of sharing.
 const (
 	ownTime  = 30 * time.Second // a node that is dead is replaced after it
-	lookTime = 3 * time.Second  // between two looks for users without a node
 	scanTime = 10 * time.Minute // between two looks through the whole table
 	partTime = 3 * time.Second  // for giving a user up
 	callTime = 10 * time.Second // for a call to the store that is made again later
@@ -191,7 +190,8 @@ func (c *Conductor) looking(ctx context.Context) {
 			}
 		}
 		// Not all nodes at the same moment.
-		if !pause(ctx, lookTime/2+rand.N(lookTime), c.lookNow) {
+		every := c.cfg.OwnTime / 10
+		if !pause(ctx, every/2+rand.N(every), c.lookNow) {
 			return
 		}
 	}
