@@ -12,6 +12,7 @@ import (
 	"crossfade/mail"
 	"crossfade/relay/smtpclient"
 	"crossfade/router"
+	"crossfade/store/redis"
 )
 
 // Finding is one thing that Check looked at.
@@ -34,7 +35,9 @@ func Check(ctx context.Context, cfg *config.Config, user string) []Finding {
 	for _, w := range cfg.Warnings() {
 		out = append(out, Finding{What: "configuration", OK: true, Text: "warning: " + w})
 	}
-	if !shared(cfg) {
+	if shared(cfg) {
+		out = append(out, checkRedis(ctx, cfg)...)
+	} else {
 		out = append(out, checkStore(cfg.Store))
 	}
 	for _, r := range []mail.Route{mail.Old, mail.New} {
@@ -78,6 +81,42 @@ func checkStore(dir string) Finding {
 	f.OK, f.Hint = true, ""
 	f.Text = fmt.Sprintf("a write of 4 KiB is synced in %s", (time.Since(began) / rounds).Round(10*time.Microsecond))
 	return f
+}
+
+// checkRedis asks whether the server loses nothing that it acknowledged.
+func checkRedis(ctx context.Context, cfg *config.Config) []Finding {
+	f := Finding{What: "store " + cfg.Store, Hint: "see docs/redis.md"}
+	server, err := DialRedis(cfg, nil)
+	if err != nil {
+		f.Text = err.Error()
+		return []Finding{f}
+	}
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	rep, err := server.Inspect(ctx)
+	if err != nil {
+		f.Text = err.Error()
+		return []Finding{f}
+	}
+	f.OK, f.Hint = true, ""
+	f.Text = fmt.Sprintf("%s, %d masters", rep.Kind, len(rep.Masters))
+	out := []Finding{f}
+	for _, m := range rep.Masters {
+		out = append(out, Finding{What: "store " + m.Addr, OK: true, Text: describeMaster(m)})
+	}
+	for _, w := range rep.Warnings {
+		out = append(out, Finding{What: "store " + cfg.Store, OK: true, Text: "warning: " + w})
+	}
+	return out
+}
+
+func describeMaster(m redis.MasterReport) string {
+	memory := fmt.Sprintf("%d MB used, no bound", m.Used>>20)
+	if m.Max > 0 {
+		memory = fmt.Sprintf("%d of %d MB used", m.Used>>20, m.Max>>20)
+	}
+	return fmt.Sprintf("%s, durable by %s, waits for %d replicas, %d follow now, %s", m.Version, m.Sync, m.Replicas, m.Online, memory)
 }
 
 func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route) Finding {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"crossfade/admin"
 	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/queue"
@@ -58,7 +60,7 @@ func (d *Daemon) openStore(ctx context.Context) (err error) {
 }
 
 func (d *Daemon) openRedis(ctx context.Context) error {
-	server, err := DialRedis(d.cfg)
+	server, err := DialRedis(d.cfg, d.log)
 	if err != nil {
 		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
 	}
@@ -70,6 +72,7 @@ func (d *Daemon) openRedis(ctx context.Context) error {
 	defer w.close()
 	s, err := redis.Open(ctx, server, redis.Options{
 		Node: d.cfg.Node, Info: d.info(), MaxBytes: int64(d.cfg.Queue.MaxSize), Logger: d.log, CrashPoint: d.opts.CrashPoint,
+		Waiting: w.tell,
 	})
 	if err != nil {
 		return fmt.Errorf("store %s: %w", d.cfg.Store, err)
@@ -79,8 +82,20 @@ func (d *Daemon) openRedis(ctx context.Context) error {
 }
 
 // DialRedis makes the way to the Redis of a configuration; nothing is sent yet.
-func DialRedis(cfg *config.Config) (*redis.Server, error) {
-	return redis.Dial(cfg.Store)
+func DialRedis(cfg *config.Config, log *slog.Logger) (*redis.Server, error) {
+	r := cfg.Redis
+	password, err := r.Password()
+	if err != nil {
+		return nil, fmt.Errorf("redis: %w", err)
+	}
+	conf, err := redisTLS(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return redis.Dial(cfg.Store, redis.DialOptions{
+		Username: r.Username, Password: password.Reveal(), TLS: conf, Queue: r.Queue, Replicas: r.Replicas,
+		Service: r.Durability == "service", Logger: log,
+	})
 }
 
 // redisTLS is the configuration of TLS towards Redis; nil without it.
@@ -116,6 +131,27 @@ type waitingRoom struct {
 	srv  *http.Server
 	done chan struct{}
 	once sync.Once
+
+	mu  sync.Mutex
+	why error
+}
+
+// tell notes what is waited for.
+func (w *waitingRoom) tell(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.why = err
+}
+
+// answer is what readiness is answered, as the API does it later.
+func (w *waitingRoom) answer() admin.Readiness {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	why := "waiting for the store"
+	if w.why != nil {
+		why += ": " + w.why.Error()
+	}
+	return admin.Readiness{Reasons: []string{why}}
 }
 
 func (d *Daemon) waitingRoom() (*waitingRoom, error) {
@@ -126,17 +162,16 @@ func (d *Daemon) waitingRoom() (*waitingRoom, error) {
 	if d.adminCert != nil {
 		l = tls.NewListener(l, d.adminCert.config())
 	}
+	room := &waitingRoom{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/problem+json")
+		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusServiceUnavailable)
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"type": "not-ready", "title": "not ready", "status": http.StatusServiceUnavailable,
-			"detail": "waiting for the store: the log says what it answers",
-		})
+		_ = json.NewEncoder(w).Encode(room.answer())
 	})
-	w := &waitingRoom{srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}, done: make(chan struct{})}
+	w := room
+	w.srv, w.done = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})
 	go func() {
 		defer close(w.done)
 		if err := w.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

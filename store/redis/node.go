@@ -30,6 +30,9 @@ func (s *Store) join(ctx context.Context) error {
 		if ctx.Err() != nil || errors.Is(err, errRefused) {
 			return err
 		}
+		if s.opts.Waiting != nil {
+			s.opts.Waiting(err)
+		}
 		if time.Since(told) > 10*time.Second {
 			s.log.Warn("waiting for Redis", "err", err)
 			told = time.Now()

@@ -32,6 +32,8 @@ type Options struct {
 	LeaseTime time.Duration
 	// Logger gets alarms and what the store does by itself; nil: nobody.
 	Logger *slog.Logger
+	// Waiting, when not nil, is told why Open waits.
+	Waiting func(err error)
 	// CrashPoint, for tests, is called at each step at which a process may be
 	// killed.
 	CrashPoint func(name string)
