@@ -197,7 +197,7 @@ func (s *Server) Kill() {
 	_ = s.cmd.Process.Kill()
 	<-s.done
 	if s.t.Failed() {
-		s.t.Logf("redis-server %s: %s", s.Addr, s.Log(15))
+		s.t.Logf("redis-server %s: %s", s.Addr, s.Log(4))
 	}
 }
 
