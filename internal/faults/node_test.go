@@ -396,9 +396,41 @@ func (r *rig) inProcess(name string, l load, f func(ctx context.Context, s store
 	}
 }
 
+// audit looks whether the store is whole, as `crossfade store audit` does.
+func (r *rig) audit(when string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var err error
+	var found map[string]int
+	var detail any
+	if r.place.URL == "" {
+		a, aerr := disk.Audit(ctx, r.place.Dir, false)
+		err, found, detail = aerr, a.Problems, a.Findings
+	} else {
+		server, derr := redis.Dial(r.place.URL, redis.DialOptions{Service: r.place.Service})
+		if derr != nil {
+			r.t.Fatal(derr)
+		}
+		a, aerr := redis.Audit(ctx, server, r.place.URL, redis.Options{Node: "audit"}, false)
+		err, found, detail = aerr, a.Problems, a.Findings
+	}
+	if err != nil {
+		r.t.Errorf("audit %s: %v", when, err)
+	}
+	delete(found, "body without message") // a node that was killed leaves it, and it expires or is listed
+	if len(found) > 0 {
+		r.t.Errorf("audit %s: %v: %.3000s", when, found, fmt.Sprintf("%+v", detail))
+	}
+}
+
 // finish delivers all there is and judges the run.
 func (r *rig) finish(limit time.Duration) *verdict {
 	r.t.Helper()
+	if r.place.URL != "" || exists(r.place.Dir) {
+		r.audit("before the drain")
+		defer r.audit("after the drain")
+	}
 	l := r.load
 	l.Putters, l.Flip = 0, [2]int{}
 	var left []queue.Entry
@@ -440,6 +472,11 @@ func (r *rig) drain(ctx context.Context, s storetest.Store, limit time.Duration)
 	}
 	r.t.Errorf("%d messages are still queued after %s; the first: %+v", len(left), limit, first(left))
 	return left
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func first(left []queue.Entry) any {
