@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"time"
+
+	"crossfade/router"
 )
 
 // Board is where each node writes how its users do, for the others to show.
@@ -122,4 +124,15 @@ func merge(here Status, finished bool, there Status) Status {
 		return there
 	}
 	return here
+}
+
+// resume goes on counting where another node, or this one, left off.
+func (m *move) resume(s Status) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.Started.IsZero() || s.State == router.StateNew || s.State == router.StateOld {
+		return // nobody began this move
+	}
+	now := &m.status
+	now.Started, now.Passes, now.Copied, now.Bytes, now.Problems, now.Attempts = s.Started, s.Passes, s.Copied, s.Bytes, s.Problems, s.Attempts
 }

@@ -39,6 +39,7 @@ type move struct {
 	cancel context.CancelFunc
 	gone   bool // stop was called
 	left   bool // leave was called
+	placed bool // has one of the places
 	// changed says that the status is not published yet.
 	changed bool
 
@@ -158,6 +159,8 @@ func (m *move) run(ctx context.Context) {
 			m.finish()
 			m.giveUp(true)
 			return
+		case errors.Is(err, errYield):
+			cancel()
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
 		case err != nil:
@@ -270,8 +273,21 @@ func (m *move) inSlot(ctx context.Context, f func() error) error {
 			return ctx.Err()
 		}
 	}
-	defer func() { <-m.c.slots }()
+	m.setPlaced(true)
+	defer func() {
+		m.setPlaced(false)
+		<-m.c.slots
+		if m.c.cfg.Owners != nil {
+			token(m.c.lookNow) // for somebody who waits for it
+		}
+	}()
 	return f()
+}
+
+func (m *move) setPlaced(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.placed = yes
 }
 
 // pass runs one backfill pass and adds it up.
@@ -348,6 +364,9 @@ func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) 
 	flip := !req.Sync || m.c.cfg.AutoApprove
 	wait := time.Until(u.NotBefore)
 	if flip && wait <= 0 {
+		if m.c.cfg.Owners != nil && len(m.c.slots) == cap(m.c.slots) {
+			return 0, errYield
+		}
 		return 0, m.inSlot(ctx, func() error { return m.flip(ctx, u) })
 	}
 	err := m.inSlot(ctx, func() error {

@@ -510,6 +510,55 @@ func TestUserWhoWasTakenAwayIsLeft(t *testing.T) {
 	})
 }
 
+// Users who are ready stay with their node, which may have all of them after
+// the others were started anew. When they are to be flipped, all nodes help.
+func TestFlipsGoWhereThereAreFreePlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := newTable()
+		for i := range 24 {
+			u := router.User{Address: fmt.Sprintf("u%d@example.org", i), State: router.StateReady, Kind: router.KindMailbox, Epoch: 1, Since: time.Now()}
+			tab.users[u.Address] = u
+		}
+		b, g := newBooks(tab), newGuarded(sleepFor(3*time.Second))
+		a := runNode(t, b, g, "a", Config{Concurrency: 2, Tail: time.Hour})
+		time.Sleep(2 * time.Minute)
+		c := runNode(t, b, g, "c", Config{Concurrency: 2, Tail: time.Hour})
+		time.Sleep(time.Minute)
+		if n := g.count("c"); n != 0 {
+			t.Fatalf("c made %d passes", n)
+		}
+		for i := range 24 {
+			start(t, c.Conductor, fmt.Sprintf("u%d@example.org", i), false)
+		}
+		// 24 users with 9 s each in 4 places.
+		time.Sleep(90 * time.Second)
+		for i := range 24 {
+			if u := fmt.Sprintf("u%d@example.org", i); tab.state(u) != router.StateNew {
+				t.Errorf("%s is %s", u, tab.state(u))
+			}
+		}
+		g.check(t)
+		a.stop()
+	})
+}
+
+func TestStatusGoesOnCounting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := newTable()
+		b, g := newBooks(tab), newGuarded(sleepFor(time.Second))
+		a := runNode(t, b, g, "a", Config{})
+		start(t, a.Conductor, alice, true)
+		time.Sleep(3 * time.Minute)
+		before, _ := a.StatusOf(alice)
+		a.stop()
+		c := runNode(t, b, g, "c", Config{})
+		time.Sleep(10 * time.Second)
+		if st, ok := c.StatusOf(alice); !ok || st.Passes <= before.Passes || !st.Started.Equal(before.Started) {
+			t.Errorf("before: %+v\nafter: %+v", before, st)
+		}
+	})
+}
+
 type stubborn func(backfill.Job) error
 
 func (f stubborn) Pass(_ context.Context, job backfill.Job, _ backfill.Options) (backfill.Report, error) {

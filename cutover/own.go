@@ -43,6 +43,10 @@ const (
 // errLost means that the user may be another node's: all work on him ends.
 var errLost = errors.New("the user is not this node's any more: another one goes on")
 
+// errYield means that this node has no place for what the user needs now, and
+// another may have one.
+var errYield = errors.New("no place is free on this node")
+
 // stake is how long a user is ours. It ends well before others may take him,
 // by our own clock: a process that was stopped for a while sees that at once.
 type stake struct {
@@ -178,14 +182,7 @@ func (c *Conductor) looking(ctx context.Context) {
 	var scanned time.Time
 	for {
 		if !c.cfg.Owners.Draining() {
-			if scanned.IsZero() || time.Since(scanned) > scanTime {
-				if err := c.offerAll(ctx, scanned.IsZero()); err == nil {
-					scanned = time.Now()
-				} else if ctx.Err() == nil {
-					c.cfg.Log.Warn("cutover: the table cannot be read for users to take up; trying again", "err", err)
-				}
-			}
-			if err := c.takeUp(ctx); err != nil && ctx.Err() == nil {
+			if err := c.look(ctx, &scanned); err != nil && ctx.Err() == nil {
 				c.cfg.Log.Warn("cutover: looking for users to take up failed; trying again", "err", err)
 			}
 		}
@@ -195,6 +192,17 @@ func (c *Conductor) looking(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// look takes up users, after a look through the table when that is due.
+func (c *Conductor) look(ctx context.Context, scanned *time.Time) error {
+	if scanned.IsZero() || time.Since(*scanned) > scanTime {
+		if err := c.offerAll(ctx, scanned.IsZero()); err != nil {
+			return fmt.Errorf("reading the table: %w", err)
+		}
+		*scanned = time.Now()
+	}
+	return c.takeUp(ctx)
 }
 
 // offerAll offers every user who is on his way. Those who were offered before
@@ -208,21 +216,25 @@ func (c *Conductor) offerAll(ctx context.Context, first bool) error {
 	return c.cfg.Owners.Offer(ctx, false, users...)
 }
 
-// takeUp takes users whom nobody works on: all who are held, and as many others
-// as there are places for.
+// takeMost is how many users of a state one look takes at most, so that nodes
+// that start together get some each.
+const takeMost = 64
+
+// takeUp takes users whom nobody works on; of those who need a place only as
+// many as there are.
 func (c *Conductor) takeUp(ctx context.Context) error {
-	free, err := c.cfg.Owners.Free(ctx, 2*c.cfg.Concurrency)
+	free, err := c.cfg.Owners.Free(ctx, max(takeMost, c.cfg.Concurrency))
 	if err != nil || len(free) == 0 {
 		return err
 	}
-	places := c.cfg.Concurrency - c.countSyncing()
+	places := c.places()
 	var want []string
 	for _, user := range free {
-		u, err := c.cfg.Table.User(ctx, user)
-		if err != nil && !errors.Is(err, router.ErrNoUser) {
-			return fmt.Errorf("reading the user %s: %w", user, err)
+		needs, err := c.needsPlace(ctx, user)
+		if err != nil {
+			return err
 		}
-		if err == nil && u.State == router.StateSyncing {
+		if needs {
 			if places <= 0 {
 				continue // another node has room, or we have in a while
 			}
@@ -246,14 +258,39 @@ func (c *Conductor) takeUp(ctx context.Context) error {
 	return nil
 }
 
-// countSyncing counts the users here who take or wait for a place.
-func (c *Conductor) countSyncing() (n int) {
+// needsPlace tells whether a user is to be copied or flipped at once, which
+// takes one of the places.
+func (c *Conductor) needsPlace(ctx context.Context, user string) (bool, error) {
+	u, err := c.cfg.Table.User(ctx, user)
+	switch {
+	case errors.Is(err, router.ErrNoUser):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading the user %s: %w", user, err)
+	case u.State != router.StateReady:
+		return u.State == router.StateSyncing, nil
+	}
+	req, _, err := c.loadRequest(ctx, user)
+	return (!req.Sync || c.cfg.AutoApprove) && time.Until(u.NotBefore) <= 0, err
+}
+
+// places counts the places that are neither taken nor waited for.
+func (c *Conductor) places() int {
+	free := c.cfg.Concurrency - len(c.slots)
 	for _, m := range c.moves() {
-		if m.snapshot().State == router.StateSyncing {
-			n++
+		if m.queued() {
+			free--
 		}
 	}
-	return n
+	return free
+}
+
+// queued tells whether the move is about to ask for a place.
+func (m *move) queued() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.status
+	return !m.placed && (s.State == router.StateSyncing || s.State == router.StateReady && s.Flip && s.Phase == PhaseWaiting)
 }
 
 // moves lists those that are not finished.
@@ -280,6 +317,7 @@ func (c *Conductor) enter(ctx context.Context, user string, t time.Time, asked i
 		u, err = router.User{Address: user}, nil // its first step says so
 	}
 	m := newMove(c, u, req)
+	m.resume(c.elsewhere(user)[user])
 	m.hold(t, asked)
 	if err != nil {
 		c.cfg.Log.Warn("cutover: a user cannot be taken up; trying again", "user", user, "err", err)
