@@ -38,8 +38,9 @@ var problems = map[string]string{
 // changed. With it the rows are taken for the truth; what cannot be made whole
 // is parked for an operator, and no message is dropped. It owns server from
 // now on.
-func Audit(ctx context.Context, server *Server, name string, opts Options, repair bool) (transfer.Audit, error) {
-	s, err := still(server, opts)
+func Audit(ctx context.Context, server *Server, repair bool) (transfer.Audit, error) {
+	name := server.String()
+	s, err := still(server, Options{})
 	if err != nil {
 		return transfer.Audit{}, errors.Join(err, server.Close())
 	}
@@ -53,15 +54,13 @@ func Audit(ctx context.Context, server *Server, name string, opts Options, repai
 }
 
 func (a *auditor) run() error {
-	if err := a.server.client.Ping(a.ctx).Err(); err != nil {
-		return fmt.Errorf("reach Redis: %w", err)
-	}
-	look := a.complete
-	if a.repair { // what it writes has to be safe
-		look = func(ctx context.Context) error { return errors.Join(a.complete(ctx), a.look(ctx)) }
-	}
-	if err := look(a.ctx); err != nil {
+	if err := a.found(a.ctx); err != nil {
 		return err
+	}
+	if a.repair { // what it writes has to be safe
+		if err := a.ready(a.ctx); err != nil {
+			return err
+		}
 	}
 	err := a.unused(a.ctx)
 	if err != nil && !errors.Is(err, transfer.ErrInUse) {

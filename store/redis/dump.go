@@ -29,7 +29,7 @@ func still(server *Server, opts Options) (*Store, error) {
 	s := &Store{opts: opts, log: opts.Logger, server: server, boot: rand.Text()[:13], failed: make(chan struct{})}
 	s.link = newLink(server, s.log)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.bodies = newBodies(server, &s.link.barrier)
+	s.bodies = newBodies(server)
 	return s, nil
 }
 
@@ -51,8 +51,9 @@ var _ transfer.Source = (*dump)(nil)
 // OpenSource opens the store that server leads to, to read all of it. Nothing
 // in it changes, and no node may run meanwhile. Deliveries of a node that died
 // are given as queued, with a crash counted. It owns server from now on.
-func OpenSource(ctx context.Context, server *Server, name string) (transfer.Source, error) {
-	s, err := still(server, Options{Node: "store copy"})
+func OpenSource(ctx context.Context, server *Server) (transfer.Source, error) {
+	name := server.String()
+	s, err := still(server, Options{})
 	if err != nil {
 		return nil, errors.Join(err, server.Close())
 	}
@@ -64,13 +65,22 @@ func OpenSource(ctx context.Context, server *Server, name string) (transfer.Sour
 }
 
 func (d *dump) begin(ctx context.Context) error {
-	if err := d.s.server.client.Ping(ctx).Err(); err != nil {
-		return fmt.Errorf("reach Redis: %w", err)
-	}
-	if err := d.s.complete(ctx); err != nil {
+	if err := d.s.found(ctx); err != nil {
 		return err
 	}
 	return d.Unused(ctx)
+}
+
+// found refuses a place where no store is that this build can read.
+func (s *Store) found(ctx context.Context) error {
+	v, err := s.server.schema(ctx)
+	if err != nil {
+		return err
+	}
+	if v == 0 {
+		return fmt.Errorf("%w: no store is there: look at the number of the database and at redis.queue", errRefused)
+	}
+	return s.complete(ctx)
 }
 
 // complete refuses a store that a copy has not finished.

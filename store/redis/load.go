@@ -79,11 +79,12 @@ const (
 )
 
 // OpenSink begins a store where server leads to, whose database must hold
-// nothing of a store. opts are those that the nodes will be opened with. A mark keeps nodes out until Commit; when the
-// mark of an earlier copy is there, the error is a [transfer.ErrPartial]. It
-// owns server from now on.
-func OpenSink(ctx context.Context, server *Server, name, from string, opts Options) (transfer.Sink, error) {
-	s, err := still(server, opts)
+// nothing of a store; from is where the content comes from, for people. A mark
+// keeps nodes out until Commit; when the mark of an earlier copy is there, the
+// error is a [transfer.ErrPartial]. It owns server from now on.
+func OpenSink(ctx context.Context, server *Server, from string) (transfer.Sink, error) {
+	name := server.String()
+	s, err := still(server, Options{})
 	if err != nil {
 		return nil, errors.Join(err, server.Close())
 	}
@@ -95,7 +96,7 @@ func OpenSink(ctx context.Context, server *Server, name, from string, opts Optio
 }
 
 func (l *load) begin(ctx context.Context, from string) error {
-	if err := l.s.look(ctx); err != nil {
+	if err := l.s.ready(ctx); err != nil {
 		return err
 	}
 	if err := l.s.complete(ctx); err != nil {
@@ -123,6 +124,14 @@ func (l *load) begin(ctx context.Context, from string) error {
 		return errors.Join(err, l.s.wipe(ctx, l.mark))
 	}
 	return nil
+}
+
+// ready refuses a server that would lose what is written.
+func (s *Store) ready(ctx context.Context) error {
+	if err := s.recheck(ctx); err != nil {
+		return err
+	}
+	return s.look(ctx)
 }
 
 // bookkeeping are keys of the metadata that no store is needed for: of nodes
@@ -311,9 +320,6 @@ func (l *load) Written() transfer.Source { return &dump{s: l.s, name: l.name} }
 // Commit implements [transfer.Sink]. The script also waits, with the barrier of
 // the store, until replicas have all that was written before.
 func (l *load) Commit(ctx context.Context) error {
-	if l.s.opts.CrashPoint != nil {
-		l.s.opts.CrashPoint("load.commit")
-	}
 	_, err := l.s.link.write(ctx, scLoaded, l.mark)
 	l.done = err == nil
 	return err
@@ -335,7 +341,7 @@ func (l *load) Discard() (err error) {
 // DiscardPartial removes what a copy into the store that server leads to left
 // that was cut short. It tells whether there was anything, and closes server.
 func DiscardPartial(ctx context.Context, server *Server) (bool, error) {
-	s, err := still(server, Options{Node: "store copy"})
+	s, err := still(server, Options{})
 	if err != nil {
 		return false, errors.Join(err, server.Close())
 	}

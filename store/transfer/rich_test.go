@@ -258,13 +258,13 @@ func redisAt(url string) place {
 			t.Cleanup(func() { s.Close() })
 			return s
 		},
-		source: func(ctx context.Context) (transfer.Source, error) { return redis.OpenSource(ctx, dial(), url) },
+		source: func(ctx context.Context) (transfer.Source, error) { return redis.OpenSource(ctx, dial()) },
 		sink: func(ctx context.Context) (transfer.Sink, error) {
-			return redis.OpenSink(ctx, dial(), url, "a test", redis.Options{Node: "copy"})
+			return redis.OpenSink(ctx, dial(), "a test")
 		},
 		discard: func(ctx context.Context) (bool, error) { return redis.DiscardPartial(ctx, dial()) },
 		audit: func(ctx context.Context, repair bool) (transfer.Audit, error) {
-			return redis.Audit(ctx, dial(), url, redis.Options{Node: "audit"}, repair)
+			return redis.Audit(ctx, dial(), repair)
 		},
 	}
 }
