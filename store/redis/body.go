@@ -30,16 +30,15 @@ const chunkTime = time.Hour
 
 // bodies reads and writes the octets of messages.
 type bodies struct {
-	client  goredis.UniversalClient
-	server  *Server
-	queue   string
-	barrier *barrier
-	enc     *zstd.Encoder
-	dec     *zstd.Decoder
-	pool    sync.Pool // of *[]byte with chunkSize
+	client goredis.UniversalClient
+	server *Server
+	queue  string
+	enc    *zstd.Encoder
+	dec    *zstd.Decoder
+	pool   sync.Pool // of *[]byte with chunkSize
 }
 
-func newBodies(server *Server, b *barrier) *bodies {
+func newBodies(server *Server) *bodies {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are constant
@@ -49,7 +48,7 @@ func newBodies(server *Server, b *barrier) *bodies {
 		panic(err)
 	}
 	return &bodies{
-		client: server.client, server: server, queue: server.queue, barrier: b, enc: enc, dec: dec,
+		client: server.client, server: server, queue: server.queue, enc: enc, dec: dec,
 		pool: sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }},
 	}
 }
@@ -206,10 +205,7 @@ func (s *bodies) sealOn(ctx context.Context, w *wire, args []any, mark string) e
 	}
 	pipe := w.cn.Pipeline()
 	said := pipe.Do(ctx, args...)
-	var wait *waits
-	if !s.barrier.off {
-		wait = w.host.need().add(ctx, pipe, mark)
-	}
+	wait := w.host.need().add(ctx, pipe, mark)
 	if _, err := pipe.Exec(ctx); err != nil {
 		return err
 	}

@@ -63,7 +63,8 @@ func (w *wire) close() { w.cn.Close() }
 
 // hosts keeps what is known about the servers, and connections to them.
 type hosts struct {
-	server *Server
+	server   *Server
+	waitless bool // for tests, broken on purpose: no replica is waited for
 
 	mu    sync.Mutex
 	known map[string]*host // by run id
@@ -255,8 +256,12 @@ func (h *hosts) countReplicas(ctx context.Context, w *wire, f facts, x *host) er
 		}
 		n = max(n, replicasOfMyself(nodes))
 	}
+	n = max(n, h.server.opts.Replicas)
+	if h.waitless {
+		n = 0
+	}
 	x.online.Store(int32(len(follow)))
-	x.replicas.Store(int32(max(n, h.server.opts.Replicas)))
+	x.replicas.Store(int32(n))
 	return nil
 }
 

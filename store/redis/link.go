@@ -44,20 +44,16 @@ type call struct {
 // link speaks to the server that holds the metadata. Calls that arrive while
 // one pipeline is under way go out together in the next.
 type link struct {
-	server  *Server
-	prefix  string
-	log     *slog.Logger
-	barrier barrier
-	writes  chan *call // a promise hangs on them: they may wait for replicas
-	others  chan *call
-	quit    chan struct{}
-	wg      sync.WaitGroup
-	offset  atomic.Int64 // of the server's clock to ours, in ms
-	sick    sickness
+	server *Server
+	prefix string
+	log    *slog.Logger
+	writes chan *call // a promise hangs on them: they may wait for replicas
+	others chan *call
+	quit   chan struct{}
+	wg     sync.WaitGroup
+	offset atomic.Int64 // of the server's clock to ours, in ms
+	sick   sickness
 }
-
-// barrier breaks, for tests, the wait that makes a write safe.
-type barrier struct{ off bool }
 
 // sickness remembers whether Redis answered last, and whether what it answers
 // would hold; for Room and readiness.
@@ -335,7 +331,7 @@ func (l *link) send(ctx context.Context, w *wire, batch []*call, whole bool) boo
 		durable = durable || c.durable
 	}
 	var wait *waits
-	if durable && !l.barrier.off {
+	if durable {
 		wait = w.host.need().add(ctx, pipe, l.prefix+"w")
 	}
 	_, err := pipe.Exec(ctx)

@@ -111,7 +111,7 @@ func Open(ctx context.Context, server *Server, opts Options) (*Store, error) {
 	s.node.poke = make(chan struct{}, 1)
 	s.link = newLink(server, s.log)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.bodies = newBodies(server, &s.link.barrier)
+	s.bodies = newBodies(server)
 	for l := laneOld; l <= laneOut; l++ {
 		s.lanes[l] = newLane(s, l)
 	}
