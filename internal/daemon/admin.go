@@ -25,9 +25,13 @@ func (d *Daemon) openAdmin() (err error) {
 	if err := d.registry.Register(admin.NewStateCollector(d.store, d.store, d.log)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	nodes := d.nodesAPI()
+	if err := d.registry.Register(newNodesCollector(nodes)); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
-		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: d.nodesAPI(),
+		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes,
 		Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.server.Address != "" && sides.new.server.Address != "" {

@@ -13,6 +13,8 @@ import (
 	"crossfade/cutover"
 	"crossfade/queue"
 	"crossfade/store/redis"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 var (
@@ -48,6 +50,39 @@ func (d *Daemon) nodesAPI() admin.NodesAPI {
 		return sharedNodes{s}
 	}
 	return &onlyNode{d: d, since: time.Now()}
+}
+
+// nodesCollector counts the nodes by state, for Prometheus.
+type nodesCollector struct {
+	api  admin.NodesAPI
+	desc *prometheus.Desc
+}
+
+func newNodesCollector(api admin.NodesAPI) *nodesCollector {
+	return &nodesCollector{api, prometheus.NewDesc("crossfade_nodes", "Nodes that share the store, by state: alive, draining, drained, gone, left.", []string{"state"}, nil)}
+}
+
+// scrapeTime bounds a look into the books for one scrape.
+const scrapeTime = 3 * time.Second
+
+// Describe implements prometheus.Collector.
+func (c *nodesCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *nodesCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	list, err := c.api.Nodes(ctx)
+	if err != nil {
+		return // a figure that is missing says more than a wrong one; readiness has the reason
+	}
+	counts := map[redis.NodeState]int{redis.NodeAlive: 0, redis.NodeDraining: 0, redis.NodeDrained: 0, redis.NodeGone: 0, redis.NodeLeft: 0}
+	for _, n := range list {
+		counts[redis.NodeState(n.State)]++
+	}
+	for state, n := range counts {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), string(state))
+	}
 }
 
 // sharedNodes are the nodes on one Redis.

@@ -82,6 +82,25 @@ func nodeStates(t *testing.T, c *admin.Client) string {
 	return strings.Join(out, ", ")
 }
 
+// countedNodes is what the metrics say of nodes.
+func countedNodes(t *testing.T, d *Daemon) map[string]float64 {
+	t.Helper()
+	all, err := d.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, family := range all {
+		if family.GetName() != "crossfade_nodes" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			out[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+		}
+	}
+	return out
+}
+
 func TestDrainOverTheAPI(t *testing.T) {
 	url := redistest.Start(t).URL()
 	a, ca, stopA := aNode(t, url, "a")
@@ -107,6 +126,9 @@ func TestDrainOverTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "a takes mail", func() bool { return strings.HasPrefix(greeting(t, a), "220 ") })
+	if got := countedNodes(t, b); got["alive"] != 2 || len(got) != 5 {
+		t.Errorf("metrics: %v", got)
+	}
 	stopA()
 	if got := nodeStates(t, cb); !strings.HasPrefix(got, "a left") {
 		t.Errorf("nodes after a has left: %s", got)
