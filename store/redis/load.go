@@ -110,11 +110,7 @@ func (l *load) begin(ctx context.Context, from string) error {
 		return err
 	}
 	l.mark = string(b)
-	ok, err := l.s.server.client.SetNX(ctx, l.s.key("loading"), l.mark, 0).Result()
-	if err == nil && !ok {
-		err = fmt.Errorf("%w: another one was begun just now", transfer.ErrPartial)
-	}
-	if err != nil {
+	if err := l.s.bodies.retry(ctx, l.setMark); err != nil {
 		return err
 	}
 	if err = l.s.unused(ctx); err == nil { // who came before the mark
@@ -124,6 +120,20 @@ func (l *load) begin(ctx context.Context, from string) error {
 		return errors.Join(err, l.s.wipe(ctx, l.mark))
 	}
 	return nil
+}
+
+// setMark keeps nodes and other copies out. It may be called again after an
+// error.
+func (l *load) setMark(ctx context.Context) error {
+	ok, err := l.s.server.client.SetNX(ctx, l.s.key("loading"), l.mark, 0).Result()
+	if err != nil || ok {
+		return err
+	}
+	there, err := l.s.server.client.Get(ctx, l.s.key("loading")).Result()
+	if err == nil && there != l.mark {
+		err = fmt.Errorf("ERR %w: another one was begun just now", transfer.ErrPartial)
+	}
+	return err
 }
 
 // ready refuses a server that would lose what is written.
