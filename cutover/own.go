@@ -138,7 +138,9 @@ func (m *move) giveUp(done bool) {
 	if m.c.cfg.Owners == nil {
 		return
 	}
-	m.publish()
+	if m.check() == nil {
+		m.publish()
+	}
 	s := &m.stake
 	s.mu.Lock()
 	s.timer.Stop()
