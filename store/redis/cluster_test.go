@@ -1,39 +1,37 @@
-package redis_test
+package redis
 
 import (
-	"fmt"
-	"os"
 	"testing"
+	"time"
 
 	"crossfade/internal/redistest"
-	"crossfade/store/redis"
-	"crossfade/store/storetest"
 )
 
-// TestClusterSuite runs the conformance suite on a Cluster of three masters, each
-// store of it with a queue of its own.
-func TestClusterSuite(t *testing.T) {
-	if os.Getenv("CROSSFADE_FAULTS") != "long" {
-		t.Skip("set CROSSFADE_FAULTS=long: TestCluster is the short form")
-	}
+// TestCluster: mail with large bodies is put and settled in a Cluster of three
+// masters with a replica each, while the one with the metadata is killed.
+func TestCluster(t *testing.T) {
 	t.Parallel()
-	c := redistest.StartCluster(t, 3, 0)
-	storetest.Run(t, func(t *testing.T) storetest.Factory {
-		return open(c.URL(), redis.DialOptions{Queue: fmt.Sprint("q", queues.Add(1))})
-	})
-}
-
-// TestSentinelSuite runs it on a master with two replicas, which each write waits
-// for.
-func TestSentinelSuite(t *testing.T) {
-	if os.Getenv("CROSSFADE_FAULTS") != "long" {
-		t.Skip("set CROSSFADE_FAULTS=long: TestSentinel is the short form")
+	c := redistest.StartCluster(t, 3, 1)
+	s := nodeOn(t, c.URL(), "a", func(o *Options) { o.LeaseTime = 5 * time.Second })
+	r, err := s.server.Inspect(t.Context())
+	if err != nil || len(r.Masters) != 3 {
+		t.Fatalf("%v, %+v", err, r)
 	}
-	t.Parallel()
-	m := redistest.Start(t)
-	m.StartReplicas(2)
-	sen := m.StartSentinels("mymaster", 3, 2)
-	storetest.Run(t, func(t *testing.T) storetest.Factory {
-		return open(sen.URL(), redis.DialOptions{Queue: fmt.Sprint("q", queues.Add(1))})
-	})
+	for _, m := range r.Masters {
+		if m.Replicas != 1 {
+			t.Errorf("%s waits for %d replicas", m.Addr, m.Replicas)
+		}
+	}
+	var f traffic
+	f.start(t, s)
+	f.goesOn(t, 10*time.Second)
+	old := c.Owner(s.key("w"))
+	old.Kill()
+	within(t, 20*time.Second, "another owner of the metadata", func() bool { return c.Owner(s.key("w")) != nil })
+	f.goesOn(t, 20*time.Second)
+	old.Restart()
+	f.goesOn(t, 20*time.Second)
+	if f.check(t, c.URL()) > 0 {
+		t.Error("acknowledged mail is lost")
+	}
 }
