@@ -67,7 +67,6 @@ type hasher struct {
 	loose    hash.Hash
 	delivery hash.Hash
 
-	exactBuf []byte
 	looseBuf []byte
 	prev     byte
 	newlines int // at the end of what came, not yet in loose
@@ -79,7 +78,7 @@ type hasher struct {
 func newHasher(host string) *hasher {
 	return &hasher{
 		host: host, exact: sha256.New(), loose: sha256.New(), inHeader: host != "",
-		exactBuf: make([]byte, 0, blockSize+2), looseBuf: make([]byte, 0, blockSize+2),
+		looseBuf: make([]byte, 0, 2*blockSize),
 	}
 }
 
@@ -87,71 +86,120 @@ func newHasher(host string) *hasher {
 func (h *hasher) reset() {
 	h.exact.Reset()
 	h.loose.Reset()
-	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, exactBuf: h.exactBuf[:0], looseBuf: h.looseBuf[:0], inHeader: h.host != ""}
+	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, looseBuf: h.looseBuf[:0], inHeader: h.host != ""}
 }
 
-// Write never fails.
+// Write never fails. It works line by line and not octet by octet: it sees every
+// octet of every message, and two servers want the processor meanwhile.
 func (h *hasher) Write(p []byte) (int, error) {
-	for i, c := range p {
-		switch {
-		case c == '\n':
-			if h.prev != '\r' {
-				h.exactBuf = append(h.exactBuf, '\r')
-			}
-			h.newlines++
-		case h.prev == '\r':
+	clean := bytes.IndexByte(p, 0) < 0
+	start := 0 // of what is not in exact yet
+	for at := 0; at < len(p); {
+		end, ended := len(p), false
+		if i := bytes.IndexByte(p[at:], '\n'); i >= 0 {
+			end, ended = at+i, true
+		}
+		h.addLine(p[at:end], clean)
+		if !ended {
+			break
+		}
+		if h.prev != '\r' {
+			h.addExact(p[start:end])
+			h.addExact([]byte{'\r'})
+			start = end
+		}
+		h.newlines++
+		h.prev = '\n'
+		at = end + 1
+	}
+	h.addExact(p[start:])
+	h.flushLoose()
+	return len(p), nil
+}
+
+// addLine adds octets without LF to the loose sum; clean tells that they are
+// without NUL.
+func (h *hasher) addLine(line []byte, clean bool) {
+	if len(line) == 0 {
+		return
+	}
+	if h.prev == '\r' {
+		h.id.Fragile = true
+	}
+	h.prev = line[len(line)-1]
+	cr := bytes.IndexByte(line, '\r')
+	if !clean || cr >= 0 && cr < len(line)-1 {
+		h.addOdd(line)
+		return
+	}
+	if cr >= 0 {
+		h.id.CRs++
+		line = line[:cr]
+	}
+	h.addLoose(line...)
+}
+
+// addOdd is addLine for a line with a NUL or a CR in its middle.
+func (h *hasher) addOdd(line []byte) {
+	for i, c := range line {
+		if i > 0 && line[i-1] == '\r' {
 			h.id.Fragile = true
 		}
-		h.exactBuf = append(h.exactBuf, c)
 		switch c {
 		case '\r':
 			h.id.CRs++
-		case '\n':
 		case 0:
 			h.id.Fragile = true
 			h.addLoose(0x80)
 		default:
 			h.addLoose(c)
 		}
-		h.prev = c
-		if len(h.exactBuf) >= blockSize || i == len(p)-1 {
-			h.flush()
-		}
 	}
-	return len(p), nil
 }
 
-// addLoose adds an octet and the line ends before it.
-func (h *hasher) addLoose(c byte) {
+// addLoose adds octets and the line ends before them.
+func (h *hasher) addLoose(b ...byte) {
+	if len(b) == 0 {
+		return
+	}
 	for ; h.newlines > 0; h.newlines-- {
 		h.looseBuf = append(h.looseBuf, '\n')
 		if len(h.looseBuf) >= blockSize {
-			h.loose.Write(h.looseBuf)
-			h.looseBuf = h.looseBuf[:0]
+			h.flushLoose()
 		}
 	}
-	h.looseBuf = append(h.looseBuf, c)
+	if len(b) >= blockSize {
+		h.flushLoose()
+		h.loose.Write(b)
+		return
+	}
+	h.looseBuf = append(h.looseBuf, b...)
+	if len(h.looseBuf) >= blockSize {
+		h.flushLoose()
+	}
 }
 
-func (h *hasher) flush() {
-	h.exact.Write(h.exactBuf)
-	h.id.Size += int64(len(h.exactBuf))
-	switch {
-	case h.inHeader:
-		h.takeHeader()
-	case h.delivery != nil:
-		h.delivery.Write(h.exactBuf)
-	}
-	h.exactBuf = h.exactBuf[:0]
+func (h *hasher) flushLoose() {
 	h.loose.Write(h.looseBuf)
 	h.looseBuf = h.looseBuf[:0]
 }
 
+func (h *hasher) addExact(b []byte) {
+	h.exact.Write(b)
+	h.id.Size += int64(len(b))
+	switch {
+	case h.inHeader:
+		h.takeHeader(b)
+	case h.delivery != nil:
+		h.delivery.Write(b)
+	}
+}
+
 // takeHeader collects the header; at its end it knows whether there is a
 // delivery key.
-func (h *hasher) takeHeader() {
+func (h *hasher) takeHeader(b []byte) {
 	from := max(len(h.header)-3, 0)
-	h.header = append(h.header, h.exactBuf...)
+	h.header = append(h.header, b...)
 	end := bytes.Index(h.header[from:], []byte("\r\n\r\n"))
 	if end < 0 {
 		if len(h.header) > maxHeader {
