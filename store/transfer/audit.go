@@ -85,6 +85,6 @@ const (
 const (
 	BodyGone = "alarm: the body of this message is missing or damaged, it cannot be delivered: restore the store from a backup, " +
 		"or tell the sender and delete it"
-	RowsGone = "alarm: the state of this recipient was lost: he may have got the message or not: look in his mailbox, then release or delete it"
-	HeadGone = "alarm: the envelope of this message was lost: its sender is not known: look at it before it is released"
+	RowsGone = "alarm: the state of this recipient was lost: he may have got the message or not: look in his mailbox, then retry or delete it"
+	HeadGone = "alarm: the envelope of this message was lost: its sender is not known: look at it before you retry it"
 )
