@@ -80,6 +80,8 @@ func (s *Server) sentinel(name string, quorum int) *Server {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(out.Kill)
+	// Their usual pace takes ten seconds until an old master is a replica.
+	_, _ = out.Do("SENTINEL", "DEBUG", "PUBLISH-PERIOD", 300, "INFO-PERIOD", 1000, "ASK-PERIOD", 300, "PING-PERIOD", 200)
 	return out
 }
 
