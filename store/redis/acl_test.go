@@ -73,7 +73,7 @@ func TestACLOfSentinel(t *testing.T) {
 	m.StartReplicas(1)
 	sen := m.StartSentinels("mymaster", 1, 1)
 	sen.Nodes[0].User("crossfade-sentinel", aclLine(t, "crossfade-sentinel"))
-	sen.Nodes[0].User("default", "nopass -@all +ping +sentinel")
+	sen.Nodes[0].User("default", "nopass -@all +ping")
 	srv, err := redis.Dial(sen.URL(), redis.DialOptions{SentinelUsername: "crossfade-sentinel", SentinelPassword: "PASSWORD"})
 	if err != nil {
 		t.Fatal(err)

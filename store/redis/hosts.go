@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -338,6 +339,9 @@ func replicasOfMyself(nodes string) int {
 // being safe now.
 func (h *hosts) refresh(ctx context.Context) error {
 	var wg sync.WaitGroup
+	if h.server.target.kind == kindSentinel {
+		h.cutOld(ctx)
+	}
 	clients, err := h.server.masters(ctx)
 	if err != nil {
 		return h.server.explain(err)
@@ -387,52 +391,65 @@ func (h *hosts) refreshOne(ctx context.Context, c *goredis.Client) error {
 	return x.short()
 }
 
-// relocate cuts connections to servers that are not the right ones any more and
-// hang: without it each of them would be waited for until its time is up.
-func (h *hosts) relocate(ctx context.Context) {
-	s := h.server
-	switch s.target.kind {
-	case kindCluster:
-		s.moved(ctx) // refresh cuts what the answer says
-	case kindSentinel:
-		master := h.askMaster(ctx)
-		if master == "" {
-			return
-		}
-		s.dialer.cut(func(addr string) bool {
-			for _, a := range s.target.addrs {
-				if a == addr {
-					return false
-				}
-			}
-			return addr != master
-		})
+// cutOld cuts connections to servers that are no masters any more in the eyes of
+// the sentinels, and may hang: without it each of them would be waited for until
+// its time is up.
+func (h *hosts) cutOld(ctx context.Context) {
+	master, err := h.askMaster(ctx)
+	if err != nil {
+		return
 	}
+	h.server.dialer.cut(func(addr string) bool {
+		return addr != master && !slices.Contains(h.server.target.addrs, addr)
+	})
 }
 
-// askMaster gives the address on which most of the sentinels agree.
-func (h *hosts) askMaster(ctx context.Context) string {
+// askMaster gives the address on which most of the sentinels that answer agree.
+func (h *hosts) askMaster(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	ch := make(chan string, len(h.server.watchers))
+	type answer struct {
+		addr string
+		err  error
+	}
+	all := len(h.server.watchers)
+	ch := make(chan answer, all)
 	for _, s := range h.server.watchers {
 		go func() {
 			a, err := s.GetMasterAddrByName(ctx, h.server.target.master).Result()
-			if err != nil || len(a) != 2 {
-				ch <- ""
+			if err == nil && len(a) != 2 {
+				err = fmt.Errorf("a sentinel answered %q", a)
+			}
+			if err != nil {
+				ch <- answer{err: err}
 				return
 			}
-			ch <- net.JoinHostPort(a[0], a[1])
+			ch <- answer{addr: net.JoinHostPort(a[0], a[1])}
 		}()
 	}
 	votes := map[string]int{}
-	for range h.server.watchers {
-		votes[<-ch]++
-	}
-	for addr, n := range votes {
-		if addr != "" && n > len(h.server.watchers)/2 {
-			return addr
+	var last error
+	for range all {
+		a := <-ch
+		if a.err != nil {
+			last = a.err
+			continue
+		}
+		if votes[a.addr]++; votes[a.addr] > all/2 {
+			return a.addr, nil
 		}
 	}
-	return ""
+	best, n, tie := "", 0, false
+	for addr, k := range votes {
+		if tie = tie && k <= n || k == n; k > n {
+			best, n = addr, k
+		}
+	}
+	switch {
+	case n == 0:
+		return "", fmt.Errorf("ask the sentinels for the master %s: %w", h.server.target.master, h.server.explain(last))
+	case tie:
+		return "", fmt.Errorf("the sentinels do not agree which server is the master %s", h.server.target.master)
+	}
+	return best, nil
 }

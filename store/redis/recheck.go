@@ -2,7 +2,6 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -24,8 +23,8 @@ func (s *Store) recheck(ctx context.Context) error {
 	if ctx.Err() != nil && err == nil {
 		err = ctx.Err()
 	}
-	if err != nil && !errors.Is(err, errUnsafe) && !errors.Is(err, errReplicas) {
-		s.server.hosts.relocate(context.WithoutCancel(ctx))
+	if err != nil {
+		s.server.moved(ctx)
 	}
 	if s.ctx.Err() != nil {
 		return s.ctx.Err() // the store is being closed

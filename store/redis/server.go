@@ -84,12 +84,12 @@ func Dial(url string, opts ...DialOptions) (*Server, error) {
 	case kindAlone:
 		s.client = goredis.NewClient(s.options(t.addrs[0]))
 	case kindSentinel:
-		s.client = s.failover()
 		for _, a := range t.addrs {
 			opt := s.options(a)
 			opt.DB, opt.Username, opt.Password = 0, o.SentinelUsername, o.SentinelPassword
 			s.watchers = append(s.watchers, goredis.NewSentinelClient(opt))
 		}
+		s.client = s.failover()
 	case kindCluster:
 		s.client = s.cluster()
 	}
@@ -136,14 +136,19 @@ func (s *Server) options(addr string) *goredis.Options {
 	}
 }
 
+// failover makes the client of the master that the sentinels name. Each
+// connection asks them: the driver's own way believes the one that answered
+// first, for as long as it answers.
 func (s *Server) failover() *goredis.Client {
-	return goredis.NewFailoverClient(&goredis.FailoverOptions{
-		MasterName: s.target.master, SentinelAddrs: s.target.addrs,
-		SentinelUsername: s.opts.SentinelUsername, SentinelPassword: s.opts.SentinelPassword,
-		DB: s.target.db, Username: s.opts.Username, Password: s.opts.Password, Dialer: s.dialer.dial,
-		MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true,
-		DialTimeout: dialTime, DialerRetries: 1, ReadTimeout: askTime, WriteTimeout: askTime,
-	})
+	opt := s.options(s.target.master)
+	opt.Dialer = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		addr, err := s.hosts.askMaster(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return s.dialer.dial(ctx, network, addr)
+	}
+	return goredis.NewClient(opt)
 }
 
 func (s *Server) cluster() *goredis.ClusterClient {
