@@ -24,16 +24,6 @@ type Server struct {
 	TLS     *tls.Config // nil: the system's roots, the name of Address
 }
 
-// Login says who logs in, and as whom.
-type Login struct {
-	User     string // the name that the password belongs to (authentication identity)
-	Password string
-	// Authz is the user whose mailbox is wanted when it is not User (SASL PLAIN
-	// authorization identity, RFC 4616). Empty: User itself; master users by
-	// suffix have it in User already, as "user*master".
-	Authz string
-}
-
 // Account is one user's mailbox on one server.
 type Account struct {
 	Server Server

@@ -4,15 +4,11 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/emersion/go-sasl"
 )
 
 // Session is a connection that is logged in. It is driven by an engine of our
@@ -49,7 +45,8 @@ func (e *Error) Error() string {
 }
 
 // Open connects, protects the connection as the account's server says, and
-// logs in. The session ends when ctx does.
+// logs in. The session ends when ctx does. A login that was refused comes back
+// as *LoginError.
 func (d *Dialer) Open(ctx context.Context, acct Account) (*Session, error) {
 	s, err := d.open(ctx, acct)
 	if err != nil {
@@ -61,26 +58,26 @@ func (d *Dialer) Open(ctx context.Context, acct Account) (*Session, error) {
 	return s, nil
 }
 
-// name says who is meant, for errors.
-func (l Login) name() string {
-	if l.Authz != "" {
-		return printable(l.Authz) + " (by " + printable(l.User) + ")"
-	}
-	return printable(l.User)
-}
-
 func (d *Dialer) open(ctx context.Context, acct Account) (*Session, error) {
 	switch acct.Server.Mode {
 	case TLSImplicit, TLSStart, TLSNone:
 	default:
 		return nil, fmt.Errorf("protection %q is unknown: say %q, %q or %q", acct.Server.Mode, TLSImplicit, TLSStart, TLSNone)
 	}
+	if !acct.Login.Mechanism.bearer() {
+		return d.try(ctx, acct, credential{secret: acct.Login.Password})
+	}
+	return d.openBearer(ctx, acct)
+}
+
+// try makes one connection and one login on it.
+func (d *Dialer) try(ctx context.Context, acct Account, cred credential) (*Session, error) {
 	raw, err := d.connect(ctx, acct.Server.Address)
 	if err != nil {
 		return nil, err
 	}
 	s := &Session{acct: acct, ctx: ctx, stop: context.AfterFunc(ctx, func() { raw.Close() })}
-	if err := s.start(ctx, raw, d.idle()); err != nil {
+	if err := s.start(ctx, raw, cred, d.idle()); err != nil {
 		s.stop()
 		raw.Close()
 		return nil, err
@@ -88,7 +85,7 @@ func (d *Dialer) open(ctx context.Context, acct Account) (*Session, error) {
 	return s, nil
 }
 
-func (s *Session) start(ctx context.Context, raw net.Conn, idle time.Duration) error {
+func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle time.Duration) error {
 	conn := raw
 	if s.acct.Server.Mode == TLSImplicit {
 		var err error
@@ -118,7 +115,7 @@ func (s *Session) start(ctx context.Context, raw net.Conn, idle time.Duration) e
 	if greeting.name == "PREAUTH" {
 		return errors.New("the server says that we are logged in already (PREAUTH): nobody knows as whom")
 	}
-	return s.login()
+	return s.login(cred)
 }
 
 func (s *Session) attach(w *wire) {
@@ -155,76 +152,6 @@ func (s *Session) startTLS(ctx context.Context, raw net.Conn, greeting *response
 	s.attach(newWire(conn, idle))
 	s.caps = nil
 	return nil
-}
-
-// login takes AUTHENTICATE PLAIN where it is offered, and LOGIN elsewhere.
-func (s *Session) login() error {
-	l := s.acct.Login
-	if strings.ContainsAny(l.User+l.Password+l.Authz, "\x00") {
-		return errors.New("log in: a NUL in the name or the password cannot be sent")
-	}
-	var err error
-	switch {
-	case s.caps["AUTH=PLAIN"]:
-		err = s.authenticate(sasl.NewPlainClient(l.Authz, l.User, l.Password))
-	case l.Authz != "":
-		return errors.New("log in: the server does not offer AUTH=PLAIN, which a login on behalf of another needs")
-	case s.caps["LOGINDISABLED"]:
-		return errors.New("log in: the server forbids LOGIN on this connection: does it want TLS?")
-	default:
-		c := newCommand("LOGIN")
-		if err = errors.Join(c.str(l.User), c.str(l.Password)); err == nil {
-			err = s.run(c, nil)
-		}
-	}
-	if err != nil {
-		return s.scrub(err)
-	}
-	// Capabilities change with the login; most servers put them in its answer.
-	if s.caps == nil {
-		return s.capability()
-	}
-	return nil
-}
-
-// scrub keeps the password out of an error whose text is the server's: it may
-// repeat what it was sent, in its answer and in a goodbye.
-func (s *Session) scrub(err error) error {
-	l := s.acct.Login
-	if l.Password == "" {
-		return err
-	}
-	ir := base64.StdEncoding.EncodeToString([]byte(l.Authz + "\x00" + l.User + "\x00" + l.Password))
-	quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(l.Password)
-	var old []string
-	for _, secret := range []string{ir, quoted, l.Password} {
-		q := strconv.Quote(secret) // as errors quote it
-		old = append(old, q[1:len(q)-1], "<redacted>", secret, "<redacted>")
-	}
-	r := strings.NewReplacer(old...)
-	if e, ok := err.(*Error); ok {
-		return &Error{Command: e.Command, Status: e.Status, Code: r.Replace(e.Code), Text: r.Replace(e.Text)}
-	}
-	if text := r.Replace(err.Error()); text != err.Error() {
-		return errors.New(text)
-	}
-	return err
-}
-
-func (s *Session) authenticate(mech sasl.Client) error {
-	name, ir, err := mech.Start()
-	if err != nil {
-		return err
-	}
-	resp := base64.StdEncoding.EncodeToString(ir)
-	c := newCommand("AUTHENTICATE " + name)
-	if s.caps["SASL-IR"] {
-		c.raw(resp)
-	} else {
-		c.wait(resp + "\r\n")
-	}
-	s.caps = nil
-	return s.run(c, nil)
 }
 
 // Has tells whether the server offers a capability (upper case, RFC 3501, 7.2.1).
