@@ -29,7 +29,7 @@ func (c *storeCopyCmd) Run(a *app) error {
 		return err
 	}
 	p := &copyProgress{progress: newProgress(a.stderr)}
-	rep, err := daemon.CopyStore(a.ctx, cfg, c.From, c.To, c.DiscardPartial, p.show)
+	rep, err := daemon.CopyStore(a.ctx, daemon.StoreCopy{From: c.From, To: c.To, Config: cfg, Discard: c.DiscardPartial, Progress: p.show})
 	p.end()
 	switch {
 	case err == nil:

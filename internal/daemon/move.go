@@ -57,11 +57,18 @@ func nameOf(cfg *config.Config, store string) (string, error) {
 	return server.String(), server.Close()
 }
 
-// CopyStore copies the store at from, a directory or a URL of Redis, to a new
-// store at to: all or nothing, compared record by record in the end. Neither
-// may be in use. from is not changed. With discard, what an earlier copy that
-// was cut short left at to is removed first.
-func CopyStore(ctx context.Context, cfg *config.Config, from, to string, discard bool, progress CopyProgress) (CopyReport, error) {
+// StoreCopy says what is copied where: directories, or URLs of Redis.
+type StoreCopy struct {
+	From, To string
+	Config   *config.Config // its section redis counts; nil: the defaults
+	Discard  bool           // what an earlier copy that was killed left is removed first
+	Progress CopyProgress   // nil: none
+}
+
+// CopyStore copies a store to a new one: all or nothing, compared record by
+// record in the end. Neither may be in use. The source is not changed.
+func CopyStore(ctx context.Context, c StoreCopy) (CopyReport, error) {
+	cfg, from, to := c.Config, c.From, c.To
 	name, err := nameOf(cfg, from)
 	if err != nil {
 		return CopyReport{}, err
@@ -78,7 +85,7 @@ func CopyStore(ctx context.Context, cfg *config.Config, from, to string, discard
 		return CopyReport{}, err
 	}
 	defer src.Close()
-	if discard {
+	if c.Discard {
 		if err := discardPartial(ctx, cfg, to); err != nil {
 			return CopyReport{}, err
 		}
@@ -87,7 +94,7 @@ func CopyStore(ctx context.Context, cfg *config.Config, from, to string, discard
 	if err != nil {
 		return CopyReport{}, err
 	}
-	return transfer.Copy(ctx, src, sink, progress)
+	return transfer.Copy(ctx, src, sink, c.Progress)
 }
 
 func openSource(ctx context.Context, cfg *config.Config, store string) (transfer.Source, error) {

@@ -10,18 +10,20 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"crossfade/mail"
 	"crossfade/store/transfer"
 )
 
 // auditor looks at a whole store in slices.
 type auditor struct {
 	*Store
-	ctx    context.Context
-	repair bool
-	quiet  bool // no node runs: counters of the whole store can be judged
-	copies map[string]bool
-	states map[string]int64
-	out    transfer.Audit
+	ctx     context.Context
+	repair  bool
+	quiet   bool // no node runs: counters of the whole store can be judged
+	copies  map[string]bool
+	states  map[string]int64
+	inlines map[mail.ID][]byte // small bodies of the slice
+	out     transfer.Audit
 }
 
 // problems are the kinds of finding, as scripts name them.
@@ -314,43 +316,76 @@ func (a *auditor) counter(key, words string, is map[string]string, want map[stri
 // by themselves, and those of the last hour, which may yet become a message,
 // are none.
 func (a *auditor) orphans() error {
+	going, err := a.going()
+	if err != nil {
+		return err
+	}
 	before := a.link.now() - chunkTime.Milliseconds()
 	return a.scanBodies(a.ctx, func(ctx context.Context, c *goredis.Client, keys []string) error {
 		var old []string
 		for _, k := range keys {
-			if id, _, _ := pieceOf(k); timeOf(id).UnixMilli() < before {
+			if id, nonce, _ := pieceOf(k); timeOf(id).UnixMilli() < before && !going[string(id)+"-"+nonce] {
 				old = append(old, k)
 			}
 		}
 		if len(old) == 0 {
 			return nil
 		}
-		pipe, meta := c.Pipeline(), a.server.client.Pipeline()
-		ttl, place := make([]*goredis.DurationCmd, len(old)), make([]*goredis.StringCmd, len(old))
-		tomb := make([]*goredis.FloatCmd, len(old))
-		for i, k := range old {
-			id, _, _ := pieceOf(k)
-			ttl[i] = pipe.TTL(ctx, k)
-			place[i], tomb[i] = meta.HGet(ctx, a.key("m:"+string(id)), "s"), meta.ZScore(ctx, a.key("T"), string(id))
-		}
-		if _, err := pipe.Exec(ctx); err != nil {
-			return err
-		}
-		if _, err := meta.Exec(ctx); err != nil && !errors.Is(err, goredis.Nil) {
-			return err
-		}
-		for i, k := range old {
-			_, nonce, n := pieceOf(k)
-			f := strings.SplitN(place[i].Val(), " ", 3)
-			if ttl[i].Val() >= 0 || tomb[i].Err() == nil || len(f) == 3 && f[2] == nonce && n < asInt(f[1]) {
-				continue
-			}
-			if err := a.orphan(ctx, k); err != nil {
-				return err
-			}
-		}
-		return nil
+		return a.judgePieces(ctx, c, old)
 	})
+}
+
+// going gives the names of the bodies that nodes are going to remove.
+func (a *auditor) going() (map[string]bool, error) {
+	names := map[string]bool{}
+	var cursor uint64
+	for {
+		var list []string
+		err := a.bodies.retry(a.ctx, func(ctx context.Context) (err error) {
+			list, cursor, err = a.server.client.ZScan(ctx, a.key("G"), cursor, "", auditSlice).Result()
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("redis: read which bodies go: %w", err)
+		}
+		for i := 0; i < len(list); i += 2 {
+			name, _, _ := strings.Cut(list[i], " ")
+			names[name] = true
+		}
+		if cursor == 0 {
+			return names, nil
+		}
+	}
+}
+
+// judgePieces compares pieces with the messages that they say they are of. What
+// was finished within two minutes has a tombstone.
+func (a *auditor) judgePieces(ctx context.Context, c *goredis.Client, keys []string) error {
+	pipe, meta := c.Pipeline(), a.server.client.Pipeline()
+	ttl, place := make([]*goredis.DurationCmd, len(keys)), make([]*goredis.StringCmd, len(keys))
+	tomb := make([]*goredis.FloatCmd, len(keys))
+	for i, k := range keys {
+		id, _, _ := pieceOf(k)
+		ttl[i] = pipe.TTL(ctx, k)
+		place[i], tomb[i] = meta.HGet(ctx, a.key("m:"+string(id)), "s"), meta.ZScore(ctx, a.key("T"), string(id))
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return err
+	}
+	if _, err := meta.Exec(ctx); err != nil && !errors.Is(err, goredis.Nil) {
+		return err
+	}
+	for i, k := range keys {
+		_, nonce, n := pieceOf(k)
+		f := strings.SplitN(place[i].Val(), " ", 3)
+		if ttl[i].Val() >= 0 || tomb[i].Err() == nil || len(f) == 3 && f[2] == nonce && n < asInt(f[1]) {
+			continue
+		}
+		if err := a.orphan(ctx, k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *auditor) orphan(ctx context.Context, key string) error {

@@ -34,21 +34,67 @@ const auditMessages = 100
 func (a *auditor) messages() error {
 	return a.scan(a.ctx, "m:", func(ids []string) error {
 		slices.Sort(ids)
-		for part := range slices.Chunk(slices.Compact(ids), auditMessages) {
-			args := make([]any, len(part))
-			for i, id := range part {
-				args[i] = id
-			}
-			said, err := a.ask(scAudit, args...)
+		for ids = slices.Compact(ids); len(ids) > 0; {
+			n, err := a.slice(ids[:min(len(ids), auditMessages)])
 			if err != nil {
 				return err
 			}
-			for i, v := range asList(said) {
-				if f := asList(v); len(f) > 0 {
-					if err := a.message(mail.ID(part[i]), f); err != nil {
-						return err
-					}
-				}
+			ids = ids[n:]
+		}
+		return nil
+	})
+}
+
+// slice looks at some messages, and tells how many of them it came to.
+func (a *auditor) slice(ids []string) (int, error) {
+	args := make([]any, len(ids))
+	for i, id := range ids {
+		args[i] = id
+	}
+	said, err := a.ask(scAudit, args...)
+	if err != nil {
+		return 0, err
+	}
+	list := asList(said)
+	if len(list) == 0 {
+		return 0, errors.New("redis: audit: it looked at nothing")
+	}
+	ids = ids[:len(list)]
+	if err := a.fetch(ids, list); err != nil {
+		return 0, err
+	}
+	for i, v := range list {
+		if f := asList(v); len(f) > 0 {
+			if err := a.message(mail.ID(ids[i]), f); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(list), nil
+}
+
+// fetch reads the small bodies of a slice at once.
+func (a *auditor) fetch(ids []string, list []any) error {
+	return a.bodies.retry(a.ctx, func(ctx context.Context) error {
+		a.inlines = make(map[mail.ID][]byte, len(ids))
+		pipe := a.server.client.Pipeline()
+		cmds := make(map[mail.ID]*goredis.StringCmd, len(ids))
+		for i, id := range ids {
+			if f := strings.SplitN(asString(at(asList(list[i]), 1)), " ", 3); len(f) == 3 && f[1] == "0" {
+				cmds[mail.ID(id)] = pipe.Get(ctx, a.key("i:"+id))
+			}
+		}
+		if len(cmds) == 0 {
+			return nil
+		}
+		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, goredis.Nil) {
+			return err
+		}
+		for id, c := range cmds {
+			if z, err := c.Bytes(); err == nil {
+				a.inlines[id] = z
+			} else if !errors.Is(err, goredis.Nil) {
+				return err
 			}
 		}
 		return nil
@@ -190,15 +236,8 @@ func (a *auditor) readBody(id mail.ID, size, chunks int64, nonce string) error {
 	}
 	var r io.ReadCloser = &chunkReader{s: a.bodies, ctx: a.ctx, name: string(id) + "-" + nonce, left: size, n: int(chunks), gone: gone}
 	if chunks == 0 {
-		var z []byte
-		err := a.bodies.retry(a.ctx, func(ctx context.Context) (err error) {
-			z, err = a.server.client.Get(ctx, a.key("i:"+string(id))).Bytes()
-			return err
-		})
-		if err != nil && !errors.Is(err, goredis.Nil) {
-			return err
-		}
-		if r, err = a.bodies.inline(z, size); err != nil {
+		var err error
+		if r, err = a.bodies.inline(a.inlines[id], size); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package transfer_test
 
 import (
+	"bytes"
 	"context"
 
 	"crossfade/store/redis"
@@ -14,4 +15,12 @@ func redisOpens(url string) (storetest.Store, error) {
 		return nil, err
 	}
 	return redis.Open(context.Background(), srv, redis.Options{Node: "b"})
+}
+
+// newBody is a small body, and now and then one in pieces.
+func newBody(i int) *bytes.Reader {
+	if i%10 == 9 {
+		return bytes.NewReader(noise(300 << 10))
+	}
+	return bytes.NewReader([]byte("small"))
 }

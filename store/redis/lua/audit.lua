@@ -1,7 +1,8 @@
 -- repair (0, 1), ids -> for each: nil | envelope, place of the body, rows, whether one of them is not parked (0, 1),
 -- users of copies, numbers of the rows, findings (kind, where, detail, what was done)
 --
--- Compares messages with all indexes. The rows are the truth.
+-- Compares messages with all indexes. The rows are the truth. After many rows it
+-- stops early: the ids that are left have to be asked for again.
 local repair = ARGV[1] == '1'
 local LANES = { 1, 2, 3, HELD, OPHELD, PARKED, 11, 12, 13 }
 local is_lane = { [LEASED] = true }
@@ -80,7 +81,9 @@ local function check_row(id, n, raw, one)
   if is_counted_copy(r) then table.insert(one[5], r[USER]) end
 end
 
+local rows = 0
 for i = 2, #ARGV do
+  if rows > 2000 then break end
   local id = ARGV[i]
   local m = call('HGETALL', P .. 'm:' .. id)
   found = {}
@@ -92,6 +95,7 @@ for i = 2, #ARGV do
       one[2] = m[j + 1]
     else
       one[3] = one[3] + 1
+      rows = rows + 1
       table.insert(one[6], m[j])
       check_row(id, m[j], m[j + 1], one)
     end

@@ -71,9 +71,17 @@ check.l = function(token)
   end
 end
 
+-- What left the index since it was read is no finding.
+local function still_there(member)
+  if what == 'i' or what == 'l' then return call('EXISTS', P .. what .. ':' .. member) == 1 end
+  return call('ZSCORE', key, member)
+end
+
 for i = 4, #ARGV do
   local member = ARGV[i]
-  if what == 'u' then
+  if not still_there(member) then
+    member = nil
+  elseif what == 'u' then
     local user = string.sub(name, 3)
     local r = row_of(member)
     if not r then
