@@ -31,7 +31,7 @@ func (c *candidates) load() error {
 		r.Foreign, r.Seen = nil, f.dsel.UIDNext
 		return nil
 	}
-	reader := f.p.dstReader
+	reader := f.lane.dstReader
 	sel, err := reader.Select(f.destFolder())
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func (c *candidates) pair(m *incoming, k key) {
 		c.f.rec.Foreign.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)
 		delete(c.f.rec.Unread, m.meta.UID)
-		c.f.p.report.Adopted++
+		c.f.p.tally(func(r *Report, _ *Progress) { r.Adopted++ })
 		return
 	}
 }
@@ -170,7 +170,7 @@ func (c *candidates) byQueueID(id string) ([]uint32, error) {
 		return nil, nil
 	}
 	if c.queue == nil {
-		headers, err := c.f.p.dstReader.Received(sortedKeys(c.sizes))
+		headers, err := c.f.lane.dstReader.Received(sortedKeys(c.sizes))
 		if err != nil {
 			return nil, err
 		}
@@ -190,7 +190,7 @@ func (c *candidates) identify(uids []uint32) error {
 		return nil
 	}
 	t := &fetcher{host: c.f.p.job.Host}
-	failures, err := c.f.p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t)
+	failures, err := c.f.lane.dstReader.Fetch(uids, imapconn.Items{Body: true}, t)
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,8 @@ type Report struct {
 	Bytes    int64         `json:"bytes"`    // appended
 	Problems []Problem     `json:"problems,omitempty"`
 	Took     time.Duration `json:"took"`
+	// Throttled is how long the pass waited because a server wanted it to.
+	Throttled time.Duration `json:"throttled,omitempty"`
 }
 
 // Clean tells whether the pass found nothing to copy and nothing wrong that a
@@ -122,6 +124,19 @@ type Copier struct {
 	// means 100 messages and 8 MiB.
 	BatchMessages int
 	BatchBytes    int64
+	// MemoryBytes bounds the octets of messages in memory, of all passes
+	// together; zero means 64 MiB.
+	MemoryBytes int64
+	// Connections bounds how many folders of one mailbox are copied at once, each
+	// over up to two connections to either side; zero means 3. More than one are
+	// used where there is enough to copy, and a third only where the second
+	// brought something.
+	Connections int
+	// SourceRates and DestRates bound what is read and what is appended.
+	SourceRates, DestRates Rates
+	// Patience is how long a pass waits in all for a server that throttles it;
+	// zero means 5 minutes.
+	Patience time.Duration
 	// TempDir is where messages over 1 MiB wait between the two servers; empty
 	// means the system's. Nothing is left there, however the process ends.
 	TempDir string
@@ -135,6 +150,8 @@ type Copier struct {
 	// CrashPoint is called at named points of a pass, for tests that kill the
 	// process there: [CrashPoints].
 	CrashPoint func(name string)
+
+	shared shared
 }
 
 // CrashPoints gives the names with which Copier.CrashPoint is called, in the

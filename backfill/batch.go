@@ -14,7 +14,8 @@ import (
 func (f *folderRun) append(msgs []*incoming) error {
 	msgs = f.screen(msgs)
 	if len(msgs) == 0 {
-		return f.save()
+		f.unsaved = true
+		return nil
 	}
 	j := &journal{Validity: f.rec.DstValidity, UIDNext: f.uidNext, At: time.Now().UnixMilli()}
 	for _, m := range msgs {
@@ -27,7 +28,7 @@ func (f *folderRun) append(msgs []*incoming) error {
 	}
 	f.p.crash("after-journal")
 	var err error
-	if f.p.dst.Has("MULTIAPPEND") {
+	if f.lane.dst.Has("MULTIAPPEND") {
 		err = f.appendAll(msgs)
 	} else {
 		for _, m := range msgs {
@@ -44,10 +45,8 @@ func (f *folderRun) append(msgs []*incoming) error {
 		// being recorded. What is recorded is saved.
 		return errors.Join(err, f.save())
 	}
-	f.rec.Pending = nil
-	if err := f.save(); err != nil {
-		return err
-	}
+	// It is written with the next batch's journal, in one step.
+	f.rec.Pending, f.unsaved = nil, true
 	f.p.crash("after-record")
 	return nil
 }
@@ -55,7 +54,7 @@ func (f *folderRun) append(msgs []*incoming) error {
 // screen takes out what must not or need not be offered.
 func (f *folderRun) screen(msgs []*incoming) []*incoming {
 	var out []*incoming
-	limit := f.p.dst.Limit()
+	limit := f.lane.dst.Limit()
 	for _, m := range msgs {
 		switch {
 		case m.body.size == 0:
@@ -96,12 +95,12 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 	for _, m := range msgs {
 		out = append(out, imapconn.Outgoing{Flags: m.keep, Date: m.meta.Date, Size: m.body.size, Body: m.body})
 	}
-	done, err := f.p.dst.Append(f.wire, out)
+	done, err := f.offer(out)
 	var e *imapconn.Error
 	switch {
 	case err == nil:
 		f.p.crash("after-append")
-		f.p.refusedInRow = 0
+		f.lane.refusedInRow = 0
 		return f.appended(msgs, done)
 	case !errors.As(err, &e), temporary(e), e.Code == "TRYCREATE":
 		return fmt.Errorf("append: %w (nothing is lost: start the pass again when this is mended)", err)
@@ -115,12 +114,37 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 	if taken, terr := f.appendPlain(msgs[0], e); taken || terr != nil {
 		return terr
 	}
-	if f.p.refusedInRow++; f.p.refusedInRow >= refusedTooOften {
+	if f.lane.refusedInRow++; f.lane.refusedInRow >= refusedTooOften {
 		f.forgetRefused()
-		return fmt.Errorf("append: %d messages in a row were refused, so it is not the messages: %w", f.p.refusedInRow, err)
+		return fmt.Errorf("append: %d messages in a row were refused, so it is not the messages: %w", f.lane.refusedInRow, err)
 	}
 	f.refuse(msgs[0], e.Error())
 	return nil
+}
+
+// offer appends messages, at the rate that is allowed, and again when the server
+// wants it slower: it did not take any of them then.
+func (f *folderRun) offer(out []imapconn.Outgoing) (imapconn.Appended, error) {
+	var octets int64
+	for _, m := range out {
+		octets += m.Size
+	}
+	for {
+		if err := f.p.takeDest(f.p.ctx, len(out), octets); err != nil {
+			return imapconn.Appended{}, err
+		}
+		done, err := f.lane.dst.Append(f.wire, out)
+		var e *imapconn.Error
+		if err == nil {
+			f.p.throttle.eased()
+		}
+		if _, slower := imapconn.Throttled(err); !slower || !errors.As(err, &e) {
+			return done, err
+		}
+		if err := f.p.throttle.Pause(f.p.ctx, err); err != nil {
+			return done, err
+		}
+	}
 }
 
 // appendPlain offers a refused message without what may be the reason beside its
@@ -135,7 +159,7 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 		tries = tries[1:]
 	}
 	for _, out := range tries {
-		done, err := f.p.dst.Append(f.wire, []imapconn.Outgoing{out})
+		done, err := f.offer([]imapconn.Outgoing{out})
 		var e *imapconn.Error
 		if errors.As(err, &e) && !temporary(e) {
 			continue
@@ -149,7 +173,7 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 			class, what = ClassDate, "keywords and date"
 		}
 		f.p.problem(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: class, Text: "it was taken only without its " + what + ": " + cause.Error()})
-		f.p.refusedInRow = 0
+		f.lane.refusedInRow = 0
 		return true, f.appended([]*incoming{m}, done)
 	}
 	return false, nil
@@ -167,6 +191,9 @@ func (f *folderRun) forgetRefused() {
 // temporary tells whether an error is one of the server's state and not of the
 // message. Codes are those of RFC 5530 and those of single servers.
 func temporary(e *imapconn.Error) bool {
+	if _, slower := imapconn.Throttled(e); slower {
+		return true
+	}
 	switch e.Code {
 	case "OVERQUOTA", "THROTTLED", "UNAVAILABLE", "INUSE", "SERVERBUG", "CONTACTADMIN", "AUTHENTICATIONFAILED",
 		"AUTHORIZATIONFAILED", "EXPIRED", "PRIVACYREQUIRED", "NOPERM", "EXPUNGEISSUED":
@@ -181,11 +208,15 @@ func temporary(e *imapconn.Error) bool {
 
 // appended notes what the server took.
 func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
+	f.p.tally(func(r *Report, g *Progress) {
+		for _, m := range msgs {
+			r.Copied++
+			r.Bytes += m.body.size
+			g.BytesDone += m.body.size
+		}
+	})
 	for _, m := range msgs {
 		m.done = true
-		f.p.report.Copied++
-		f.p.report.Bytes += m.body.size
-		f.p.progress.BytesDone += m.body.size
 		delete(f.rec.Refused, m.meta.UID)
 		delete(f.rec.Unread, m.meta.UID)
 		if m.meta.Flags != nil {

@@ -283,7 +283,7 @@ func queueID(header []byte, host string) string {
 	return ""
 }
 
-// spoolOver is the size above which a message waits in a file.
+// spoolOver is the size above which a message always waits in a file.
 const spoolOver = 1 << 20
 
 // body holds a message, in memory or in a file that has no name.
@@ -293,9 +293,9 @@ type body struct {
 	size int64
 }
 
-func newBody(size int64, dir string) (*body, error) {
+func newBody(size int64, inFile bool, dir string) (*body, error) {
 	b := &body{}
-	if size <= spoolOver {
+	if !inFile {
 		b.mem = make([]byte, 0, size)
 		return b, nil
 	}

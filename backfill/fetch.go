@@ -26,6 +26,7 @@ type fetcher struct {
 	host string
 	dir  string
 	keep bool
+	room int64 // octets that may be kept in memory; what is beyond goes to files
 
 	h    *hasher
 	open bool // a message has begun and not ended
@@ -45,7 +46,9 @@ func (t *fetcher) Begin(uid uint32, size int64) (io.Writer, error) {
 		return t.h, nil
 	}
 	var err error
-	if t.cur, err = newBody(size, t.dir); err != nil {
+	// What the server announced in the list may be a lie: what counts is here.
+	file := size > spoolOver || size > t.room
+	if t.cur, err = newBody(size, file, t.dir); err != nil {
 		return nil, err
 	}
 	return io.MultiWriter(t.h, t.cur), nil
@@ -58,6 +61,7 @@ func (t *fetcher) End(m imapconn.Meta) error {
 	msg := &incoming{meta: m, id: t.h.sum(), body: t.cur}
 	if t.cur != nil {
 		msg.meta.Size = t.cur.size
+		t.room -= int64(len(t.cur.mem))
 	}
 	t.msgs = append(t.msgs, msg)
 	t.open, t.cur = false, nil
@@ -73,7 +77,8 @@ func (t *fetcher) close() {
 
 // fetched is a batch that was read from the source.
 type fetched struct {
-	n        int // messages that were asked for
+	n        int   // messages that were asked for
+	held     int64 // octets of the budget
 	t        *fetcher
 	failures []imapconn.Failure
 	err      error
@@ -92,7 +97,7 @@ func (f *folderRun) copyAll(todo []imapconn.Meta) error {
 			select {
 			case batches <- b:
 			case <-stop:
-				b.t.close()
+				f.release(b)
 				return
 			}
 			if b.err != nil {
@@ -108,19 +113,37 @@ func (f *folderRun) copyAll(todo []imapconn.Meta) error {
 				close(stop)
 			}
 		}
-		b.t.close()
+		f.release(b)
 	}
 	return err
+}
+
+// release gives up the memory of a batch.
+func (f *folderRun) release(b *fetched) {
+	b.t.close()
+	f.p.c.together().memory.give(b.held)
 }
 
 // fetch reads a batch.
 func (f *folderRun) fetch(metas []imapconn.Meta) *fetched {
 	b := &fetched{n: len(metas), t: &fetcher{host: f.p.job.Host, dir: f.p.c.TempDir, keep: true}}
 	uids := make([]uint32, 0, len(metas))
+	var octets, inMemory int64
 	for _, m := range metas {
 		uids = append(uids, m.UID)
+		octets += m.Size
+		if m.Size <= spoolOver {
+			inMemory += m.Size
+		}
 	}
-	b.failures, b.err = f.p.src.Fetch(uids, imapconn.Items{Flags: true, Date: true, Body: true}, b.t)
+	if b.err = f.p.takeSource(f.p.ctx, len(metas), octets); b.err != nil {
+		return b
+	}
+	if b.held, b.err = f.p.c.together().memory.take(f.p.ctx, inMemory); b.err != nil {
+		return b
+	}
+	b.t.room = b.held
+	b.failures, b.err = f.lane.src.Fetch(uids, imapconn.Items{Flags: true, Date: true, Body: true}, b.t)
 	slices.SortFunc(b.t.msgs, byUID)
 	return b
 }
@@ -132,6 +155,9 @@ func byUID(a, b *incoming) int { return cmp.Compare(a.meta.UID, b.meta.UID) }
 func (f *folderRun) copyBatch(b *fetched) error {
 	if f.p.ctx.Err() != nil {
 		return context.Cause(f.p.ctx)
+	}
+	if f.p.halted.Load() {
+		return errStopped
 	}
 	if b.err != nil {
 		return fmt.Errorf("source: %w", b.err)
@@ -146,7 +172,7 @@ func (f *folderRun) copyBatch(b *fetched) error {
 	if err := f.append(rest); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	f.p.progress.MessagesDone += b.n
+	f.p.tally(func(_ *Report, g *Progress) { g.MessagesDone += b.n })
 	f.p.show(false)
 	return nil
 }

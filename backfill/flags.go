@@ -93,7 +93,7 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 	}
 	for ch, uids := range changes {
 		slices.Sort(uids)
-		err := f.p.dst.Store(uids, strings.Fields(ch.add), strings.Fields(ch.remove))
+		err := f.lane.dst.Store(uids, strings.Fields(ch.add), strings.Fields(ch.remove))
 		var e *imapconn.Error
 		if errors.As(err, &e) && !temporary(e) {
 			f.p.problem(Problem{Folder: f.src.Name, Class: ClassFlag, Text: fmt.Sprintf("%d messages: set %q, clear %q: %s", len(uids), ch.add, ch.remove, e.Error())})
@@ -102,7 +102,7 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 		if err != nil {
 			return fmt.Errorf("destination: change flags: %w", err)
 		}
-		f.p.report.Flagged += len(uids)
+		f.p.tally(func(r *Report, _ *Progress) { r.Flagged += len(uids) })
 	}
 	f.p.crash("after-flags")
 	f.forgetAgreed(metas)
@@ -130,10 +130,10 @@ func (f *folderRun) compareFlags(metas []imapconn.Meta, changes map[change]uidSe
 		dst, _ := f.rec.Pairs.dest(m.UID)
 		byDest[dst] = m
 	}
-	if _, err := f.p.dstReader.Select(f.destFolder()); err != nil {
+	if _, err := f.lane.dstReader.Select(f.destFolder()); err != nil {
 		return err
 	}
-	there, err := f.p.dstReader.ListThese(sortedKeys(byDest), imapconn.Items{Flags: true})
+	there, err := f.lane.dstReader.ListThese(sortedKeys(byDest), imapconn.Items{Flags: true})
 	if err != nil {
 		return err
 	}

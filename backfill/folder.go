@@ -12,6 +12,7 @@ import (
 type folderRun struct {
 	pairing
 	p       *pass
+	lane    *lane // the first one until the folder is shared out
 	rec     *record
 	status  imapconn.Status // of the source, when the pass began
 	agreed  agreed
@@ -20,6 +21,10 @@ type folderRun struct {
 	cand    *candidates
 	told    map[string]bool // keywords that have a problem already
 	failed  bool            // something could not be read: look again
+	// unsaved tells that the record is newer than the ledger. That may last until
+	// the next batch's journal is written: until then the one before it says where
+	// to look for what was appended.
+	unsaved bool
 }
 
 func (p *pass) newRun(pr pairing, st imapconn.Status) (*folderRun, error) {
@@ -27,12 +32,12 @@ func (p *pass) newRun(pr pairing, st imapconn.Status) (*folderRun, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &folderRun{pairing: pr, p: p, rec: rec, status: st, told: map[string]bool{}}, nil
+	return &folderRun{pairing: pr, p: p, lane: p.lane, rec: rec, status: st, told: map[string]bool{}}, nil
 }
 
 // prepare makes the folder on the destination and subscribes to it.
 func (f *folderRun) prepare() error {
-	dst := f.p.dst
+	dst := f.lane.dst
 	if !f.exists {
 		if err := f.create(); err != nil {
 			return err
@@ -61,7 +66,7 @@ func (f *folderRun) prepare() error {
 // create makes the folder; a name that is refused is tried once more without
 // what servers refuse.
 func (f *folderRun) create() error {
-	dst := f.p.dst
+	dst := f.lane.dst
 	err := dst.Create(f.wire, f.use)
 	var e *imapconn.Error
 	if err == nil || !errors.As(err, &e) {
@@ -114,7 +119,7 @@ func (f *folderRun) due() bool {
 
 // skip counts a pass over a folder that needs nothing.
 func (f *folderRun) skip() error {
-	f.p.report.Messages += int(f.status.Messages)
+	f.p.tally(func(r *Report, _ *Progress) { r.Messages += int(f.status.Messages) })
 	if len(f.rec.Refused) == 0 {
 		return nil
 	}
@@ -155,7 +160,11 @@ func (f *folderRun) expected() int {
 	return max(n-f.rec.Pairs.count(), 0)
 }
 
-func (f *folderRun) save() error { return f.p.book.save(f.p.ctx, f.rec) }
+func (f *folderRun) save() error {
+	err := f.p.book.save(f.p.ctx, f.rec)
+	f.unsaved = f.unsaved && err != nil
+	return err
+}
 
 // sync brings one folder of the destination up to date.
 func (f *folderRun) sync() error {
@@ -168,21 +177,28 @@ func (f *folderRun) sync() error {
 	if err := f.restore(); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	metas, sel, err := f.p.src.ListAll(imapconn.Items{Flags: true, Size: true})
+	metas, sel, err := f.lane.src.ListAll(imapconn.Items{Flags: true, Size: true})
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	f.p.report.Messages += len(metas)
+	expected := f.expected()
 	todo := f.todo(metas)
 	f.cand = newCandidates(f)
-	f.p.progress.Messages += len(todo) - f.expected()
-	for _, m := range todo {
-		f.p.progress.Bytes += m.Size
+	f.p.tally(func(r *Report, g *Progress) {
+		r.Messages += len(metas)
+		g.Messages += len(todo) - expected
+		for _, m := range todo {
+			g.Bytes += m.Size
+		}
+	})
+	err = f.copyAll(todo)
+	if err == nil {
+		err = f.syncFlags(metas)
 	}
-	if err := f.copyAll(todo); err != nil {
-		return err
+	if err != nil && f.unsaved {
+		return errors.Join(err, f.save())
 	}
-	if err := f.syncFlags(metas); err != nil {
+	if err != nil {
 		return err
 	}
 	return f.finish(sel)
@@ -191,13 +207,13 @@ func (f *folderRun) sync() error {
 // open opens the folder on both sides, and voids the pairs when the UIDs of one
 // of them mean other messages now.
 func (f *folderRun) open() error {
-	ssel, err := f.p.src.Select(f.src)
+	ssel, err := f.lane.src.Select(f.src)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	// The destination's folder is selected before anything is appended to it:
 	// servers are several times faster then.
-	if f.dsel, err = f.p.dst.Select(f.wire); err != nil {
+	if f.dsel, err = f.lane.dst.Select(f.wire); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
 	f.uidNext = max(f.dsel.UIDNext, 1)
@@ -261,10 +277,7 @@ func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
 // batchSize gives how many of todo are copied at once. Two batches are in flight,
 // one being read and one being appended, so each has half of the octets.
 func (f *folderRun) batchSize(todo []imapconn.Meta) int {
-	maxN, maxBytes := f.p.c.BatchMessages, f.p.c.BatchBytes
-	if maxN <= 0 {
-		maxN = defaultBatchMessages
-	}
+	maxN, maxBytes := f.p.c.batchMessages(), f.p.c.BatchBytes
 	if maxBytes <= 0 {
 		maxBytes = defaultBatchBytes
 	}

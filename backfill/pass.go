@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/backfill/imapconn"
@@ -27,16 +29,16 @@ type pass struct {
 	pairings []pairing
 	dstSide  side
 
-	srcSession *imapconn.Session
-	src        *imapconn.Reader
-	dst        *imapconn.Session
-	dstReader  *imapconn.Reader
+	*lane    // the first one
+	throttle throttle
+	halted   atomic.Bool // a lane met an error that ends the pass
+	srcRate  *bucket     // of this user
+	dstRate  *bucket
 
+	mu       sync.Mutex // of what follows, and of calls to strangers
 	report   Report
 	progress Progress
 	shown    time.Time
-	// refusals in a row: too many mean that the destination takes nothing.
-	refusedInRow int
 }
 
 // Pass copies what is new on the source, and the changes of flags, to the
@@ -67,9 +69,15 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 
 // start logs in to both sides and finds out which folders go where.
 func (c *Copier) start(ctx context.Context, job Job, o Options) (*pass, error) {
-	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log}
+	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.srcRate, p.dstRate = newBucket(c.SourceRates.User), newBucket(c.DestRates.User)
+	p.throttle.patience = c.Patience
+	p.throttle.waited = func(wait time.Duration, cause error) {
+		p.tally(func(r *Report, _ *Progress) { r.Throttled += wait })
+		p.log.Warn("throttled", "user", job.User, "wait", wait, "error", cause)
 	}
 	var err error
 	if p.book, err = openBook(ctx, c.Ledger, job.User); err != nil {
@@ -110,36 +118,36 @@ func (p *pass) connect() error {
 	}
 	p.dstSide = dst
 	p.pairings, p.report.Problems = mapFolders(src, dst, known)
-	p.dstReader = imapconn.NewReader(p.ctx, &p.c.Dialer, p.job.Dest, nil)
+	p.dstReader = p.reader(p.job.Dest, nil)
 	return nil
 }
 
-func (p *pass) close() {
-	for _, r := range []*imapconn.Reader{p.src, p.dstReader} {
-		if r != nil {
-			r.Close()
-		}
-	}
-	for _, s := range []*imapconn.Session{p.srcSession, p.dst} {
-		if s != nil {
-			s.Close()
-		}
-	}
-}
+func (p *pass) close() { p.lane.close() }
 
 func (p *pass) crash(name string) {
 	if p.c.CrashPoint != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.c.CrashPoint(name)
 	}
 }
 
 func (p *pass) problem(pr Problem) {
-	p.report.Problems = append(p.report.Problems, pr)
+	p.tally(func(r *Report, _ *Progress) { r.Problems = append(r.Problems, pr) })
 	p.log.Warn("backfill problem", "user", p.job.User, "folder", pr.Folder, "uid", pr.UID, "class", pr.Class, "text", pr.Text)
+}
+
+// tally changes or reads what the lanes count together.
+func (p *pass) tally(count func(*Report, *Progress)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	count(&p.report, &p.progress)
 }
 
 // show reports the progress, at most a few times a second.
 func (p *pass) show(now bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.o.Progress == nil || !now && time.Since(p.shown) < progressEvery {
 		return
 	}
@@ -147,29 +155,17 @@ func (p *pass) show(now bool) {
 	p.o.Progress(p.progress)
 }
 
-// folders goes through all folders. A folder that fails by itself does not keep
-// the others from being copied; a connection that fails does.
+// folders goes through all folders.
 func (p *pass) folders() error {
 	runs, failed, err := p.look()
 	if err != nil {
 		return err
 	}
-	p.src = imapconn.NewReader(p.ctx, &p.c.Dialer, p.job.Source, p.srcSession)
-	for _, f := range runs {
-		p.progress.Folder = f.src.Name
-		p.show(false)
-		err := f.sync()
-		if err != nil && !skippable(err) {
-			return errors.Join(failed, fmt.Errorf("folder %q: %w", f.src.Name, err))
-		}
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("folder %q: %w", f.src.Name, err))
-		}
-		p.progress.FoldersDone++
-		p.crash("between-folders")
-	}
-	return failed
+	p.src = p.reader(p.job.Source, p.srcSession)
+	return p.work(runs, failed)
 }
+
+func folderError(f *folderRun, err error) error { return fmt.Errorf("folder %q: %w", f.src.Name, err) }
 
 // skippable errors are those of one folder.
 func skippable(err error) bool {

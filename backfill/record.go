@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"crossfade/backfill/imapconn"
@@ -266,7 +267,15 @@ func decodeAgreed(data []byte) (agreed, error) {
 type book struct {
 	ledger Ledger
 	user   string
-	data   map[string][]byte
+
+	mu   sync.Mutex // the lanes of a pass write at once
+	data map[string][]byte
+}
+
+func (b *book) known(name string) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data[name]
 }
 
 func openBook(ctx context.Context, l Ledger, user string) (*book, error) {
@@ -280,7 +289,7 @@ func openBook(ctx context.Context, l Ledger, user string) (*book, error) {
 // record gives what is known of a folder, an empty record when it is new.
 func (b *book) record(wire string) (*record, error) {
 	r := &record{Source: wire}
-	data := b.data[recordName(folderPrefix, wire)]
+	data := b.known(recordName(folderPrefix, wire))
 	if len(data) == 0 {
 		return r, nil
 	}
@@ -291,7 +300,7 @@ func (b *book) record(wire string) (*record, error) {
 }
 
 func (b *book) agreed(wire string) (agreed, error) {
-	a, err := decodeAgreed(b.data[recordName(flagsPrefix, wire)])
+	a, err := decodeAgreed(b.known(recordName(flagsPrefix, wire)))
 	if err != nil {
 		return nil, fmt.Errorf("ledger of %s, flags of folder %q: %w (remove the record to have them compared again)", b.user, wire, err)
 	}
@@ -311,6 +320,9 @@ func (b *book) save(ctx context.Context, r *record) error {
 }
 
 func (b *book) saveAgreed(ctx context.Context, wire string, a agreed) error {
+	if len(a) == 0 && len(b.known(recordName(flagsPrefix, wire))) == 0 {
+		return nil // no record says the same
+	}
 	data, err := encodeAgreed(a)
 	if err != nil {
 		return err
@@ -319,7 +331,7 @@ func (b *book) saveAgreed(ctx context.Context, wire string, a agreed) error {
 }
 
 func (b *book) write(ctx context.Context, name string, data []byte) error {
-	if string(b.data[name]) == string(data) {
+	if string(b.known(name)) == string(data) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
@@ -327,6 +339,8 @@ func (b *book) write(ctx context.Context, name string, data []byte) error {
 	if err := b.ledger.SaveLedger(ctx, b.user, name, data); err != nil {
 		return fmt.Errorf("write the ledger of %s: %w", b.user, err)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.data == nil {
 		b.data = map[string][]byte{}
 	}

@@ -30,7 +30,7 @@ func (f *folderRun) recover() error {
 			return err
 		}
 	}
-	f.p.report.Adopted += found
+	f.p.tally(func(r *Report, _ *Progress) { r.Adopted += found })
 	f.rec.Pending = nil
 	f.p.crash("after-recover")
 	f.p.log.Info("batch recovered", "user", f.p.job.User, "folder", f.src.Name, "entries", len(j.Entries), "found", found)
@@ -102,21 +102,21 @@ const (
 // meanwhile lies in the same range: the number of messages says nothing. First
 // the same content, then what servers are known to alter.
 func (f *folderRun) resolve(j *journal, found *int) error {
-	sel, err := f.p.dstReader.Select(f.destFolder())
+	sel, err := f.lane.dstReader.Select(f.destFolder())
 	if err != nil {
 		return err
 	}
 	if sel.UIDValidity != f.rec.DstValidity {
 		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
 	}
-	uids, err := f.p.dstReader.UIDsFrom(j.UIDNext)
+	uids, err := f.lane.dstReader.UIDsFrom(j.UIDNext)
 	if err != nil {
 		return err
 	}
 	paired := f.rec.Pairs.dests()
 	uids = slices.DeleteFunc(uids, func(u uint32) bool { return paired[u] })
 	t := &fetcher{}
-	failures, err := f.p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t)
+	failures, err := f.lane.dstReader.Fetch(uids, imapconn.Items{Body: true}, t)
 	if err != nil {
 		return err
 	}
@@ -153,14 +153,14 @@ func (f *folderRun) restore() error {
 	if !f.p.o.Restore || len(f.rec.Pairs) == 0 {
 		return nil
 	}
-	sel, err := f.p.dstReader.Select(f.destFolder())
+	sel, err := f.lane.dstReader.Select(f.destFolder())
 	if err != nil {
 		return err
 	}
 	if sel.UIDValidity != f.rec.DstValidity {
 		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
 	}
-	uids, err := f.p.dstReader.UIDsFrom(1)
+	uids, err := f.lane.dstReader.UIDsFrom(1)
 	if err != nil {
 		return err
 	}

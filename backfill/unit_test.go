@@ -295,7 +295,7 @@ func TestMapFoldersNeverMerges(t *testing.T) {
 
 func TestBodyInAFile(t *testing.T) {
 	dir := t.TempDir()
-	b, err := newBody(spoolOver+1, dir)
+	b, err := newBody(spoolOver+1, true, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestBodyInAFile(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	b.close()
-	if _, err := newBody(spoolOver+1, dir+"/gone"); err == nil {
+	if _, err := newBody(spoolOver+1, true, dir+"/gone"); err == nil {
 		t.Error("no error")
 	}
 }

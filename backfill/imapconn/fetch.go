@@ -69,6 +69,11 @@ func (f *fetching) fetch(uids []uint32) error {
 			uids, try, f.streak = left, 0, 0
 			continue
 		}
+		if again, perr := f.r.slower(err); perr != nil {
+			return perr
+		} else if again {
+			continue
+		}
 		if last = err; last == nil {
 			last = ErrOmitted
 		}
@@ -218,13 +223,19 @@ func (r *Reader) UIDsFrom(from uint32) ([]uint32, error) {
 	from = max(from, 1)
 	all := []imap.UIDSet{{{Start: imap.UID(from), Stop: 0}}}
 	var last error
-	for range attempts {
+	for try := 0; try < attempts; try++ {
 		if err := r.ensure(); err != nil {
 			return nil, err
 		}
 		data, err := r.client.UIDSearch(&imap.SearchCriteria{UID: all}, nil).Wait()
 		if err = r.failed("UID SEARCH", err); err == nil {
 			return atLeast(from, data.AllUIDs()), nil
+		}
+		if again, perr := r.slower(err); perr != nil {
+			return nil, perr
+		} else if again {
+			try--
+			continue
 		}
 		if last = err; fatal(err) {
 			break

@@ -28,6 +28,10 @@ type Reader struct {
 	w      *wire
 	stop   func() bool
 
+	// Pauser waits when the server wants it slower; nil: its answer is an error
+	// like any other.
+	Pauser Pauser
+
 	folder   Folder
 	selected Selected
 	buf      []byte // for copying literals
@@ -152,8 +156,14 @@ func (r *Reader) Again() (Selected, error) {
 func (r *Reader) reselect() (Selected, error) {
 	var sel Selected
 	var err error
-	for range 3 { // a kept connection may have died of old age
+	for try := 0; try < 3; try++ { // a kept connection may have died of old age
 		sel, err = r.examine()
+		if again, perr := r.slower(err); perr != nil {
+			return sel, fmt.Errorf("folder %q: %w", r.folder.Name, perr)
+		} else if again {
+			try--
+			continue
+		}
 		var f *fault
 		if errors.As(err, &f) && f.parse {
 			// An odd keyword in FLAGS, say: our own engine reads over it.
@@ -217,6 +227,18 @@ func (r *Reader) examineRaw() (Selected, error) {
 	}
 	r.adopt(s)
 	return sel, nil
+}
+
+// slower waits when err says that the server wants less to be asked of it, and
+// tells whether to ask again.
+func (r *Reader) slower(err error) (again bool, _ error) {
+	if _, ok := Throttled(err); !ok || r.Pauser == nil {
+		return false, nil
+	}
+	if err := r.Pauser.Pause(r.ctx, err); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 // ensure connects and opens the folder when there is no connection.

@@ -1,0 +1,232 @@
+package backfill
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"crossfade/backfill/imapconn"
+)
+
+const (
+	// defaultConnections keeps a mailbox below the ten connections for one user
+	// that servers allow by default: a lane has up to four.
+	defaultConnections = 3
+	growEvery          = time.Second
+	// growth is what the last lane must have brought for one more to be opened.
+	growth = 1.1
+)
+
+// lane is a set of connections to both sides that works on one folder at a
+// time. Folders are what is shared out: two connections that append to one
+// mailbox wait for each other on its lock.
+type lane struct {
+	srcSession *imapconn.Session
+	src        *imapconn.Reader
+	dst        *imapconn.Session
+	dstReader  *imapconn.Reader
+	// refusals in a row: too many mean that the destination takes nothing.
+	refusedInRow int
+}
+
+func (l *lane) close() {
+	for _, r := range []*imapconn.Reader{l.src, l.dstReader} {
+		if r != nil {
+			r.Close()
+		}
+	}
+	for _, s := range []*imapconn.Session{l.srcSession, l.dst} {
+		if s != nil {
+			s.Close()
+		}
+	}
+}
+
+// openLane connects to the destination; the source is connected to when the
+// first folder is read.
+func (p *pass) openLane() (*lane, error) {
+	dst, err := p.c.Dialer.Open(p.ctx, p.job.Dest)
+	if err != nil {
+		return nil, err
+	}
+	return &lane{dst: dst, src: p.reader(p.job.Source, nil), dstReader: p.reader(p.job.Dest, nil)}, nil
+}
+
+// reader makes a reader that waits when its server wants it slower.
+func (p *pass) reader(acct imapconn.Account, s *imapconn.Session) *imapconn.Reader {
+	r := imapconn.NewReader(p.ctx, &p.c.Dialer, acct, s)
+	r.Pauser = &p.throttle
+	return r
+}
+
+// errStopped ends the work of a lane after another lane's failed.
+var errStopped = errors.New("another folder failed")
+
+// crew shares the folders of a pass out over its lanes.
+type crew struct {
+	p  *pass
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	runs   []*folderRun
+	left   int // messages in folders that nobody has taken
+	failed error
+	fatal  error
+	full   bool // no more lanes: the server does not want them, or they bring nothing
+	lanes  int
+	over   chan struct{} // closed when the first lane is through
+}
+
+// work goes through the folders, the largest first, with one lane, and with more
+// when there is enough to do.
+func (p *pass) work(runs []*folderRun, failed error) error {
+	w := &crew{p: p, runs: runs, failed: failed, lanes: 1, over: make(chan struct{})}
+	for _, f := range runs {
+		w.left += f.expected()
+	}
+	slices.SortStableFunc(w.runs, func(a, b *folderRun) int { return cmp.Compare(b.expected(), a.expected()) })
+	w.hire()
+	w.wg.Go(w.govern)
+	w.lane(p.lane)
+	close(w.over)
+	w.wg.Wait()
+	return errors.Join(w.failed, w.fatal)
+}
+
+// lane works until nothing is left.
+func (w *crew) lane(l *lane) {
+	for f := w.take(); f != nil; f = w.take() {
+		f.lane = l
+		w.p.tally(func(_ *Report, g *Progress) { g.Folder = f.src.Name })
+		w.p.show(false)
+		w.done(f, f.sync())
+		w.p.tally(func(_ *Report, g *Progress) { g.FoldersDone++ })
+		w.p.crash("between-folders")
+	}
+}
+
+func (w *crew) take() *folderRun {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fatal != nil || len(w.runs) == 0 {
+		return nil
+	}
+	f := w.runs[0]
+	w.runs = w.runs[1:]
+	w.left -= f.expected()
+	return f
+}
+
+// done notes how a folder ended. One that fails by itself does not keep the
+// others from being copied; a connection that fails does.
+func (w *crew) done(f *folderRun, err error) {
+	if err == nil || errors.Is(err, errStopped) {
+		return
+	}
+	err = folderError(f, err)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if skippable(err) {
+		w.failed = errors.Join(w.failed, err)
+		return
+	}
+	w.fatal = errors.Join(w.fatal, err)
+	w.p.halted.Store(true)
+}
+
+// hire opens one more lane when it is wanted, and tells whether it did. A lane
+// that cannot be opened is no error: the others do its work.
+func (w *crew) hire() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	most := w.p.c.Connections
+	if most <= 0 {
+		most = defaultConnections
+	}
+	if w.full || w.fatal != nil || w.lanes >= most || len(w.runs) <= 1 || w.left < 2*w.p.c.batchMessages() || w.p.throttle.times() > 0 {
+		return false
+	}
+	w.lanes++
+	w.wg.Go(func() {
+		l, err := w.p.openLane()
+		if err != nil {
+			w.p.log.Info("no further connection: the pass goes on with those it has", "user", w.p.job.User, "error", err)
+			w.mu.Lock()
+			w.full = true
+			w.mu.Unlock()
+			return
+		}
+		defer l.close()
+		w.lane(l)
+	})
+	return true
+}
+
+// govern adds lanes for as long as each brings more messages or octets in a
+// second than the ones before it did.
+func (w *crew) govern() {
+	tick := time.NewTicker(growEvery)
+	defer tick.Stop()
+	var last Progress
+	var best, bestBytes float64
+	for {
+		select {
+		case <-w.over:
+			return
+		case <-tick.C:
+		}
+		var now Progress
+		w.p.tally(func(_ *Report, g *Progress) { now = *g })
+		rate, bytes := float64(now.MessagesDone-last.MessagesDone), float64(now.BytesDone-last.BytesDone)
+		last = now
+		if rate < best*growth && bytes < bestBytes*growth || rate == 0 {
+			continue
+		}
+		if w.hire() {
+			best, bestBytes = max(best, rate), max(bestBytes, bytes)
+		}
+	}
+}
+
+// budget bounds the octets of messages that are in memory at one time.
+type budget struct {
+	mu    sync.Mutex
+	free  int64
+	whole int64
+	freed chan struct{} // closed and made anew with each release
+}
+
+func newBudget(n int64) *budget { return &budget{free: n, whole: n, freed: make(chan struct{})} }
+
+// take waits for n octets, or for as many as there are at all, and gives how
+// many it took. Who holds some never waits for more, but for a batch that is
+// read while the one before it is appended: that one needs nothing to end.
+func (b *budget) take(ctx context.Context, n int64) (int64, error) {
+	n = min(n, b.whole)
+	for {
+		b.mu.Lock()
+		if b.free >= n {
+			b.free -= n
+			b.mu.Unlock()
+			return n, nil
+		}
+		freed := b.freed
+		b.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+func (b *budget) give(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free += n
+	close(b.freed)
+	b.freed = make(chan struct{})
+}
