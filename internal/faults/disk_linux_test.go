@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // drive is a disk with a volatile cache: what was written is kept for certain
@@ -19,8 +20,9 @@ import (
 // was flushed and any part of the rest. The kernel sees it as one file of a
 // FUSE file system, with a loop device and an ext4 on it.
 type drive struct {
+	t    testing.TB
 	fuse string // where the file system with the one file is mounted
-	file *os.File
+	fd   int
 
 	mu      sync.Mutex
 	now     []byte // as the kernel reads it
@@ -43,9 +45,10 @@ func plugIn(t testing.TB, held []byte, dir string) *drive {
 	if err != nil {
 		missing(t, "/dev/fuse: %v", err)
 	}
-	d := &drive{fuse: t.TempDir(), file: os.NewFile(uintptr(fd), "/dev/fuse"), now: held, durable: bytes.Clone(held), served: make(chan struct{})}
+	d := &drive{t: t, fuse: t.TempDir(), fd: fd, now: held, durable: bytes.Clone(held), served: make(chan struct{})}
 	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)
 	if err := syscall.Mount("faults", d.fuse, "fuse", syscall.MS_NOSUID|syscall.MS_NODEV, opts); err != nil {
+		syscall.Close(fd)
 		missing(t, "mount a FUSE file system: %v", err)
 	}
 	go d.serve()
@@ -99,7 +102,11 @@ func (d *drive) pull(dir string) {
 	d.mu.Unlock()
 	_ = syscall.Unmount(dir, syscall.MNT_DETACH)
 	_ = syscall.Unmount(d.fuse, syscall.MNT_DETACH)
-	_ = d.file.Close()
+	select {
+	case <-d.served:
+	case <-time.After(10 * time.Second):
+		d.t.Logf("a drive is still in use: %s", d.fuse)
+	}
 }
 
 // The requests of FUSE that matter here (linux/fuse.h).
@@ -124,9 +131,10 @@ const (
 
 func (d *drive) serve() {
 	defer close(d.served)
+	defer syscall.Close(d.fd)
 	buf := make([]byte, 1<<20+4096)
 	for {
-		n, err := syscall.Read(int(d.file.Fd()), buf)
+		n, err := syscall.Read(d.fd, buf)
 		if errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EAGAIN) {
 			continue
 		}
@@ -142,7 +150,7 @@ func (d *drive) serve() {
 		binary.LittleEndian.PutUint32(head, uint32(16+len(out)))
 		binary.LittleEndian.PutUint32(head[4:], uint32(-int32(code)))
 		copy(head[8:], unique)
-		_, _ = syscall.Write(int(d.file.Fd()), append(head, out...))
+		_, _ = syscall.Write(d.fd, append(head, out...))
 	}
 }
 

@@ -412,7 +412,7 @@ func (r *rig) audit(when string) {
 		if derr != nil {
 			r.t.Fatal(derr)
 		}
-		a, aerr := redis.Audit(ctx, server, r.place.URL, redis.Options{Node: "audit"}, false)
+		a, aerr := redis.Audit(ctx, server, false)
 		err, found, detail = aerr, a.Problems, a.Findings
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -66,6 +67,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil { // most wait most of the time
+		fmt.Fprintln(os.Stderr, err)
 	}
 	code := m.Run()
 	cleanup()
