@@ -23,10 +23,11 @@ var allowed = map[string][]string{
 	"relay/smtpclient": {"mail"},
 	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
-	"backfill/imapconn": {"mail"},
-	"backfill":          {"mail", "backfill/imapconn"},
-	"cutover":           {"mail", "router", "queue", "backfill"},
-	"admin":             {"mail", "router", "queue", "backfill", "cutover"},
+	"backfill/imapconn/token": {},
+	"backfill/imapconn":       {"mail", "backfill/imapconn/token"},
+	"backfill":                {"mail", "backfill/imapconn"},
+	"cutover":                 {"mail", "router", "queue", "backfill"},
+	"admin":                   {"mail", "router", "queue", "backfill", "cutover"},
 
 	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},
 	"store/redis":     {"mail", "router", "queue", "backfill", "store/transfer"},
@@ -34,7 +35,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/imapconn", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
+		"backfill/imapconn", "backfill/imapconn/token", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
