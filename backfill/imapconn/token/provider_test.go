@@ -59,7 +59,7 @@ func TestGoogleKeyFiles(t *testing.T) {
 		good(""):                                          "not a URL",
 		good("https://u:hunter2@oauth.example/token"):     "no user, password",
 		`{"type":"service_account","client_email":"a@b","private_key":"hunter2","token_uri":"https://oauth.example"}`:                   "no private key in PEM",
-		strings.Replace(good("https://oauth.example"), key[60:90], "hunter2", 1):                                                        "PRIVATE KEY",
+		strings.Replace(good("https://oauth.example"), key[60:90], "hunter2", 1):                                                        "no private key in PEM",
 		`{"type":"service_account","client_email":"a@b","private_key":["hunter2"],"token_uri":"https://oauth.example"}`:                 "not the JSON file",
 		`{"type":"service_account","client_email":"a@b","token_uri":"https://x","private_key":"` + strings.Repeat("x", maxToken) + `"}`: "too large",
 	} {
