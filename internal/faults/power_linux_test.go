@@ -59,6 +59,73 @@ func powerDisk(t *testing.T, cuts int, variant string) (*verdict, int) {
 	return r.finish(40 * time.Second), cuts
 }
 
+// TestFaultsDiskErrors: the disk under the embedded store answers every access
+// with EIO, and the process lives on. What it acknowledges from then on counts.
+func TestFaultsDiskErrors(t *testing.T) {
+	t.Parallel()
+	needRoot(t, "mounting a drive")
+	runs := times(2, 60)
+	dir := filepath.Join(t.TempDir(), "mnt")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	held := formatted(t, 96)
+	r := newRig(t, place{Dir: filepath.Join(dir, "data"), Lease: 2 * time.Second}, busyLoad)
+	for range runs {
+		d := plugIn(t, held, dir)
+		n := r.start(0)
+		r.await(n)
+		rest(t.Context(), time.Duration(200+rand.IntN(300))*time.Millisecond)
+		began := time.Now()
+		held = d.cut()
+		within(t, 20*time.Second, "puts are refused", func() bool { return r.acc.count(evRefused) > 0 })
+		rest(t.Context(), 300*time.Millisecond)
+		r.acc.fault(n.life, "EIO", began)
+		r.kill(0)
+		d.pull(dir)
+	}
+	d := plugIn(t, held, dir)
+	defer d.pull(dir)
+	result(t, "EIO from the disk, the process lives on", "disk", runs, r.finish(40*time.Second))
+}
+
+// TestFaultsDiskFull: the disk under the embedded store fills up with what is
+// not ours, and is emptied again. Mail is refused meanwhile, what is queued is
+// delivered, and mail is taken again without a restart.
+func TestFaultsDiskFull(t *testing.T) {
+	t.Parallel()
+	dir, _ := mount(t, 128)
+	l := busyLoad
+	l.Big = 10
+	r := newRig(t, place{Dir: filepath.Join(dir, "data"), Lease: 15 * time.Second}, l)
+	r.await(r.start(0))
+	runs := times(2, 30)
+	for range runs {
+		acked := r.acc.count(evAck)
+		within(t, 30*time.Second, "mail is taken", func() bool { return r.acc.count(evAck) > acked+50 })
+		f, err := os.Create(filepath.Join(dir, "ballast"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = f.Write(make([]byte, 64<<10))
+		}
+		f.Close()
+		full := r.acc.count(evFull)
+		within(t, 30*time.Second, "puts are refused as full", func() bool { return r.acc.count(evFull) > full+20 })
+		settled := r.acc.count(evSettled)
+		rest(t.Context(), 300*time.Millisecond)
+		if err := os.Remove(f.Name()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d recipients were delivered on the full disk", r.acc.count(evSettled)-settled)
+	}
+	acked := r.acc.count(evAck)
+	within(t, 30*time.Second, "mail is taken again", func() bool { return r.acc.count(evAck) > acked+50 })
+	r.stopAll()
+	result(t, "disk full, and emptied again", "disk", runs, r.finish(40*time.Second))
+}
+
 // TestFaultsPowerRedis: the power of Redis' host fails. The nodes' goes on.
 func TestFaultsPowerRedis(t *testing.T) {
 	t.Parallel()
