@@ -330,6 +330,9 @@ func (l *load) Written() transfer.Source { return &dump{s: l.s, name: l.name} }
 // Commit implements [transfer.Sink]. The script also waits, with the barrier of
 // the store, until replicas have all that was written before.
 func (l *load) Commit(ctx context.Context) error {
+	if err := l.s.unused(ctx); err != nil { // a node that ran before the database was emptied
+		return err
+	}
 	_, err := l.s.link.write(ctx, scLoaded, l.mark)
 	l.done = err == nil
 	return err

@@ -42,6 +42,16 @@ func TestInUse(t *testing.T) {
 			if err := src.Close(); err != nil {
 				t.Fatal(err)
 			}
+			if p.name != "redis" {
+				return
+			}
+			sink, err := p.sink(ctx) // a node that came and left did no harm
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := sink.Discard(); err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 }
