@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -31,11 +32,7 @@ func (f *folderRun) append(msgs []*incoming) error {
 	if f.lane.dst.Has("MULTIAPPEND") {
 		err = f.appendAll(msgs)
 	} else {
-		for _, m := range msgs {
-			if err = f.appendAll([]*incoming{m}); err != nil {
-				break
-			}
-		}
+		err = f.appendEach(msgs)
 	}
 	if err == nil {
 		err = f.identify(j)
@@ -88,13 +85,71 @@ func (f *folderRun) refuse(m *incoming, text string) {
 // all, whatever it says of the single message.
 const refusedTooOften = 10
 
+// appendEach appends messages with a command for each, for servers without
+// MULTIAPPEND. Those that are refused are offered once more, alone.
+func (f *folderRun) appendEach(msgs []*incoming) error {
+	var refused []*incoming
+	for len(msgs) > 0 {
+		out, octets := outgoing(msgs)
+		if err := f.p.takeDest(f.p.ctx, len(out), octets); err != nil {
+			return err
+		}
+		results, err := f.lane.dst.AppendEach(f.wire, out)
+		if err != nil {
+			return fmt.Errorf("append: %w", err)
+		}
+		f.p.crash("after-append")
+		var slower error
+		var again []*incoming
+		var failed error
+		for i, r := range results {
+			m := msgs[i : i+1]
+			_, throttled := imapconn.Throttled(r.Err)
+			var e *imapconn.Error
+			switch {
+			case r.Err == nil:
+				failed = errors.Join(failed, f.appended(m, r.Appended))
+			case throttled:
+				slower, again = r.Err, append(again, m...)
+			case errors.As(r.Err, &e) && !temporary(e) && e.Code != "TRYCREATE":
+				refused = append(refused, m...)
+			default:
+				failed = cmp.Or(failed, fmt.Errorf("append: %w (nothing is lost: start the pass again when this is mended)", r.Err))
+			}
+		}
+		if failed != nil {
+			return failed
+		}
+		if len(again) < len(msgs) {
+			f.p.throttle.eased()
+		}
+		if slower != nil {
+			if err := f.p.throttle.Pause(f.p.ctx, slower); err != nil {
+				return fmt.Errorf("append: %w", err)
+			}
+		}
+		msgs = again
+	}
+	for _, m := range refused {
+		if err := f.appendAll([]*incoming{m}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func outgoing(msgs []*incoming) (out []imapconn.Outgoing, octets int64) {
+	for _, m := range msgs {
+		out = append(out, imapconn.Outgoing{Flags: m.keep, Date: m.meta.Date, Size: m.body.size, Body: m.body})
+		octets += m.body.size
+	}
+	return out, octets
+}
+
 // appendAll appends messages in one command. When the server refuses them, they
 // are halved until the culprit is alone.
 func (f *folderRun) appendAll(msgs []*incoming) error {
-	out := make([]imapconn.Outgoing, 0, len(msgs))
-	for _, m := range msgs {
-		out = append(out, imapconn.Outgoing{Flags: m.keep, Date: m.meta.Date, Size: m.body.size, Body: m.body})
-	}
+	out, _ := outgoing(msgs)
 	done, err := f.offer(out)
 	var e *imapconn.Error
 	switch {
@@ -158,6 +213,9 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 	if len(system) == len(m.keep) {
 		tries = tries[1:]
 	}
+	if m.id.NUL && f.lane.dst.Has("BINARY") {
+		tries = slices.Insert(tries, 0, imapconn.Outgoing{Flags: m.keep, Date: m.meta.Date, Size: m.body.size, Body: m.body, Binary: true})
+	}
 	for _, out := range tries {
 		done, err := f.offer([]imapconn.Outgoing{out})
 		var e *imapconn.Error
@@ -168,12 +226,15 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 			return false, fmt.Errorf("append: %w", err)
 		}
 		f.p.crash("after-append")
+		f.lane.refusedInRow = 0
+		if out.Binary {
+			return true, f.appended([]*incoming{m}, done)
+		}
 		class, what := ClassFlag, "keywords"
 		if out.Date.IsZero() {
 			class, what = ClassDate, "keywords and date"
 		}
 		f.p.problem(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: class, Text: "it was taken only without its " + what + ": " + cause.Error()})
-		f.lane.refusedInRow = 0
 		return true, f.appended([]*incoming{m}, done)
 	}
 	return false, nil

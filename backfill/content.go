@@ -52,6 +52,7 @@ type identity struct {
 	// Fragile tells that the message has what servers are known to alter: a
 	// NUL, or a CR that is not followed by LF.
 	Fragile bool
+	NUL     bool // it has a NUL, which an IMAP literal must not have (RFC 3501, 9)
 }
 
 const (
@@ -93,6 +94,7 @@ func (h *hasher) reset() {
 // octet of every message, and two servers want the processor meanwhile.
 func (h *hasher) Write(p []byte) (int, error) {
 	clean := bytes.IndexByte(p, 0) < 0
+	h.id.NUL = h.id.NUL || !clean
 	start := 0 // of what is not in exact yet
 	for at := 0; at < len(p); {
 		end, ended := len(p), false

@@ -29,7 +29,7 @@ func slowIdentity(p []byte) identity {
 			id.CRs++
 			continue
 		case 0:
-			id.Fragile = true
+			id.Fragile, id.NUL = true, true
 			c = 0x80
 		}
 		for ; newlines > 0; newlines-- {

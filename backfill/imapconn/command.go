@@ -21,6 +21,7 @@ type piece struct {
 	literal bool
 	body    io.Reader // of a message; nil: text
 	size    int64
+	binary  bool // a literal8
 	wait    bool // not a literal, but sent only after "+" (SASL)
 }
 
@@ -149,15 +150,24 @@ func (s *Session) send(c *command, onData func(*response)) (tag string, early *r
 	return tag, nil, s.bw.Flush()
 }
 
+// nonSync tells whether a literal may be sent without waiting for "+".
+func (s *Session) nonSync(size int64) bool {
+	return s.caps["LITERAL+"] || s.caps["LITERAL-"] && size <= 4096
+}
+
 // sendLiteral announces a literal and sends it, waiting for "+" where the
 // server has neither LITERAL+ nor, for 4096 octets at most, LITERAL- (RFC 7888).
 func (s *Session) sendLiteral(tag string, p piece, onData func(*response)) (*response, error) {
-	sync := !s.caps["LITERAL+"] && (!s.caps["LITERAL-"] || p.size > 4096)
+	sync := !s.nonSync(p.size)
 	plus := "+"
 	if sync {
 		plus = ""
 	}
-	if _, err := fmt.Fprintf(s.bw, "{%d%s}\r\n", p.size, plus); err != nil {
+	tilde := ""
+	if p.binary {
+		tilde = "~"
+	}
+	if _, err := fmt.Fprintf(s.bw, "%s{%d%s}\r\n", tilde, p.size, plus); err != nil {
 		return nil, err
 	}
 	if sync {
