@@ -22,8 +22,10 @@ func (s *Server) StartReplicas(n int, args ...string) []*Server {
 	for range n {
 		out = append(out, Start(s.t, args...))
 	}
-	for _, r := range out {
-		if err := poll(startTime, func() (bool, error) { return r.Info("master_link_status") == "up", nil }); err != nil {
+	for i, r := range out {
+		if err := poll(startTime, func() (bool, error) {
+			return r.Info("master_link_status") == "up" && strings.Contains(s.Info(fmt.Sprintf("slave%d", i)), "state=online"), nil
+		}); err != nil {
 			s.t.Fatalf("replica %s: link to its master: %v\n%s", r.Addr, err, r.Log(10))
 		}
 	}

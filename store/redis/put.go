@@ -98,7 +98,7 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 		return fmt.Errorf("%w: the bodies in the queue may take %d octets in all", queue.ErrFull, s.opts.MaxBytes)
 	}
 	s.resolve.add(e.ID, len(e.Recipients), b)
-	return fmt.Errorf("redis: put: it is not known within a minute whether the message was stored (%v)", said)
+	return fmt.Errorf("redis: put: it is not known within a minute whether the message was stored, or it was taken back after an error (%v)", said)
 }
 
 // refersTo tells whether the message that is there has just this body: then a

@@ -2,11 +2,12 @@
 -- each recipient -> OK | DUP | STALE | FULL, now, the lanes that were filled
 --
 -- t0 is Redis time in ms of the first try, 0: this is the first. A repeated
--- put is recognised for as long as finished ids are kept.
+-- put is recognised for as long as finished ids are kept. STALE too when it was
+-- taken back meanwhile.
 ME = ARGV[1]
 for lane in string.gmatch(ARGV[2], '%d') do rung[tonumber(lane)] = true end
 local id, t0, limit, size = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
-if t0 > 0 and NOW - t0 > 60000 then return { 'STALE', NOW } end
+if t0 > 0 and NOW - t0 > 60000 or call('ZSCORE', P .. 'T', '!' .. id) then return { 'STALE', NOW } end
 if limit > 0 and tonumber(call('HGET', P .. 's', 'bytes') or 0) + size > limit then
   if call('EXISTS', P .. 'm:' .. id) == 0 then return { 'FULL', NOW } end
 end
