@@ -28,12 +28,7 @@ func (f *folderRun) append(msgs []*incoming) error {
 		return err
 	}
 	f.p.crash("after-journal")
-	var err error
-	if f.lane.dst.Has("MULTIAPPEND") {
-		err = f.appendAll(msgs)
-	} else {
-		err = f.appendEach(msgs)
-	}
+	err := f.bring(j, msgs)
 	if err == nil {
 		err = f.identify(j)
 	}
@@ -267,8 +262,8 @@ func temporary(e *imapconn.Error) bool {
 		"internal error", "timeout", "timed out", "busy", "too many"}, func(w string) bool { return strings.Contains(text, w) })
 }
 
-// appended notes what the server took.
-func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
+// taken counts what the destination has.
+func (f *folderRun) taken(msgs []*incoming) {
 	f.p.tally(func(r *Report, g *Progress) {
 		for _, m := range msgs {
 			r.Copied++
@@ -284,6 +279,11 @@ func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
 			f.agreed[m.meta.UID] = flagSet(m.meta.Flags)
 		}
 	}
+}
+
+// appended notes what the server took.
+func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
+	f.taken(msgs)
 	if done.UIDs == nil {
 		return nil // identify finds them
 	}

@@ -18,6 +18,8 @@ type incoming struct {
 	body *body
 	keep []string // flags that the destination keeps
 	done bool     // paired or refused
+	// drops counts how often the connection ended when it was offered alone.
+	drops int
 }
 
 // fetcher takes messages off a reader: their identity, and their bodies when

@@ -21,6 +21,7 @@ type folderRun struct {
 	cand    *candidates
 	told    map[string]bool // keywords that have a problem already
 	failed  bool            // something could not be read: look again
+	drops   int             // connections that ended in a row without a message being taken
 	// unsaved tells that the record is newer than the ledger. That may last until
 	// the next batch's journal is written: until then the one before it says where
 	// to look for what was appended.

@@ -16,25 +16,32 @@ func (f *folderRun) recover() error {
 	if j == nil {
 		return nil
 	}
-	var found int
-	for settled := false; ; {
-		if err := f.resolve(j, &found); err != nil {
-			return fmt.Errorf("destination: look for what the last pass appended: %w", err)
-		}
-		if settled || !slices.ContainsFunc(j.Entries, f.unpaired) {
-			break
-		}
-		// The server may have the whole command and still be writing.
-		var err error
-		if settled, err = f.settle(j); err != nil {
-			return err
-		}
+	found, err := f.find(j)
+	if err != nil {
+		return fmt.Errorf("destination: look for what the last pass appended: %w", err)
 	}
 	f.p.tally(func(r *Report, _ *Progress) { r.Adopted += found })
 	f.rec.Pending = nil
 	f.p.crash("after-recover")
 	f.p.log.Info("batch recovered", "user", f.p.job.User, "folder", f.src.Name, "entries", len(j.Entries), "found", found)
 	return f.save()
+}
+
+// find looks for the messages of a journal until all are found, or the server
+// cannot be writing them any more.
+func (f *folderRun) find(j *journal) (found int, err error) {
+	for settled := false; ; {
+		if err := f.resolve(j, &found); err != nil {
+			return found, err
+		}
+		if settled || !slices.ContainsFunc(j.Entries, f.unpaired) {
+			return found, nil
+		}
+		// The server may have the whole command and still be writing.
+		if settled, err = f.settle(j); err != nil {
+			return found, err
+		}
+	}
 }
 
 const (

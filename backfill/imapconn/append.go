@@ -50,6 +50,10 @@ func (s *Session) Append(wire string, msgs []Outgoing) (Appended, error) {
 	return s.appendUID(answer, len(msgs)), nil
 }
 
+// Alive tells whether the session has a connection: an error that leaves it one
+// was an answer of the server.
+func (s *Session) Alive() bool { return s.broken == nil }
+
 // Result is what became of one message of [Session.AppendEach].
 type Result struct {
 	Appended

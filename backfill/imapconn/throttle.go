@@ -38,12 +38,16 @@ func Throttled(err error) (wait time.Duration, ok bool) {
 	}
 	text := err.Error()
 	var e *Error
-	if errors.As(err, &e) {
+	var login *LoginError
+	if errors.As(err, &login) {
+		e, ok = &login.Answer, login.Busy()
+	}
+	if e != nil || errors.As(err, &e) {
 		text = e.Text
 		if e.Code == "OVERQUOTA" || e.Code == "TOOBIG" {
 			return 0, false
 		}
-		ok = e.Code == "THROTTLED"
+		ok = ok || e.Code == "THROTTLED"
 	} else if !strings.Contains(text, "goodbye") {
 		return 0, false
 	}
