@@ -85,13 +85,14 @@ func formatted(t testing.TB, megabytes int) []byte {
 func (d *drive) cut() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.dead = true
+	d.dead, d.now = true, nil
 	keep := rand.IntN(3) // nothing of what was not flushed, all of it, or anything
 	for _, s := range d.pending {
 		if keep == 1 || keep == 2 && rand.IntN(2) == 0 {
 			copy(d.durable[s.off:], s.data)
 		}
 	}
+	d.pending = nil
 	return d.durable
 }
 
@@ -99,6 +100,7 @@ func (d *drive) cut() []byte {
 func (d *drive) pull(dir string) {
 	d.mu.Lock()
 	d.dead = true
+	d.now, d.durable, d.pending = nil, nil, nil // many are made in one test
 	d.mu.Unlock()
 	_ = syscall.Unmount(dir, syscall.MNT_DETACH)
 	_ = syscall.Unmount(d.fuse, syscall.MNT_DETACH)

@@ -437,6 +437,15 @@ func (r *rig) finish(limit time.Duration) *verdict {
 	r.inProcess("drain", l, func(ctx context.Context, s storetest.Store) {
 		left = r.drain(ctx, s, limit)
 	})
+	if len(left) > 0 { // some may have been delivered since
+		l.Workers = 0
+		r.inProcess("left", l, func(ctx context.Context, s storetest.Store) {
+			var err error
+			if left, err = storetest.Left(ctx, s); err != nil {
+				r.t.Errorf("listing what is left: %v", err)
+			}
+		})
+	}
 	v, err := r.acc.judge(left, r.place.Lease)
 	if err != nil {
 		r.t.Fatal(err)

@@ -30,7 +30,7 @@ func (a *account) forget(life string, after time.Time) {
 func TestFaultsPowerDisk(t *testing.T) {
 	t.Parallel()
 	needRoot(t, "mounting a drive")
-	v, cuts := powerDisk(t, times(4, 120), "")
+	v, cuts := powerDisk(t, times(4, 60), "")
 	result(t, "power failure, the disk drops what was not flushed", "disk", cuts, v)
 }
 
@@ -41,7 +41,7 @@ func powerDisk(t *testing.T, cuts int, variant string) (*verdict, int) {
 	}
 	held := formatted(t, 96)
 	r := newRig(t, place{Dir: filepath.Join(dir, "data"), Lease: 2 * time.Second}, busyLoad)
-	r.variant = variant
+	r.variant, r.load.Workers, r.load.Big = variant, 3, 100
 	for range cuts {
 		d := plugIn(t, held, dir)
 		n := r.start(0)
@@ -64,7 +64,7 @@ func powerDisk(t *testing.T, cuts int, variant string) (*verdict, int) {
 func TestFaultsDiskErrors(t *testing.T) {
 	t.Parallel()
 	needRoot(t, "mounting a drive")
-	runs := times(2, 60)
+	runs := times(2, 30)
 	dir := filepath.Join(t.TempDir(), "mnt")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func TestFaultsDiskFull(t *testing.T) {
 func TestFaultsPowerRedis(t *testing.T) {
 	t.Parallel()
 	needRoot(t, "mounting a drive")
-	v, cuts := powerRedis(t, times(3, 100), "always")
+	v, cuts := powerRedis(t, times(3, 40), "always")
 	result(t, "power failure of Redis' host, appendfsync always", "redis", cuts, v)
 }
 
@@ -140,8 +140,8 @@ func powerRedis(t *testing.T, cuts int, fsync string) (*verdict, int) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d := plugIn(t, formatted(t, 96), dir)
-	srv := redistest.Start(t, "--dir", dir, "--auto-aof-rewrite-percentage", "0")
+	d := plugIn(t, formatted(t, 64), dir)
+	srv := redistest.Start(t, "--dir", dir, "--auto-aof-rewrite-min-size", "8mb")
 	t.Cleanup(srv.Kill)
 	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second, Service: fsync != "always"}, busyLoad)
 	r.load.Flip, r.load.Big = [2]int{0, 2}, 100
