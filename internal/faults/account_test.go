@@ -232,8 +232,16 @@ func (a *account) explain(c *storetest.Checker, v *verdict, lease time.Duration)
 // record that only came late explains a second dot when the lease could run
 // out meanwhile.
 func (a *account) why(d *delivery, lease time.Duration) string {
+	if why := a.whyOf(d, d.who, lease); why != "" {
+		return why
+	}
+	return a.whyOf(d, "", lease)
+}
+
+// whyOf looks among the faults that hit one node, or everybody.
+func (a *account) whyOf(d *delivery, who string, lease time.Duration) string {
 	for _, f := range a.faults {
-		if f.who != "" && f.who != d.who || f.to.Before(d.allow) || !d.settle.IsZero() && f.from.After(d.settle) {
+		if f.who != who || f.to.Before(d.allow) || !d.settle.IsZero() && f.from.After(d.settle) {
 			continue
 		}
 		if d.settle.IsZero() || d.settle.Sub(d.allow) > lease*9/10 {

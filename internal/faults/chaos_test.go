@@ -25,7 +25,7 @@ func TestFaultsAtOnce(t *testing.T) {
 		f()
 		r.acc.fault("", what, began)
 	}
-	runs := times(25, 1000)
+	runs := times(25, 300)
 	done := map[string]int{}
 	for range runs {
 		rest(t.Context(), time.Duration(rand.IntN(200))*time.Millisecond)

@@ -30,7 +30,7 @@ func TestFaultsFailover(t *testing.T) {
 		r := newRig(t, place{URL: sent.URL(), Lease: 30 * time.Second}, busyLoad)
 		r.load.Flip = [2]int{0, 2}
 		r.startAll(2)
-		runs := times(1, 15)
+		runs := times(1, 8)
 		for range runs {
 			acked := r.acc.count(evAck)
 			within(t, 40*time.Second, "mail is taken", func() bool { return r.acc.count(evAck) > acked+50 })

@@ -18,7 +18,7 @@ func TestFaultsKillNodes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, place{URL: redistest.Start(t).URL(), Lease: 2 * time.Second}, busyLoad)
 	r.load.Flip = [2]int{0, 3}
-	kills := times(25, 600)
+	kills := times(25, 300)
 	r.startAll(3)
 	for range kills {
 		rest(t.Context(), time.Duration(20+rand.IntN(180))*time.Millisecond)
@@ -37,7 +37,7 @@ func TestFaultsKillNodes(t *testing.T) {
 func TestFaultsKillDisk(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, place{Dir: t.TempDir(), Lease: 2 * time.Second}, busyLoad)
-	kills := times(25, 600)
+	kills := times(25, 300)
 	for range kills {
 		n := r.start(0)
 		r.await(n)
@@ -55,7 +55,7 @@ func TestFaultsFreeze(t *testing.T) {
 	r := newRig(t, place{URL: redistest.Start(t).URL(), Lease: lease}, busyLoad)
 	r.load.Flip = [2]int{0, 3}
 	r.startAll(3)
-	runs := times(6, 200)
+	runs := times(6, 60)
 	for range runs {
 		rest(t.Context(), time.Duration(100+rand.IntN(200))*time.Millisecond)
 		r.freeze(context.Background(), rand.IntN(3), lease+time.Duration(rand.IntN(700))*time.Millisecond)

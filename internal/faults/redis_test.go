@@ -26,7 +26,7 @@ func TestFaultsRedisKill(t *testing.T) {
 	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second}, busyLoad)
 	r.load.Flip = [2]int{0, 3}
 	r.startAll(3)
-	kills := times(8, 150)
+	kills := times(8, 100)
 	for range kills {
 		rest(t.Context(), time.Duration(150+rand.IntN(350))*time.Millisecond)
 		began := time.Now()
@@ -47,7 +47,7 @@ func TestFaultsRedisStandsStill(t *testing.T) {
 	r := newRig(t, place{URL: srv.URL(), Lease: 15 * time.Second}, busyLoad)
 	r.load.Flip = [2]int{0, 2}
 	r.startAll(2)
-	runs := times(3, 60)
+	runs := times(3, 40)
 	for range runs {
 		rest(t.Context(), time.Duration(150+rand.IntN(350))*time.Millisecond)
 		began := time.Now()
@@ -70,7 +70,7 @@ func TestFaultsCutConnections(t *testing.T) {
 	r := newRig(t, place{URL: proxy.URL(), Lease: 15 * time.Second}, busyLoad)
 	r.load.Flip = [2]int{0, 2}
 	r.startAll(2)
-	runs := times(60, 2000)
+	runs := times(60, 1000)
 	for range runs {
 		rest(t.Context(), time.Duration(5+rand.IntN(60))*time.Millisecond)
 		began := time.Now()
