@@ -208,14 +208,18 @@ func (f *folderRun) sync() error {
 // open opens the folder on both sides, and voids the pairs when the UIDs of one
 // of them mean other messages now.
 func (f *folderRun) open() error {
-	ssel, err := f.lane.src.Select(f.src)
+	var ssel imapconn.Selected
+	err := both(func() (err error) {
+		ssel, err = f.lane.src.Select(f.src)
+		return inside("source", err)
+	}, func() (err error) {
+		// The destination's folder is selected before anything is appended to it:
+		// servers are several times faster then.
+		f.dsel, err = f.lane.dst.Select(f.wire)
+		return inside("destination", err)
+	})
 	if err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	// The destination's folder is selected before anything is appended to it:
-	// servers are several times faster then.
-	if f.dsel, err = f.lane.dst.Select(f.wire); err != nil {
-		return fmt.Errorf("destination: %w", err)
+		return err
 	}
 	f.uidNext = max(f.dsel.UIDNext, 1)
 	if f.agreed, err = f.p.book.agreed(f.src.Wire); err != nil {

@@ -16,6 +16,7 @@ const (
 	// that servers allow by default: a lane has up to four.
 	defaultConnections = 3
 	growEvery          = time.Second
+	manyFolders        = 6
 	// growth is what the last lane must have brought for one more to be opened.
 	growth = 1.1
 )
@@ -146,7 +147,9 @@ func (w *crew) hire() bool {
 	if most <= 0 {
 		most = defaultConnections
 	}
-	if w.full || w.fatal != nil || w.lanes >= most || len(w.runs) <= 1 || w.left < 2*w.p.c.batchMessages() || w.p.throttle.times() > 0 {
+	// Many folders with little to do cost round trips and syncs, whatever is in them.
+	enough := w.left >= 2*w.p.c.batchMessages() || len(w.runs) >= manyFolders
+	if w.full || w.fatal != nil || w.lanes >= most || len(w.runs) <= 1 || !enough || w.p.throttle.times() > 0 {
 		return false
 	}
 	w.lanes++

@@ -91,20 +91,16 @@ func (c *Copier) start(ctx context.Context, job Job, o Options) (*pass, error) {
 }
 
 func (p *pass) connect() error {
-	var err error
-	if p.srcSession, err = p.c.Dialer.Open(p.ctx, p.job.Source); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	if p.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest); err != nil {
-		return fmt.Errorf("destination: %w", err)
-	}
-	src, err := survey(p.srcSession)
+	var src, dst side
+	err := both(func() (err error) {
+		p.srcSession, src, err = p.enter(p.job.Source)
+		return inside("source", err)
+	}, func() (err error) {
+		p.dst, dst, err = p.enter(p.job.Dest)
+		return inside("destination", err)
+	})
 	if err != nil {
-		return fmt.Errorf("source: list the folders: %w", err)
-	}
-	dst, err := survey(p.dst)
-	if err != nil {
-		return fmt.Errorf("destination: list the folders: %w", err)
+		return err
 	}
 	known := map[string]string{}
 	for _, f := range src.folders {
@@ -119,6 +115,35 @@ func (p *pass) connect() error {
 	p.dstSide = dst
 	p.pairings, p.report.Problems = mapFolders(src, dst, known)
 	p.dstReader = p.reader(p.job.Dest, nil)
+	return nil
+}
+
+// enter logs in and lists the folders.
+func (p *pass) enter(acct imapconn.Account) (*imapconn.Session, side, error) {
+	s, err := p.c.Dialer.Open(p.ctx, acct)
+	if err != nil {
+		return nil, side{}, err
+	}
+	there, err := survey(s)
+	if err != nil {
+		return s, side{}, fmt.Errorf("list the folders: %w", err)
+	}
+	return s, there, nil
+}
+
+// both runs two functions at once: a round trip to one side need not wait for
+// one to the other. With two errors the first function's comes first.
+func both(a, b func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- b() }()
+	err := a()
+	return errors.Join(err, <-done)
+}
+
+func inside(where string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", where, err)
+	}
 	return nil
 }
 
@@ -177,19 +202,23 @@ func skippable(err error) bool {
 // are missing, and gives those that need work; failed has the folders that
 // cannot be made.
 func (p *pass) look() (runs []*folderRun, failed, err error) {
-	srcStats, srcErrs, err := p.srcSession.Statuses(sourceWires(p.pairings))
-	if err != nil {
-		return nil, nil, fmt.Errorf("source: %w", err)
-	}
 	var there []string
 	for _, pr := range p.pairings {
 		if pr.exists {
 			there = append(there, pr.wire)
 		}
 	}
-	dstStats, _, err := p.dst.Statuses(there)
+	var srcStats, dstStats map[string]imapconn.Status
+	var srcErrs map[string]error
+	err = both(func() (err error) {
+		srcStats, srcErrs, err = p.srcSession.Statuses(sourceWires(p.pairings))
+		return inside("source", err)
+	}, func() (err error) {
+		dstStats, _, err = p.dst.Statuses(there)
+		return inside("destination", err)
+	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("destination: %w", err)
+		return nil, nil, err
 	}
 	p.progress.Folders = len(p.pairings)
 	p.report.Folders = len(p.pairings)
