@@ -22,7 +22,7 @@ type gate struct {
 	addr string
 	// answer sees a command with its literals and gives what goes back instead of
 	// the server's answer, without the tag; "" lets the command through, drop
-	// ends the connection.
+	// and loseAnswer end the connection.
 	answer func(cmd string) string
 	conns  atomic.Int64
 
@@ -31,7 +31,11 @@ type gate struct {
 	wg   sync.WaitGroup
 }
 
-const drop = "\x00"
+const (
+	drop = "\x00"
+	// loseAnswer lets the command through and ends the connection at once.
+	loseAnswer = "\x01"
+)
 
 func newGate(t *testing.T, server string, answer func(cmd string) string) *gate {
 	t.Helper()
@@ -97,6 +101,9 @@ func (g *gate) serve(c, s net.Conn) {
 		switch answer := g.answer(rest); {
 		case answer == drop:
 			return
+		case answer == loseAnswer:
+			_, _ = io.WriteString(s, cmd.String())
+			return
 		case answer != "":
 			if _, err := fmt.Fprintf(c, "%s %s\r\n", tag, answer); err != nil {
 				return
@@ -148,6 +155,38 @@ func TestMessageThatEndsTheConnection(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 			same(t, holds(t, src, user, false), holds(t, dst, user, false))
+		})
+	}
+}
+
+// TestAnswerLost: the server takes a batch and the connection ends before its
+// answer comes. The pass goes on by itself and appends nothing twice.
+func TestAnswerLost(t *testing.T) {
+	t.Parallel()
+	for what, caps := range appendCaps {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+			dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Capability: caps}))
+			put(t, src, user, "INBOX", append(letters(0, 20, 100), letter(3, 100), letter(3, 100))...)
+			var n atomic.Int64
+			g := newGate(t, dst.IMAPAddr, func(cmd string) string {
+				if strings.HasPrefix(cmd, "APPEND") && n.Add(1)%2 == 1 && n.Load() < 6 {
+					return loseAnswer
+				}
+				return ""
+			})
+			c := copier(t, newLedger(t))
+			c.BatchMessages, c.Settle = 8, time.Second
+			job := jobOf(src, dst)
+			job.Dest.Server.Address = g.addr
+			if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 22 || len(r.Problems) > 0 {
+				t.Errorf("%+v", r)
+			}
+			same(t, holds(t, src, user, false), holds(t, dst, user, false))
+			if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() {
+				t.Errorf("%+v", r)
+			}
 		})
 	}
 }
