@@ -260,6 +260,12 @@ func nodePosition(node ast.Node) position {
 // unknownKey says what may have been meant by a key that does not exist.
 func unknownKey(prefix, name string) string {
 	switch name {
+	case "secret", "client_secret":
+		if strings.HasSuffix(prefix, ".microsoft.") {
+			return "a secret is never written here: put it into a file and name that with secret_file (or name an environment variable with secret_env)"
+		}
+	}
+	switch name {
 	case "password", "passwd", "pass", "secret":
 		return "a password is never written here: put it into a file and name that with password_file (or name an environment variable with password_env)"
 	case "acme":

@@ -12,11 +12,13 @@ import (
 // Login says how to log in to a backend's IMAP server. Passwords are never in the configuration: they are named by
 // file or environment variable, and read each time Password or Passwords is called, so that a changed file is seen.
 type Login struct {
-	User          string  `yaml:"user" doc:"Login name of the master (as: authzid or suffix), or nothing with as: user."`
-	PasswordFile  string  `yaml:"password_file" path:"yes" doc:"File with the password; one newline at its end is dropped."`
-	PasswordEnv   string  `yaml:"password_env" doc:"Environment variable with the password, as the other way."`
-	PasswordsFile string  `yaml:"passwords_file" path:"yes" doc:"With as: user, a CSV file with the lines address,login,password; an empty login means the address."`
-	As            LoginAs `yaml:"as" doc:"How a user's mailbox is opened: authzid (SASL PLAIN with the user as authorisation identity), suffix:* (log in as user*master), user (each user's own password from passwords_file). xoauth2 is planned."`
+	User          string         `yaml:"user" doc:"Login name of the master (as: authzid or suffix), or nothing with the other ways."`
+	PasswordFile  string         `yaml:"password_file" path:"yes" doc:"File with the password; one newline at its end is dropped."`
+	PasswordEnv   string         `yaml:"password_env" doc:"Environment variable with the password, as the other way."`
+	PasswordsFile string         `yaml:"passwords_file" path:"yes" doc:"With as: user, a CSV file with the lines address,login,password; an empty login means the address."`
+	As            LoginAs        `yaml:"as" doc:"How a user's mailbox is opened: authzid (a master login, with the user as SASL authorisation identity), suffix:* (log in as user*master), user (each user's own password from passwords_file), xoauth2 or oauthbearer (an access token, see token). docs/logins.md has a recipe for each server."`
+	Mechanism     LoginMechanism `yaml:"mechanism" doc:"How a password is proved to the server: auto, plain, login or scram-sha-256. auto takes SASL PLAIN where it is offered, else the command LOGIN, and scram-sha-256 where neither can be used."`
+	Token         *TokenLogin    `yaml:"token" doc:"Where access tokens come from, with as: xoauth2 and as: oauthbearer: one of file, command, google and microsoft."`
 }
 
 // LoginMode is the kind of a [LoginAs].
@@ -24,10 +26,11 @@ type LoginMode int
 
 // The login modes.
 const (
-	LoginAuthzid LoginMode = iota // SASL PLAIN, RFC 4616: authzid is the user, authcid the master
-	LoginSuffix                   // LOGIN as user, separator, master
-	LoginUser                     // each user's own login and password
-	LoginXOAuth2                  // reserved; Validate refuses it
+	LoginAuthzid     LoginMode = iota // SASL PLAIN, RFC 4616: authzid is the user, authcid the master
+	LoginSuffix                       // LOGIN as user, separator, master
+	LoginUser                         // each user's own login and password
+	LoginXOAuth2                      // an access token, by XOAUTH2: Google, Microsoft
+	LoginOAuthBearer                  // an access token, by OAUTHBEARER, RFC 7628
 )
 
 // LoginAs says as whom mailboxes are opened. The zero value is authzid.
@@ -36,9 +39,9 @@ type LoginAs struct {
 	Separator string // between user and master with LoginSuffix, such as "*"
 }
 
-const loginAsHelp = "known are authzid, suffix:* (with the separator of your server) and user"
+const loginAsHelp = "known are authzid, suffix:* (with the separator of your server), user, xoauth2 and oauthbearer"
 
-// UnmarshalText reads authzid, suffix:SEPARATOR, user or xoauth2.
+// UnmarshalText reads authzid, suffix:SEPARATOR, user, xoauth2 or oauthbearer.
 func (a *LoginAs) UnmarshalText(text []byte) error {
 	word := string(text)
 	switch separator, isSuffix := strings.CutPrefix(word, "suffix:"); {
@@ -48,6 +51,8 @@ func (a *LoginAs) UnmarshalText(text []byte) error {
 		*a = LoginAs{Mode: LoginUser}
 	case word == "xoauth2":
 		*a = LoginAs{Mode: LoginXOAuth2}
+	case word == "oauthbearer":
+		*a = LoginAs{Mode: LoginOAuthBearer}
 	case word == "suffix", isSuffix && separator == "":
 		return badValue(0, "suffix needs its separator, such as \"suffix:*\" (the server's auth_master_user_separator)")
 	case isSuffix && (len(separator) > 4 || strings.ContainsFunc(separator, func(r rune) bool { return r <= ' ' || r > '~' })):
@@ -69,9 +74,14 @@ func (a LoginAs) String() string {
 		return "user"
 	case LoginXOAuth2:
 		return "xoauth2"
+	case LoginOAuthBearer:
+		return "oauthbearer"
 	}
 	return "authzid"
 }
+
+// Bearer reports whether logins are made with access tokens.
+func (a LoginAs) Bearer() bool { return a.Mode == LoginXOAuth2 || a.Mode == LoginOAuthBearer }
 
 // MarshalText is [LoginAs.String].
 func (a LoginAs) MarshalText() ([]byte, error) { return []byte(a.String()), nil }

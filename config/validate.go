@@ -282,14 +282,13 @@ func (k *checker) backend(key string, b *Backend) {
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func (k *checker) login(key string, l *Login) {
-	if l.PasswordEnv != "" && !envName.MatchString(l.PasswordEnv) {
-		problem := k.c.src.at(key+".password_env", "not the name of an environment variable: letters, digits and underscores (the name goes here, not the password)")
-		problem.Excerpt = "" // what stands there may be the password itself
-		k.problems = append(k.problems, problem)
+	k.envName(key+".password_env", l.PasswordEnv, "the password")
+	if l.Token != nil && !l.As.Bearer() {
+		k.fail(key+".token", "only used with as: xoauth2 and as: oauthbearer: set one of them, or remove it")
 	}
 	switch l.As.Mode {
-	case LoginXOAuth2:
-		k.fail(key+".as", "xoauth2 is not supported yet: planned; known are authzid, suffix:* and user")
+	case LoginXOAuth2, LoginOAuthBearer:
+		k.tokenLogin(key, l)
 	case LoginUser:
 		if l.PasswordsFile == "" {
 			k.fail(key+".passwords_file", "missing: as: user needs a CSV file with address,login,password")
@@ -312,6 +311,9 @@ func (k *checker) masterLogin(key string, l *Login) {
 	case l.PasswordFile == "" && l.PasswordEnv == "":
 		k.fail(key+".password_file", "missing: name a file with the password, or an environment variable with password_env")
 	}
+	if l.As.Mode == LoginAuthzid && l.Mechanism == MechanismLogin {
+		k.fail(key+".mechanism", "the command login cannot act for another: use as: suffix:*, or the mechanism plain")
+	}
 	if l.PasswordsFile != "" {
 		k.fail(key+".passwords_file", "only used with as: user: remove it")
 	}
@@ -324,8 +326,7 @@ func (k *checker) sides() {
 	if !older.SMTP.IsZero() && older.SMTP.Address == newer.SMTP.Address {
 		k.fail("backends.new.smtp", "%s is the address of backends.old.smtp too: the two sides must differ", newer.SMTP.Address)
 	}
-	sameLogin := older.IMAPLogin == newer.IMAPLogin ||
-		older.IMAPLogin != nil && newer.IMAPLogin != nil && *older.IMAPLogin == *newer.IMAPLogin
+	sameLogin := reflect.DeepEqual(older.IMAPLogin, newer.IMAPLogin)
 	if !older.IMAP.IsZero() && older.IMAP.Address == newer.IMAP.Address && sameLogin {
 		k.fail("backends.new.imap", "%s with the same login is backends.old.imap too: mailboxes would be copied onto themselves", newer.IMAP.Address)
 	}

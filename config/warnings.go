@@ -48,11 +48,15 @@ func (b *Backend) warnings(key string) []string {
 	return out
 }
 
-// Warnings lists password files that others than their owner and group can read or write, beginning with the key
+// Warnings lists files with passwords and tokens that others than their owner and group can read or write, beginning with the key
 // below imap_login. Files that are absent are left to Password and Passwords.
 func (l *Login) Warnings() []string {
 	out := appendExposed(nil, "password_file", l.PasswordFile)
-	return appendExposed(out, "passwords_file", l.PasswordsFile)
+	out = appendExposed(out, "passwords_file", l.PasswordsFile)
+	if l.Token != nil {
+		out = append(out, l.Token.warnings()...)
+	}
+	return out
 }
 
 // appendExposed adds a warning when everybody on the machine may read or write a regular file that holds a secret.

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync/atomic"
 
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
+	"crossfade/backfill/imapconn/token"
 	"crossfade/config"
 	"crossfade/router"
 )
@@ -34,9 +36,11 @@ type imapSide struct {
 	name     string
 	server   imapconn.Server
 	as       config.LoginAs
+	mech     imapconn.Mechanism
 	master   string
 	password config.Secret
 	users    config.UserLogins
+	tokens   *token.Source
 }
 
 // Job implements cutover.Mailboxes.
@@ -64,6 +68,8 @@ func (s imapSide) account(address, login string) (imapconn.Account, error) {
 	}
 	a := imapconn.Account{Server: s.server}
 	switch s.as.Mode {
+	case config.LoginXOAuth2, config.LoginOAuthBearer:
+		a.Login = imapconn.Login{User: login, Tokens: s.tokens}
 	case config.LoginSuffix:
 		a.Login = imapconn.Login{User: login + s.as.Separator + s.master, Password: s.password.Reveal()}
 	case config.LoginUser:
@@ -78,6 +84,7 @@ func (s imapSide) account(address, login string) (imapconn.Account, error) {
 	default:
 		a.Login = imapconn.Login{User: s.master, Password: s.password.Reveal(), Authz: login}
 	}
+	a.Login.Mechanism = s.mech
 	return a, nil
 }
 
@@ -104,16 +111,77 @@ func loadSide(name string, b config.Backend) (imapSide, error) {
 	if b.IMAPLogin == nil {
 		return s, fmt.Errorf("backends.%s.imap_login is missing", name)
 	}
-	s.as, s.master = b.IMAPLogin.As, b.IMAPLogin.User
-	if s.as.Mode == config.LoginUser {
+	s.as, s.master, s.mech = b.IMAPLogin.As, b.IMAPLogin.User, mechanism(b.IMAPLogin)
+	switch {
+	case s.as.Bearer():
+		s.tokens, err = tokenSource("backends."+name+".imap_login.token", b.IMAPLogin.Token)
+	case s.as.Mode == config.LoginUser:
 		s.users, err = b.IMAPLogin.Passwords()
-	} else {
+	default:
 		s.password, err = b.IMAPLogin.Password()
 	}
 	if err != nil {
 		return s, fmt.Errorf("backends.%s.imap_login: %w", name, err)
 	}
 	return s, nil
+}
+
+// mechanism is what the configuration's words mean on the wire.
+func mechanism(l *config.Login) imapconn.Mechanism {
+	switch {
+	case l.As.Mode == config.LoginXOAuth2:
+		return imapconn.MechanismXOAuth2
+	case l.As.Mode == config.LoginOAuthBearer:
+		return imapconn.MechanismOAuthBearer
+	case l.Mechanism == config.MechanismPlain:
+		return imapconn.MechanismPlain
+	case l.Mechanism == config.MechanismLogin:
+		return imapconn.MechanismLogin
+	case l.Mechanism == config.MechanismSCRAM:
+		return imapconn.MechanismSCRAM
+	}
+	return imapconn.MechanismAuto
+}
+
+// tokenSource makes the source of one side's tokens. Key files are read here,
+// so that what is wrong with them is known at once.
+func tokenSource(key string, t *config.TokenLogin) (*token.Source, error) {
+	if t == nil {
+		return nil, fmt.Errorf("%s is missing", key)
+	}
+	roots, err := t.Roots()
+	if err != nil {
+		return nil, err
+	}
+	var p token.Provider
+	switch {
+	case t.Google != nil:
+		p, err = token.NewGoogle(t.Google.KeyFile, t.Google.Scope, roots)
+	case t.Microsoft != nil:
+		p, err = microsoft(t.Microsoft, roots)
+	case t.File != "":
+		p = token.File{Path: t.File}
+	default:
+		p = token.Command{Args: t.Command}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return token.New(key, p), nil
+}
+
+func microsoft(m *config.MicrosoftToken, roots *x509.CertPool) (*token.Microsoft, error) {
+	o := token.MicrosoftOptions{
+		Tenant: m.Tenant, ClientID: m.ClientID, CertFile: m.Cert, KeyFile: m.Key,
+		Authority: m.Authority, Scope: m.Scope, Roots: roots,
+	}
+	if m.Cert == "" {
+		o.Secret = func() (string, error) {
+			secret, err := m.Secret()
+			return secret.Reveal(), err
+		}
+	}
+	return token.NewMicrosoft(o)
 }
 
 func imapMode(m config.TLSMode) imapconn.TLSMode {
