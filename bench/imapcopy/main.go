@@ -32,6 +32,7 @@ func run() error {
 	old, dest := flag.String("old", "", "host:port of the source"), flag.String("new", "", "host:port of the destination")
 	users, par := flag.String("users", "big", "names, with commas"), flag.Int("par", 1, "users at once")
 	dir, profile := flag.String("ledger", "", "directory of the store"), flag.String("cpuprofile", "", "file for a CPU profile")
+	conns := flag.Int("connections", 0, "folders of one user at once")
 	flag.Parse()
 	if *profile != "" {
 		out, err := os.Create(*profile)
@@ -49,7 +50,7 @@ func run() error {
 		return err
 	}
 	began := time.Now()
-	err = errors.Join(passes(&backfill.Copier{Ledger: s}, strings.Split(*users, ","), *par, *old, *dest), s.Close())
+	err = errors.Join(passes(&backfill.Copier{Ledger: s, Connections: *conns}, strings.Split(*users, ","), *par, *old, *dest), s.Close())
 	fmt.Printf("all took=%.3fs\n", time.Since(began).Seconds())
 	return err
 }
