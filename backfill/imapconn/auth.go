@@ -320,7 +320,7 @@ func (s *Session) respond(r *response, mech sasl.Client, secrets *secrets, step 
 		*step = nil
 		return answer, err
 	}
-	challenge, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(r.rest)))
+	challenge, err := base64.StdEncoding.DecodeString(strings.TrimSpace(r.text))
 	if err != nil {
 		return "*", errors.New("the server's challenge is not base64")
 	}
