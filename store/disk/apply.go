@@ -3,7 +3,6 @@ package disk
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"crossfade/mail"
 	"crossfade/queue"
@@ -22,7 +21,7 @@ type selection struct {
 // Apply implements [queue.Inspector].
 func (s *Store) Apply(ctx context.Context, f queue.Filter, a queue.Action) (queue.Applied, error) {
 	var sum queue.Applied
-	if err := checkAction(a); err != nil {
+	if err := a.Check(); err != nil {
 		return sum, err
 	}
 	for after := ""; ; {
@@ -51,19 +50,6 @@ func (s *Store) Apply(ctx context.Context, f queue.Filter, a queue.Action) (queu
 			return sum, nil
 		}
 	}
-}
-
-func checkAction(a queue.Action) error {
-	switch a.Verb {
-	case queue.DoRetry, queue.DoHold, queue.DoRelease, queue.DoPark, queue.DoDelete:
-		return nil
-	case queue.DoReroute:
-		if laneOf(a.Route) == laneNone {
-			return fmt.Errorf("reroute queued mail: %q is no route: use old, new or out", a.Route)
-		}
-		return nil
-	}
-	return fmt.Errorf("change queued mail: unknown action %q", a.Verb)
 }
 
 // applyOp changes the recipients that are selected.

@@ -25,7 +25,7 @@ const (
 // Put implements [queue.Enqueuer]. It does not give up waiting for the commit
 // when ctx ends: the answer comes within a sync, and it has to be known.
 func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error {
-	if err := checkEnvelope(env); err != nil {
+	if err := queue.CheckEnvelope(env); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -53,16 +53,6 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 		return err
 	}
 	env.Size = p.env.Size
-	return nil
-}
-
-func checkEnvelope(env *mail.Envelope) error {
-	switch {
-	case !env.ID.Valid():
-		return fmt.Errorf("queue a message: %q is not an id: make one with mail.NewID", env.ID)
-	case len(env.Recipients) == 0:
-		return fmt.Errorf("queue message %s: it has no recipient", env.ID)
-	}
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
-	"fmt"
 	"strings"
 	"time"
 
@@ -81,7 +80,7 @@ type rowChange struct {
 // dropped: whom a bounce tells of cannot be known here. The items are queued as
 // they were, and the answer is ErrLost.
 func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs ...queue.NewMessage) error {
-	if err := checkOutcomes(l, outcomes, msgs); err != nil {
+	if err := queue.CheckSettle(l, outcomes, msgs); err != nil {
 		return err
 	}
 	if err := s.enterCall(); err != nil {
@@ -120,36 +119,6 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 		return err
 	}
 	return st.result
-}
-
-func checkOutcomes(l *queue.Lease, outcomes []queue.Outcome, msgs []queue.NewMessage) error {
-	seen := make(map[int]bool, len(outcomes))
-	for _, o := range outcomes {
-		found := false
-		for i := range l.Items {
-			found = found || l.Items[i].N == o.N
-		}
-		switch {
-		case !found:
-			return fmt.Errorf("settle %s: recipient %d is not in the lease", l.Envelope.ID, o.N)
-		case seen[o.N]:
-			return fmt.Errorf("settle %s: recipient %d has two outcomes", l.Envelope.ID, o.N)
-		case o.Kind == queue.Reroute && laneOf(o.To) == laneNone:
-			return fmt.Errorf("settle %s: recipient %d is rerouted to %q, which is no route", l.Envelope.ID, o.N, o.To)
-		}
-		seen[o.N] = true
-		switch o.Kind {
-		case queue.Done, queue.Retry, queue.Fail, queue.Park, queue.Reroute, queue.Release:
-		default:
-			return fmt.Errorf("settle %s: unknown outcome %q", l.Envelope.ID, o.Kind)
-		}
-	}
-	for _, m := range msgs {
-		if err := checkEnvelope(m.Envelope); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // planSettle decides what is accepted and writes it.

@@ -268,7 +268,7 @@ const applySlice = 64
 // Apply implements [queue.Inspector].
 func (s *Store) Apply(ctx context.Context, f queue.Filter, a queue.Action) (queue.Applied, error) {
 	var sum queue.Applied
-	if err := checkAction(a); err != nil {
+	if err := a.Check(); err != nil {
 		return sum, err
 	}
 	if err := s.enter(); err != nil {
@@ -297,19 +297,6 @@ func (s *Store) Apply(ctx context.Context, f queue.Filter, a queue.Action) (queu
 			return sum, err
 		}
 	}
-}
-
-func checkAction(a queue.Action) error {
-	switch a.Verb {
-	case queue.DoRetry, queue.DoHold, queue.DoRelease, queue.DoPark, queue.DoDelete:
-		return nil
-	case queue.DoReroute:
-		if laneOf(a.Route) == 0 {
-			return fmt.Errorf("reroute queued mail: %q is no route: use old, new or out", a.Route)
-		}
-		return nil
-	}
-	return fmt.Errorf("change queued mail: unknown action %q", a.Verb)
 }
 
 // applyTo changes what matches of some messages. A row that changed since it

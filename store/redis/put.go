@@ -22,7 +22,7 @@ import (
 // known, the error says so and the message is taken back as soon as Redis
 // answers, unless it is being delivered already.
 func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error {
-	if err := checkEnvelope(env); err != nil {
+	if err := queue.CheckEnvelope(env); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -46,16 +46,6 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 		return err
 	}
 	env.Size = e.Size
-	return nil
-}
-
-func checkEnvelope(env *mail.Envelope) error {
-	switch {
-	case !env.ID.Valid():
-		return fmt.Errorf("queue a message: %q is not an id: make one with mail.NewID", env.ID)
-	case len(env.Recipients) == 0:
-		return fmt.Errorf("queue message %s: it has no recipient", env.ID)
-	}
 	return nil
 }
 
