@@ -70,4 +70,3 @@ func parseYAML(t *testing.T, text string) (docs []map[string]any) {
 	}
 	return docs
 }
-

@@ -4,6 +4,8 @@ import (
 	"crypto/sha1"
 	"embed"
 	"encoding/hex"
+	"regexp"
+	"strings"
 )
 
 //go:embed lua
@@ -32,10 +34,45 @@ func newScript(name, kind string) *script {
 	if err != nil {
 		panic(err)
 	}
-	s := &script{name: name, src: "#!lua" + kind + "\n" + string(lib) + string(body)}
+	s := &script{name: name, src: "#!lua" + kind + "\n" + trim(string(lib), string(body)) + string(body)}
 	sum := sha1.Sum([]byte(s.src))
 	s.sha = hex.EncodeToString(sum[:])
 	return s
+}
+
+var (
+	luaComment = regexp.MustCompile(`--.*`)
+	luaName    = regexp.MustCompile(`[A-Za-z_]\w*`)
+	luaLocal   = regexp.MustCompile(`(?m)^local (?:function (\w+)|([\w, ]+?) ?(?:=|$))`)
+)
+
+// trim leaves of lib what body uses: each run of a script makes all the
+// functions that stand in it anew, and half of its time went there. lib is
+// paragraphs of local definitions, with empty lines between them only.
+func trim(lib, body string) string {
+	blocks := strings.Split(strings.TrimSpace(lib), "\n\n")
+	for i := range blocks {
+		blocks[i] = luaComment.ReplaceAllString(blocks[i], "")
+	}
+	used := map[string]bool{}
+	use := func(text string) {
+		for _, n := range luaName.FindAllString(text, -1) {
+			used[n] = true
+		}
+	}
+	use(luaComment.ReplaceAllString(body, ""))
+	kept := make([]string, len(blocks))
+	for i := len(blocks) - 1; i >= 0; i-- { // a definition uses only what stands before it
+		for _, m := range luaLocal.FindAllStringSubmatch(blocks[i], -1) {
+			for _, name := range luaName.FindAllString(m[1]+m[2], -1) {
+				if used[name] && kept[i] == "" {
+					kept[i] = blocks[i] + "\n"
+					use(blocks[i])
+				}
+			}
+		}
+	}
+	return strings.Join(kept, "")
 }
 
 var (

@@ -71,6 +71,25 @@ local function by_octets(a, b)
   return #a < #b
 end
 
+-- Most names of a chunk begin alike: they are compared as numbers made of the
+-- octets behind that.
+local function sort_by_octets(keys)
+  local first, same, number = keys[1], #keys[1], {}
+  for _, k in ipairs(keys) do
+    while string.sub(k, 1, same) ~= string.sub(first, 1, same) do same = same - 1 end
+  end
+  for _, k in ipairs(keys) do
+    local x = 0
+    for i = same + 1, same + 6 do x = x * 257 + (string.byte(k, i) or -1) + 1 end
+    number[k] = x
+  end
+  table.sort(keys, function(a, b)
+    local x, y = number[a], number[b]
+    if x ~= y then return x < y end
+    return by_octets(a, b)
+  end)
+end
+
 local users_ = {}
 local function get_user(user)
   if user == '' then return nil end
@@ -117,7 +136,7 @@ local function put_user(user, u, before)
   count_user(u, 1)
   if call('HLEN', key) > CHUNK then
     local keys = call('HKEYS', key)
-    table.sort(keys, by_octets)
+    sort_by_octets(keys)
     local from = math.floor(#keys / 2) + 1
     local name = '-' .. keys[from]
     for i = from, #keys do
