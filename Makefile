@@ -26,7 +26,7 @@ lint: ## formatting, vet
 
 bench: build ## beside Postfix, in the same run, on this machine (root, Debian; alone: nothing else may run)
 	bash bench/smtp.sh
-	@echo "memory, with a million queued messages: bash bench/memory.sh"
+	@echo "memory, with a million queued messages: bash bench/memory.sh; on Redis: bash bench/redis.sh; mailbox copies: bash bench/imap.sh"
 
 faults: ## the fault suite (docs/faults.md), long form: about an hour; root for all of it
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \
