@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"text/template"
+	"time"
 
 	"crossfade/internal/mailtest"
 )
@@ -209,7 +210,16 @@ func (p *Postfix) start() error {
 // Start starts it again after Stop, on the same port and with the same queue.
 func (p *Postfix) Start(t testing.TB) {
 	t.Helper()
-	if err := p.start(); err != nil {
+	// Its port may be another's for a moment: a child of the Postfix before that
+	// is still ending, or a connection of another test that was given it.
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	err := p.start()
+	for deadline := time.Now().Add(15 * time.Second); err != nil && time.Now().Before(deadline); err = p.start() {
+		p.Stop(t)
+		<-tick.C
+	}
+	if err != nil {
 		t.Fatalf("%v\n%s", err, logTail(p.LogFile))
 	}
 }
