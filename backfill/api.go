@@ -12,6 +12,9 @@ type Job struct {
 	User   string // key of the ledger: the user's address
 	Source imapconn.Account
 	Dest   imapconn.Account
+	// From is what is read instead of Source, when the old mailbox is not reached
+	// over IMAP; nil means Source.
+	From Source
 	// Host is our own host name: messages that carry a Received line of ours
 	// with the same queue id are one message delivered to both sides.
 	Host string

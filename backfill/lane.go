@@ -25,24 +25,22 @@ const (
 // time. Folders are what is shared out: two connections that append to one
 // mailbox wait for each other on its lock.
 type lane struct {
-	srcSession *imapconn.Session
-	src        *imapconn.Reader
-	dst        *imapconn.Session
-	dstReader  *imapconn.Reader
+	src       MailReader // nil in a plan
+	dst       *imapconn.Session
+	dstReader *imapconn.Reader
 	// refusals in a row: too many mean that the destination takes nothing.
 	refusedInRow int
 }
 
 func (l *lane) close() {
-	for _, r := range []*imapconn.Reader{l.src, l.dstReader} {
-		if r != nil {
-			r.Close()
-		}
+	if l.src != nil {
+		l.src.Close()
 	}
-	for _, s := range []*imapconn.Session{l.srcSession, l.dst} {
-		if s != nil {
-			s.Close()
-		}
+	if l.dstReader != nil {
+		l.dstReader.Close()
+	}
+	if l.dst != nil {
+		l.dst.Close()
 	}
 }
 
@@ -53,7 +51,7 @@ func (p *pass) openLane() (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lane{dst: dst, src: p.reader(p.job.Source, nil), dstReader: p.reader(p.job.Dest, nil)}, nil
+	return &lane{dst: dst, src: p.srcBox.NewReader(), dstReader: p.reader(p.job.Dest, nil)}, nil
 }
 
 // reader makes a reader that waits when its server wants it slower.

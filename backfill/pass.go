@@ -28,6 +28,7 @@ type pass struct {
 	book     *book
 	pairings []pairing
 	dstSide  side
+	srcBox   Mailbox // what is read; nil until it is open
 
 	*lane    // the first one
 	throttle throttle
@@ -93,7 +94,7 @@ func (c *Copier) start(ctx context.Context, job Job, o Options) (*pass, error) {
 func (p *pass) connect() error {
 	var src, dst side
 	err := both(func() (err error) {
-		p.srcSession, src, err = p.enter(p.job.Source)
+		src, err = p.enterSource()
 		return inside("source", err)
 	}, func() (err error) {
 		p.dst, dst, err = p.enter(p.job.Dest)
@@ -147,7 +148,12 @@ func inside(where string, err error) error {
 	return nil
 }
 
-func (p *pass) close() { p.lane.close() }
+func (p *pass) close() {
+	p.lane.close()
+	if p.srcBox != nil {
+		p.srcBox.Close()
+	}
+}
 
 func (p *pass) crash(name string) {
 	if p.c.CrashPoint != nil {
@@ -186,7 +192,7 @@ func (p *pass) folders() error {
 	if err != nil {
 		return err
 	}
-	p.src = p.reader(p.job.Source, p.srcSession)
+	p.src = p.srcBox.NewReader()
 	return p.work(runs, failed)
 }
 
@@ -211,7 +217,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	var srcStats, dstStats map[string]imapconn.Status
 	var srcErrs map[string]error
 	err = both(func() (err error) {
-		srcStats, srcErrs, err = p.srcSession.Statuses(sourceWires(p.pairings))
+		srcStats, srcErrs, err = p.srcBox.Statuses(sourceWires(p.pairings))
 		return inside("source", err)
 	}, func() (err error) {
 		dstStats, _, err = p.dst.Statuses(there)

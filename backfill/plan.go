@@ -37,7 +37,7 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}
 	defer p.close()
-	stats, errs, err := p.srcSession.Statuses(sourceWires(p.pairings))
+	stats, errs, err := p.srcBox.Statuses(sourceWires(p.pairings))
 	if err != nil {
 		return plan, fmt.Errorf("plan %s: source: %w", job.User, err)
 	}
@@ -70,8 +70,8 @@ func sourceWires(ps []pairing) []string {
 	return out
 }
 
-// survey asks a server for its folders.
-func survey(s *imapconn.Session) (side, error) {
+// survey asks one side for its folders.
+func survey(s folderLister) (side, error) {
 	ns, err := s.Namespaces()
 	if err != nil {
 		return side{}, err

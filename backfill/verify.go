@@ -22,7 +22,7 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		return v, fmt.Errorf("verify %s: %w", job.User, err)
 	}
 	defer p.close()
-	p.src = imapconn.NewReader(ctx, &c.Dialer, job.Source, p.srcSession)
+	p.src = p.srcBox.NewReader()
 	for _, pr := range p.pairings {
 		check, problems, err := p.verify(pr)
 		if err != nil {
@@ -102,7 +102,7 @@ func match(src, dst []*incoming, by func(identity) key) []*incoming {
 }
 
 // identities reads a folder through. What cannot be read is a problem.
-func (p *pass) identities(r *imapconn.Reader, f imapconn.Folder) ([]*incoming, []Problem, error) {
+func (p *pass) identities(r MailReader, f imapconn.Folder) ([]*incoming, []Problem, error) {
 	if _, err := r.Select(f); err != nil {
 		return nil, nil, err
 	}
