@@ -32,6 +32,14 @@ type Options struct {
 	// destination since. It is for a user who still reads the source: what is
 	// there is to be on the destination on the day he is moved.
 	Restore bool
+	// Deletions carries over what was deleted on the source: copies whose message
+	// is gone there are deleted on the destination, as far as
+	// [Copier.DeleteCeiling] goes. It is for a user who still reads the source,
+	// and must never be set for one who reads the destination.
+	Deletions bool
+	// AllowDeletions says that an operator has looked: in this pass there is no
+	// ceiling. It means nothing without Deletions.
+	AllowDeletions bool
 	// Progress is called from time to time, at most a few times a second.
 	Progress func(Progress)
 }
@@ -93,6 +101,11 @@ const (
 	ClassName       = "name"       // a folder name that had to change
 	ClassDate       = "date"       // the internal date cannot be read on the source
 	ClassAltered    = "altered"    // there, but changed by the server: NUL, bare CR, line ends at the end
+	ClassFiltered   = "filtered"   // left out by the Filter: one for each folder, with the count
+	ClassWrapped    = "wrapped"    // refused by the destination, and carried as an attachment in a folder of ours
+	ClassDeletions  = "deletions"  // deleted on the source and still on the destination, with the reason
+	ClassQuota      = "quota"      // the source does not fit into the quota of the destination
+	ClassACL        = "acl"        // a right of somebody else on a folder that was not carried over
 )
 
 // Verification is the comparison of both sides, folder by folder, by content
@@ -143,6 +156,13 @@ type Copier struct {
 	// TempDir is where messages over 1 MiB wait between the two servers; empty
 	// means the system's. Nothing is left there, however the process ends.
 	TempDir string
+	// Filter leaves out folders and messages of the source.
+	Filter Filter
+	// DeleteCeiling is the part of a folder's paired messages that one pass may
+	// delete on the destination because they are gone from the source; 0 means
+	// 0.10, and below zero deletions are not carried over at all. Ten messages are
+	// always within it. More than that deletes none of them, and is reported.
+	DeleteCeiling float64
 	// Dialer opens the connections; the zero value does.
 	Dialer imapconn.Dialer
 	// Settle is how long a destination may still be writing a batch after the

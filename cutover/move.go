@@ -304,10 +304,12 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 			return backfill.Report{}, err
 		}
 	}
+	reads := u.State != router.StateNew // he reads old until then
 	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
-		Final:    final,
-		Restore:  u.State != router.StateNew, // he reads old until then
-		Progress: func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
+		Final:     final,
+		Restore:   reads,
+		Deletions: reads,
+		Progress:  func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
 	})
 	if m.c.cfg.Hooks.Passed != nil {
 		m.c.cfg.Hooks.Passed(rep)
