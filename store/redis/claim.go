@@ -40,8 +40,6 @@ type lane struct {
 	wake chan struct{}
 	bulk bool         // whose turn it is
 	idle atomic.Int32 // claimers that wait while nothing is due
-	// spare are leases whose claimer went away meanwhile.
-	spare []*queue.Lease
 }
 
 // ask is a Claim that waits.
@@ -187,15 +185,6 @@ func (l *lane) more(waiting []*ask) []*ask {
 // serve claims for those who wait, and says how long to sleep when somebody
 // still does.
 func (l *lane) serve(waiting *[]*ask) time.Duration {
-	for len(l.spare) > 0 && len(*waiting) > 0 {
-		got := l.spare[0]
-		l.spare = l.spare[1:]
-		if time.Until(got.Until) < l.s.opts.LeaseTime/2 {
-			l.s.giveBack([]*queue.Lease{got})
-			continue
-		}
-		l.hand(waiting, got)
-	}
 	if len(*waiting) == 0 {
 		return 0
 	}

@@ -28,6 +28,9 @@ const (
 var (
 	errReplicas  = errors.New("too few replicas have the write")
 	errNotSynced = errors.New("waiting until the write is synced: WAITAOF says that it is not")
+	// errTried is in the error of a call of which an earlier try may have been
+	// executed, whatever the last one was answered.
+	errTried = errors.New("an earlier try had no answer")
 )
 
 // call is one run of a script on its way.
@@ -125,7 +128,7 @@ func (l *link) read(ctx context.Context, sc *script, args ...any) (any, error) {
 func (l *link) run(ctx context.Context, ch chan *call, sc *script, durable bool, args []any) (any, error) {
 	deadline := time.Now().Add(callTime)
 	pause := 10 * time.Millisecond
-	for {
+	for tries := 1; ; tries++ {
 		c := &call{sc: sc, args: args, durable: durable, done: make(chan struct{})}
 		for _, a := range args {
 			switch v := a.(type) {
@@ -153,6 +156,9 @@ func (l *link) run(ctx context.Context, ch chan *call, sc *script, durable bool,
 			return c.val, nil
 		}
 		again, err := l.judge(c.err)
+		if tries > 1 {
+			err = fmt.Errorf("%w (%w)", err, errTried)
+		}
 		if !again || ctx.Err() != nil || time.Now().Add(pause).After(deadline) {
 			return nil, fmt.Errorf("redis: %s: %w", sc.name, err)
 		}

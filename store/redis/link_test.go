@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -146,6 +147,51 @@ func TestLostReply(t *testing.T) {
 		}
 		return
 	}
+}
+
+// TestFullAfterALostReply: a put whose first try was executed and whose second
+// finds Redis full is refused, and what the first one queued is taken back with
+// its body: until then it is whole.
+func TestFullAfterALostReply(t *testing.T) {
+	t.Parallel()
+	r := redistest.Start(t)
+	p := redistest.NewProxy(t, r.Addr)
+	s := nodeOn(t, p.URL(), "a")
+	large := make([]byte, 700<<10)
+	_, _ = rand.Read(large)
+	var puts atomic.Int32
+	p.Hook(func(cmd []string, reply []byte) ([]byte, bool) {
+		if len(cmd) < 2 || cmd[1] != scPut.sha && cmd[1] != scPut.src || strings.HasPrefix(string(reply), "-NOSCRIPT") || puts.Add(1) > 1 {
+			return reply, true
+		}
+		r.Must("CONFIG", "SET", "maxmemory", "1mb")
+		return nil, false
+	})
+	env, _ := letter("a@x")
+	err := s.Put(t.Context(), env, bytes.NewReader(large))
+	if !errors.Is(err, queue.ErrFull) {
+		t.Fatalf("got %v", err)
+	}
+	if n := puts.Load(); n < 2 {
+		t.Fatalf("%d tries", n)
+	}
+	// It may be taken back at any moment, and then all of it.
+	whole := func() bool {
+		body, err := s.Open(t.Context(), env.ID)
+		if err != nil {
+			return false
+		}
+		defer body.Close()
+		got, err := io.ReadAll(body)
+		return err == nil && bytes.Equal(got, large)
+	}
+	if !whole() && r.Must("ZCARD", "cx:{q}:a") != int64(0) {
+		t.Error("the message is queued and has lost its body")
+	}
+	within(t, 10*time.Second, "it is taken back", func() bool { return r.Must("ZCARD", "cx:{q}:a") == int64(0) })
+	r.Must("CONFIG", "SET", "maxmemory", 0)
+	within(t, 10*time.Second, "mail is taken again", func() bool { return s.Room(1) == nil })
+	put(t, s, 1)
 }
 
 // TestRedisIsAway: nothing is taken while Redis refuses connections or hangs,

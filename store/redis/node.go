@@ -123,12 +123,12 @@ func (s *Store) keep() {
 			continue
 		}
 		slow = time.Now()
-		if err := s.recheck(s.ctx); err != nil {
-			continue // it has said so
-		}
 		if err := s.look(s.ctx); err != nil {
 			s.link.sick.set(err)
 			continue
+		}
+		if s.link.sick.get() != nil {
+			continue // nothing that changes the store would be taken
 		}
 		s.resolveAll()
 		if err := s.finishImports(); err != nil && s.ctx.Err() == nil {

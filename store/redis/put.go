@@ -65,7 +65,7 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 	defer s.putting.Add(-1)
 	said, err := s.link.write(ctx, scPut, append([]any{s.boot, s.hungry(), args[0], s.link.now(), s.opts.MaxBytes}, args[1:]...)...)
 	if err != nil {
-		if errors.Is(err, queue.ErrFull) {
+		if errors.Is(err, queue.ErrFull) && !errors.Is(err, errTried) {
 			s.bodies.discard(b)
 		} else {
 			s.resolve.add(e.ID, len(e.Recipients), b) // what was answered 451 should not stay

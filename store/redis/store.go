@@ -158,6 +158,10 @@ func (s *Store) Close() error {
 		s.calls.Lock()
 		defer s.calls.Unlock()
 		s.wg.Wait()
+		s.resolveAll() // one try
+		if n := len(s.resolve.take()); n > 0 {
+			s.log.Warn("messages that were answered 451 without an answer of Redis may be queued all the same: duplicates are possible", "messages", n)
+		}
 		s.part()
 		s.link.close()
 		err = s.server.Close()

@@ -2,8 +2,8 @@
 -- -> now, next due (0: nothing waits), lease ...
 --
 -- A lease is token, id, envelope, until, eleven values of each recipient, and
--- the body where it is small. The
--- tokens are the given one with a number behind it.
+-- the body where it is small. The tokens are the given one with a number behind
+-- it.
 local node, boot, lane = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local most, rcpts, ttl, base = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local sets = { lane, lane + BULK }
