@@ -21,6 +21,7 @@ type Session struct {
 	acct   Account
 	caps   map[string]bool
 	tags   int
+	buffer int // octets of br and of bw
 	broken error
 	// leaving: a BYE is an answer to our LOGOUT.
 	leaving bool
@@ -76,7 +77,7 @@ func (d *Dialer) try(ctx context.Context, acct Account, cred credential) (*Sessi
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{acct: acct, ctx: ctx, stop: context.AfterFunc(ctx, func() { raw.Close() })}
+	s := &Session{acct: acct, buffer: d.buffer(), ctx: ctx, stop: context.AfterFunc(ctx, func() { raw.Close() })}
 	if err := s.start(ctx, raw, cred, d.idle()); err != nil {
 		s.stop()
 		raw.Close()
@@ -97,6 +98,9 @@ func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle
 	greeting, err := s.next()
 	if err != nil {
 		return s.w.explain(fmt.Errorf("read the greeting: %w", err))
+	}
+	if greeting.name == "BYE" {
+		return fmt.Errorf("read the greeting: the server said goodbye: %s", greeting.words())
 	}
 	if greeting.name != "OK" && greeting.name != "PREAUTH" {
 		return fmt.Errorf("the greeting is %s %s", printable(greeting.name), greeting.text)
@@ -121,8 +125,8 @@ func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle
 func (s *Session) attach(w *wire) {
 	w.guard = s.acct.Guard
 	s.w = w
-	s.br = bufio.NewReaderSize(w, 64<<10)
-	s.bw = bufio.NewWriterSize(w, 64<<10)
+	s.br = bufio.NewReaderSize(w, s.buffer)
+	s.bw = bufio.NewWriterSize(w, s.buffer)
 }
 
 func handshake(ctx context.Context, raw net.Conn, srv Server) (net.Conn, error) {

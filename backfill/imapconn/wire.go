@@ -16,6 +16,7 @@ import (
 const (
 	defaultIdle        = 5 * time.Minute
 	defaultDialTimeout = 30 * time.Second
+	defaultBuffer      = 64 << 10
 	tailSize           = 2048
 )
 
@@ -24,6 +25,9 @@ type Dialer struct {
 	// Idle is the longest silence of a server, and the longest wait for it to
 	// take what is written; zero means 5 minutes.
 	Idle time.Duration
+	// Buffer is the size of the two buffers of a Session, in octets; zero means
+	// 64 KiB. A connection that only waits needs less.
+	Buffer int
 	// NetDial connects; nil means a net.Dialer with 30 s.
 	NetDial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -33,6 +37,13 @@ func (d *Dialer) idle() time.Duration {
 		return defaultIdle
 	}
 	return d.Idle
+}
+
+func (d *Dialer) buffer() int {
+	if d == nil || d.Buffer <= 0 {
+		return defaultBuffer
+	}
+	return d.Buffer
 }
 
 func (d *Dialer) connect(ctx context.Context, address string) (net.Conn, error) {
@@ -66,6 +77,11 @@ type wire struct {
 	idle  atomic.Int64 // nanoseconds
 	guard func() error // of the account; may be nil
 
+	// Of reads that may end by their deadline, or by interrupt, without the
+	// connection being lost; see Session.await.
+	wait                 sync.Mutex
+	patient, interrupted bool
+
 	mu      sync.Mutex
 	tail    []byte
 	readErr error
@@ -80,17 +96,55 @@ func newWire(c net.Conn, idle time.Duration) *wire {
 func (w *wire) deadline() time.Time { return time.Now().Add(time.Duration(w.idle.Load())) }
 
 func (w *wire) Read(p []byte) (int, error) {
-	if err := w.Conn.SetReadDeadline(w.deadline()); err != nil {
+	patient, err := w.begin()
+	if err != nil {
 		return 0, err
 	}
 	n, err := w.Conn.Read(p)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.keep(p[:n])
-	if err != nil && w.readErr == nil {
+	if err != nil && w.readErr == nil && !patient {
 		w.readErr = err
 	}
 	return n, err
+}
+
+// errInterrupted is what a patient read ends with after interrupt.
+var errInterrupted = errors.New("the wait was ended on this side")
+
+// begin sets the deadline of a read, unless an interrupted wait has none.
+func (w *wire) begin() (patient bool, err error) {
+	w.wait.Lock()
+	defer w.wait.Unlock()
+	if w.patient && w.interrupted {
+		return true, errInterrupted
+	}
+	return w.patient, w.Conn.SetReadDeadline(w.deadline())
+}
+
+func (w *wire) setPatient(yes bool) {
+	w.wait.Lock()
+	defer w.wait.Unlock()
+	w.patient = yes
+}
+
+// interrupt ends a patient read, now or when it begins; other reads go on to
+// their end. Any goroutine may call it.
+func (w *wire) interrupt() {
+	w.wait.Lock()
+	defer w.wait.Unlock()
+	w.interrupted = true
+	if w.patient {
+		_ = w.Conn.SetReadDeadline(time.Unix(1, 0)) // a closed connection ends the read, too
+	}
+}
+
+// resume lets patient reads be again.
+func (w *wire) resume() {
+	w.wait.Lock()
+	defer w.wait.Unlock()
+	w.interrupted = false
 }
 
 func (w *wire) keep(p []byte) {
