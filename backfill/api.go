@@ -150,6 +150,10 @@ type Copier struct {
 	Connections int
 	// SourceRates and DestRates bound what is read and what is appended.
 	SourceRates, DestRates Rates
+	// Shared is for a Copier that takes over from another one: it has the memory
+	// and the rates of all users instead of MemoryBytes and Rates.All. Nil: what
+	// these say.
+	Shared *Shared
 	// Patience is how long a pass waits in all for a server that throttles it;
 	// zero means 5 minutes.
 	Patience time.Duration

@@ -7,24 +7,41 @@ import (
 
 const defaultMemory = 64 << 20
 
-// shared is what all passes of a Copier have together: memory, and the rates at
-// which both sides are asked.
-type shared struct {
-	once     sync.Once
+// Shared is what all passes of a Copier have together, and of several Copiers
+// that name one: memory, and the rates at which both sides are asked. A Copier
+// with other settings takes over from one whose passes still run that way.
+type Shared struct {
 	memory   *budget
 	src, dst *bucket
 }
 
-func (c *Copier) together() *shared {
-	s := &c.shared
-	s.once.Do(func() {
-		n := c.MemoryBytes
-		if n <= 0 {
-			n = defaultMemory
-		}
-		s.memory, s.src, s.dst = newBudget(n), newBucket(c.SourceRates.All), newBucket(c.DestRates.All)
-	})
-	return s
+// NewShared makes it for so many octets of messages in memory (0: 64 MiB) and
+// rates of all users together.
+func NewShared(memory int64, source, dest Rate) *Shared {
+	if memory <= 0 {
+		memory = defaultMemory
+	}
+	return &Shared{memory: newBudget(memory), src: newBucket(source), dst: newBucket(dest)}
+}
+
+// SetRates changes the rates of all users together, for passes that run too.
+func (s *Shared) SetRates(source, dest Rate) {
+	s.src.set(source)
+	s.dst.set(dest)
+}
+
+// shared is a Copier's own, where it names none.
+type shared struct {
+	once sync.Once
+	own  *Shared
+}
+
+func (c *Copier) together() *Shared {
+	if c.Shared != nil {
+		return c.Shared
+	}
+	c.shared.once.Do(func() { c.shared.own = NewShared(c.MemoryBytes, c.SourceRates.All, c.DestRates.All) })
+	return c.shared.own
 }
 
 func (c *Copier) batchMessages() int {

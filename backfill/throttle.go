@@ -111,15 +111,29 @@ type bucket struct {
 	messages *rate.Limiter
 }
 
+// noBurst is the burst of a bucket that bounds nothing.
+const noBurst = 1 << 30
+
 func newBucket(r Rate) *bucket {
-	b := &bucket{}
-	if r.Bytes > 0 {
-		b.bytes = rate.NewLimiter(rate.Limit(r.Bytes), int(min(r.Bytes, 1<<30)))
-	}
-	if r.Messages > 0 {
-		b.messages = rate.NewLimiter(rate.Limit(r.Messages), max(int(r.Messages), 1))
-	}
+	b := &bucket{bytes: rate.NewLimiter(rate.Inf, noBurst), messages: rate.NewLimiter(rate.Inf, noBurst)}
+	b.set(r)
 	return b
+}
+
+// set changes the rate, also for whoever takes from the bucket just now.
+func (b *bucket) set(r Rate) {
+	setLimit(b.bytes, float64(r.Bytes))
+	setLimit(b.messages, r.Messages)
+}
+
+func setLimit(l *rate.Limiter, perSecond float64) {
+	if perSecond <= 0 {
+		l.SetLimit(rate.Inf)
+		l.SetBurst(noBurst)
+		return
+	}
+	l.SetLimit(rate.Limit(perSecond))
+	l.SetBurst(max(int(min(perSecond, noBurst)), 1))
 }
 
 // take waits until n messages with so many octets may pass.
@@ -135,16 +149,19 @@ func (b *bucket) take(ctx context.Context, n int, octets int64) error {
 
 // takeTokens takes more than the bucket holds in several draughts.
 func takeTokens(ctx context.Context, l *rate.Limiter, n int64) error {
-	for l != nil && n > 0 {
-		part := min(n, int64(l.Burst()))
+	for n > 0 {
+		part := int(min(n, int64(l.Burst())))
 		// WaitN gives up at once when the deadline is nearer than the tokens.
-		if err := l.WaitN(ctx, int(part)); err != nil {
+		if err := l.WaitN(ctx, part); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
+			if part > l.Burst() {
+				continue // the rate was lowered meanwhile
+			}
 			return fmt.Errorf("the rate that the configuration allows is too low for the time that is left: %w", err)
 		}
-		n -= part
+		n -= int64(part)
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type Config struct {
 	Backends Backends `yaml:"backends" doc:"The two mail systems between which users move."`
 	Routing  Routing  `yaml:"routing" doc:"How recipients are found."`
 	Cutover  Cutover  `yaml:"cutover" doc:"How users are moved."`
+	Backfill Backfill `yaml:"backfill" doc:"How past mail is copied, and how much is asked of both servers for it. A reload counts for passes that begin after it; rates of all users together count at once."`
 	Queue    Queue    `yaml:"queue" doc:"How long and how much mail is kept."`
 
 	src *source // where each key was written; nil for a Config built in code
@@ -124,7 +125,7 @@ type Cutover struct {
 	Approve     string   `yaml:"approve" reload:"restart" enum:"manual|auto" doc:"Whether a user who is ready waits for an operator or goes on alone."`
 	MaxHold     Duration `yaml:"max_hold" reload:"restart" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
 	Window      Duration `yaml:"window" min:"0s" max:"365d" reload:"restart" doc:"How long the mailbox that was left is swept for stragglers after the flip. Not used yet: today one pass two minutes after the flip is all."`
-	Concurrency int      `yaml:"concurrency" reload:"restart" min:"1" max:"1000" doc:"Users moved at the same time."`
+	Concurrency int      `yaml:"concurrency" reload:"restart" min:"1" max:"1000" doc:"Users moved at the same time; see backfill.users_at_once."`
 }
 
 // Queue says how long and how much mail is kept.
@@ -161,6 +162,7 @@ func Default() *Config {
 			Window:      Duration(7 * day),
 			Concurrency: 4,
 		},
+		Backfill: defaultBackfill(),
 		Queue: Queue{
 			Expire:      Duration(5 * day),
 			DelayNotice: Duration(4 * time.Hour),

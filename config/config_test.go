@@ -397,7 +397,7 @@ func TestTags(t *testing.T) {
 	walk(reflect.ValueOf(Default()).Elem(), "")
 	reference := Reference()
 	for _, l := range leaves(reflect.ValueOf(Default()).Elem(), "") {
-		if !strings.HasPrefix(l.key, "backends.new.") && !strings.Contains(reference, "| `"+l.key+"` |") {
+		if !strings.HasPrefix(l.key, "backends.new.") && !strings.HasPrefix(l.key, "backfill.rates.new.") && !strings.Contains(reference, "| `"+l.key+"` |") {
 			t.Errorf("the reference lacks %s", l.key)
 		}
 	}

@@ -62,8 +62,8 @@ func writeSection(rows, chapters *strings.Builder, v reflect.Value, prefix strin
 			fmt.Fprintf(rows, "| `%s` | %s | %s | %s |\n", key, defaultText(value), reload, escapeCell(doc+limits(field.Tag)))
 			continue
 		}
-		if key == "backends.new" {
-			fmt.Fprintf(chapters, "\n## `%s`\n\n%s The keys are those of `backends.old`.\n", key, doc)
+		if name == "new" {
+			fmt.Fprintf(chapters, "\n## `%s`\n\n%s The keys are those of `%sold`.\n", key, doc, prefix)
 			continue
 		}
 		var ownRows, below strings.Builder

@@ -26,6 +26,7 @@ func (c *Config) Validate() error {
 	k.sides()
 	k.loops()
 	k.subaddress()
+	k.backfill()
 	return k.c.src.join(k.problems)
 }
 

@@ -34,7 +34,7 @@ func (c *Config) Warnings() []string {
 	if expire := time.Duration(c.Queue.Expire); expire < day {
 		out = append(out, fmt.Sprintf("queue.expire: %s bounces mail after less than a day (RFC 5321 asks for 4 to 5)", c.Queue.Expire))
 	}
-	return out
+	return append(out, c.backfillWarnings()...)
 }
 
 func (b *Backend) warnings(key string) []string {

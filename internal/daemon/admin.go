@@ -98,6 +98,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
 	}
 	d.mailboxes.sides.Store(sides)
+	d.retune(cfg)
 	d.reloadTokens(cfg)
 	for _, r := range routes {
 		d.retarget(cfg, r)

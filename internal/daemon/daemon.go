@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"crossfade/admin"
-	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/mail"
@@ -62,7 +61,7 @@ type Daemon struct {
 	server    *relay.Server
 	deliverer *relay.Deliverer
 	mailboxes *mailboxes
-	copier    *backfill.Copier
+	copier    *copiers
 	conductor *cutover.Conductor
 	admin     *admin.Server
 	audit     *admin.AuditLog
@@ -182,7 +181,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := d.openRelay(); err != nil {
 		return err
 	}
-	d.copier = &backfill.Copier{Ledger: d.store, Log: d.log, CrashPoint: d.opts.CrashPoint}
+	d.openCopier()
 	d.conductor = d.newConductor()
 	if err := d.openAdmin(); err != nil {
 		return err

@@ -175,11 +175,12 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	c := d.cfg.Cutover
 	// A user on his way takes one connection to old, and two to new: one
 	// writes, one looks.
-	places := min(c.Concurrency, d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections/2)
+	places := min(d.cfg.UsersAtOnce(), d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections/2)
 	cfg := cutover.Config{
 		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
-		Log: d.log,
+		Tail: time.Duration(d.cfg.Backfill.TailInterval),
+		Log:  d.log,
 		Hooks: cutover.Hooks{
 			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
 			Changed: func(c router.Change) { d.events.Publish(admin.EventUser, c) },

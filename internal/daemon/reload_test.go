@@ -49,7 +49,9 @@ func TestReloadTwice(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	changed := strings.NewReplacer("mx.example", "mx2.example", "[example.org]", "[example.org, example.net]").Replace(reloadConfig)
+	changed := strings.NewReplacer("mx.example", "mx2.example", "[example.org]", "[example.org, example.net]").Replace(reloadConfig) +
+		"backfill: {connections: 5, patience: 9s, delete_ceiling: never, rates: {old: {user_bytes: 1MiB}}, filter: {exclude: [Junk]}}\n"
+	before := d.copier.now.Load()
 	for n := range 2 {
 		later, err := d.Reload(ctx, parse(t, dir, changed))
 		if err != nil {
@@ -64,6 +66,13 @@ func TestReloadTwice(t *testing.T) {
 	}
 	if !d.router.Ours("example.net") {
 		t.Error("a new domain is not in force")
+	}
+	c := d.copier.now.Load()
+	if c.Connections != 5 || c.Patience != 9*time.Second || c.SourceRates.User.Bytes != 1<<20 || c.DeleteCeiling >= 0 || len(c.Filter.Exclude) != 1 {
+		t.Errorf("the section backfill is not in force: %+v", c)
+	}
+	if c.Shared == nil || c.Shared != before.Shared {
+		t.Error("passes that run and passes to come have no memory in common")
 	}
 	cancel()
 	if err := <-ended; err != nil {

@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/config"
+)
+
+// copiers is the Copier of the configuration in force. A reload puts another one
+// in its place; passes that run end with the one they began with.
+type copiers struct {
+	shared *backfill.Shared
+	now    atomic.Pointer[backfill.Copier]
+}
+
+// Pass implements cutover.Copier.
+func (c *copiers) Pass(ctx context.Context, job backfill.Job, o backfill.Options) (backfill.Report, error) {
+	return c.now.Load().Pass(ctx, job, o)
+}
+
+// Verify implements cutover.Copier.
+func (c *copiers) Verify(ctx context.Context, job backfill.Job) (backfill.Verification, error) {
+	return c.now.Load().Verify(ctx, job)
+}
+
+func (d *Daemon) openCopier() {
+	b := d.cfg.Backfill
+	d.copier = &copiers{shared: backfill.NewShared(int64(b.Memory), rates(b.Rates.Old).All, rates(b.Rates.New).All)}
+	d.copier.now.Store(d.newCopier(d.cfg))
+}
+
+// retune puts the section backfill of a configuration into force.
+func (d *Daemon) retune(cfg *config.Config) {
+	if d.copier == nil {
+		return // nothing runs yet
+	}
+	d.copier.shared.SetRates(rates(cfg.Backfill.Rates.Old).All, rates(cfg.Backfill.Rates.New).All)
+	d.copier.now.Store(d.newCopier(cfg))
+}
+
+func (d *Daemon) newCopier(cfg *config.Config) *backfill.Copier {
+	b := cfg.Backfill
+	return &backfill.Copier{
+		Ledger: d.store, Log: d.log, CrashPoint: d.opts.CrashPoint, Shared: d.copier.shared,
+		Connections: b.Connections, Patience: time.Duration(b.Patience),
+		SourceRates: rates(b.Rates.Old), DestRates: rates(b.Rates.New),
+		Filter: filter(b.Filter), DeleteCeiling: ceiling(b.DeleteCeiling),
+	}
+}
+
+func filter(f config.BackfillFilter) backfill.Filter {
+	return backfill.Filter{
+		Since: f.Since.Time(), Before: f.Before.Time(), MaxSize: int64(f.MaxSize), Include: f.Folders, Exclude: f.Exclude,
+	}
+}
+
+// ceiling turns never into the Copier's way to say so.
+func ceiling(s config.Share) float64 {
+	if s.Percent <= 0 {
+		return -1
+	}
+	return float64(s.Percent) / 100
+}
+
+func rates(r config.BackfillRate) backfill.Rates {
+	return backfill.Rates{
+		All:  backfill.Rate{Bytes: int64(r.Bytes), Messages: float64(r.Messages)},
+		User: backfill.Rate{Bytes: int64(r.UserBytes), Messages: float64(r.UserMessages)},
+	}
+}
