@@ -5,15 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"text/template"
 
 	"crossfade/internal/mailtest"
-
-	"github.com/emersion/go-imap/v2"
-	"github.com/emersion/go-imap/v2/imapclient"
 )
 
 // Layout is how a Dovecot names and stores folders.
@@ -24,7 +20,33 @@ const (
 	Slash Layout = iota
 	// DotINBOX is Maildir++ with "." between levels, everything below "INBOX.".
 	DotINBOX
+	// Dot is Maildir++ with "." between levels and no prefix, Dovecot's default with a Maildir.
+	Dot
+	// Sdbox separates folders with "/" and keeps a file for each message in Dovecot's own format.
+	Sdbox
 )
+
+// names gives the separator and the prefix of the user's own folders.
+func (l Layout) names() (separator, prefix string) {
+	switch l {
+	case DotINBOX:
+		return ".", "INBOX."
+	case Dot:
+		return ".", ""
+	}
+	return "/", ""
+}
+
+// location is Dovecot's mail_location for mail below a directory.
+func (l Layout) location(root string) string {
+	switch l {
+	case Slash:
+		return "maildir:" + root + "/%u/Maildir:LAYOUT=fs"
+	case Sdbox:
+		return "sdbox:" + root + "/%u/sdbox"
+	}
+	return "maildir:" + root + "/%u/Maildir"
+}
 
 // DovecotOptions says what kind of Dovecot to start. The zero value serves IMAP for every user name with the password
 // "secret", with "/" between folders.
@@ -53,10 +75,10 @@ type DovecotOptions struct {
 
 // Dovecot is a running Dovecot. Fields stay the same over Stop and Start.
 type Dovecot struct {
-	IMAPAddr   string // 127.0.0.1:port
+	IMAP
 	LMTPAddr   string // 127.0.0.1:port, empty without LMTP
 	LMTPSocket string // path, empty without LMTP
-	MailRoot   string // below it: user/Maildir
+	MailRoot   string // below it: user/Maildir or user/sdbox
 	LogFile    string
 	Options    DovecotOptions
 
@@ -74,7 +96,7 @@ listen = 127.0.0.1
 disable_plaintext_auth = no
 auth_mechanisms = plain login
 auth_failure_delay = 0
-mail_location = maildir:{{.MailRoot}}/%u/Maildir{{if .Slash}}:LAYOUT=fs{{end}}
+mail_location = {{.Location}}
 mail_fsync = {{.O.MailFsync}}
 mail_max_userip_connections = 1000
 first_valid_uid = 1
@@ -123,8 +145,8 @@ userdb {
 {{- end}}
 namespace inbox {
   inbox = yes
-  separator = {{if .Slash}}/{{else}}.
-  prefix = INBOX.{{end}}
+  separator = {{.Separator}}
+  prefix = {{.Prefix}}
 {{- range $name, $use := .O.SpecialUse}}
   mailbox "{{$name}}" {
     auto = subscribe
@@ -193,7 +215,11 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		o.MailFsync = "optimized"
 	}
 	dir := publicDir(t, "dovecot")
-	d := &Dovecot{Options: o, dir: dir, path: path, MailRoot: filepath.Join(dir, "mail"), LogFile: filepath.Join(dir, "log")}
+	sep, prefix := o.Layout.names()
+	d := &Dovecot{
+		IMAP: IMAP{Name: "dovecot", Password: o.Password, Separator: sep, Prefix: prefix}, Options: o,
+		dir: dir, path: path, MailRoot: filepath.Join(dir, "mail"), LogFile: filepath.Join(dir, "log"),
+	}
 	t.Cleanup(func() {
 		d.Stop(t)
 		if t.Failed() {
@@ -228,7 +254,8 @@ func (d *Dovecot) configure(t testing.TB) {
 	}
 	var conf strings.Builder
 	err := dovecotConf.Execute(&conf, map[string]any{
-		"O": d.Options, "Dir": d.dir, "LogFile": d.LogFile, "MailRoot": d.MailRoot, "Slash": d.Options.Layout == Slash,
+		"O": d.Options, "Dir": d.dir, "LogFile": d.LogFile, "MailRoot": d.MailRoot,
+		"Location": d.Options.Layout.location(d.MailRoot), "Separator": d.Separator, "Prefix": d.Prefix,
 		"Self": self, "SelfGroup": group, "UID": uid, "GID": gid, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
 	})
 	if err != nil {
@@ -289,103 +316,8 @@ func (d *Dovecot) Stop(t testing.TB) {
 	}
 }
 
-// IMAPURL returns the URL for Crossfade's configuration.
-func (d *Dovecot) IMAPURL() string { return "imap+insecure://" + d.IMAPAddr }
-
 // LMTPURL returns the URL of the unix socket for Crossfade's configuration.
 func (d *Dovecot) LMTPURL() string { return "lmtp+unix://" + d.LMTPSocket }
-
-// Login connects as a user. The connection is closed when the test ends; close it earlier if there are many.
-func (d *Dovecot) Login(t testing.TB, user string) *imapclient.Client {
-	t.Helper()
-	c, err := imapclient.DialInsecure(d.IMAPAddr, nil)
-	if err != nil {
-		t.Fatalf("connect to dovecot: %v", err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	if err := c.Login(user, d.Options.Password).Wait(); err != nil {
-		t.Fatalf("log in to dovecot as %s: %v", user, err)
-	}
-	return c
-}
-
-// Append puts a message into a folder, which is made when it does not exist, and returns its UID.
-func (d *Dovecot) Append(t testing.TB, user, folder string, m mailtest.StoredMessage) uint32 {
-	t.Helper()
-	c := d.Login(t, user)
-	defer func() { _ = c.Close() }()
-	if !strings.EqualFold(folder, "INBOX") {
-		_ = c.Create(folder, nil).Wait() // it may exist; if it cannot be made APPEND will say so
-	}
-	opts := &imap.AppendOptions{Time: m.InternalDate}
-	for _, f := range m.Flags {
-		opts.Flags = append(opts.Flags, imap.Flag(f))
-	}
-	cmd := c.Append(folder, int64(len(m.Body)), opts)
-	if _, err := cmd.Write(m.Body); err != nil {
-		t.Fatalf("append to %s of %s: %v", folder, user, err)
-	}
-	if err := cmd.Close(); err != nil {
-		t.Fatalf("append to %s of %s: %v", folder, user, err)
-	}
-	data, err := cmd.Wait()
-	if err != nil {
-		t.Fatalf("append to %s of %s: %v", folder, user, err)
-	}
-	return uint32(data.UID)
-}
-
-// Folders returns the names of a user's selectable folders, sorted.
-func (d *Dovecot) Folders(t testing.TB, user string) []string {
-	t.Helper()
-	c := d.Login(t, user)
-	defer func() { _ = c.Close() }()
-	l, err := c.List("", "*", nil).Collect()
-	if err != nil {
-		t.Fatalf("list the folders of %s: %v", user, err)
-	}
-	var names []string
-	for _, data := range l {
-		if !slices.Contains(data.Attrs, imap.MailboxAttrNoSelect) && !slices.Contains(data.Attrs, imap.MailboxAttrNonExistent) {
-			names = append(names, data.Mailbox)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// Messages returns what a folder holds, over IMAP, in UID order and without changing it.
-func (d *Dovecot) Messages(t testing.TB, user, folder string) []mailtest.StoredMessage {
-	t.Helper()
-	c := d.Login(t, user)
-	defer func() { _ = c.Close() }()
-	sel, err := c.Select(folder, &imap.SelectOptions{ReadOnly: true}).Wait()
-	if err != nil {
-		t.Fatalf("open %s of %s: %v", folder, user, err)
-	}
-	if sel.NumMessages == 0 {
-		return nil
-	}
-	section := &imap.FetchItemBodySection{Peek: true}
-	bufs, err := c.Fetch(imap.SeqSet{{Start: 1, Stop: sel.NumMessages}}, &imap.FetchOptions{
-		UID: true, Flags: true, InternalDate: true, BodySection: []*imap.FetchItemBodySection{section},
-	}).Collect()
-	if err != nil {
-		t.Fatalf("read %s of %s: %v", folder, user, err)
-	}
-	l := make([]mailtest.StoredMessage, 0, len(bufs))
-	for _, b := range bufs {
-		m := mailtest.StoredMessage{UID: uint32(b.UID), InternalDate: b.InternalDate, Body: b.FindBodySection(section)}
-		for _, f := range b.Flags {
-			if f != `\Recent` { // says something about the session, not the message
-				m.Flags = append(m.Flags, string(f))
-			}
-		}
-		slices.Sort(m.Flags)
-		l = append(l, m)
-	}
-	return l
-}
 
 // MaildirFiles returns the message files of a user, all folders together, without asking Dovecot.
 func (d *Dovecot) MaildirFiles(t testing.TB, user string) []string {

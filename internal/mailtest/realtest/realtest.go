@@ -1,9 +1,9 @@
-// Package realtest starts the real mail programs of a Debian system for a test: Dovecot (IMAP and LMTP), Postfix,
-// smtp-source, smtp-sink and swaks. Each gets a directory of its own, free ports on the loopback address, and is stopped
-// by its own process id when the test ends, also when the test's process dies.
+// Package realtest starts the real mail programs of a Debian system for a test: Dovecot (IMAP and LMTP), Cyrus and Courier
+// (IMAP), Postfix, smtp-source, smtp-sink and swaks. Each gets a directory of its own, free ports on the loopback address,
+// and is stopped by its own process id when the test ends, also when the test's process dies.
 //
-// Where a program is missing the test is skipped, loudly; with CI=true in the environment it fails instead. Dovecot runs
-// as root or as any user; Postfix insists on root. Start reading at [StartDovecot] and [StartPostfix].
+// Where a program is missing the test is skipped, loudly; with CI=true in the environment it fails instead. The IMAP
+// servers run as root or as any user; Postfix insists on root. Start reading at [StartDovecot] and [StartPostfix].
 package realtest
 
 import (
@@ -29,7 +29,27 @@ const (
 // packages names the Debian package of each program.
 var packages = map[string]string{
 	"dovecot": "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
-	"swaks": "swaks",
+	"swaks": "swaks", "mbsync": "isync",
+}
+
+// unpacked is where .ci/run unpacks cyrus-imapd and courier-imap. Debian installs one IMAP server only; their programs do
+// not mind one another, and what they need beside themselves can all be installed.
+const unpacked = "/usr/local/lib/imap-servers"
+
+// needServer returns the path of a program of an IMAP server: where its package has it, else below [unpacked]. Courier's
+// has a common name, so "owner" says a file that only the right package has beside it.
+func needServer(t testing.TB, pkg, program, owner string) string {
+	t.Helper()
+	for _, root := range []string{"", filepath.Join(unpacked, pkg)} {
+		if _, err := os.Stat(root + owner); err != nil {
+			continue
+		}
+		if p, err := exec.LookPath(root + program); err == nil {
+			return p
+		}
+	}
+	lack(t, fmt.Sprintf("%s of the Debian package %s is neither installed nor below %s (.ci/run puts it there)", program, pkg, filepath.Join(unpacked, pkg)))
+	return ""
 }
 
 // sbin is searched behind PATH, which lacks it for ordinary users.
