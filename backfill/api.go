@@ -71,6 +71,7 @@ type Report struct {
 	Copied   int           `json:"copied"`   // appended to the destination
 	Adopted  int           `json:"adopted"`  // found there already, by content key, and paired
 	Flagged  int           `json:"flagged"`  // flags brought over after the copy
+	Filtered int           `json:"filtered"` // left out by the filter, on the source
 	Bytes    int64         `json:"bytes"`    // appended
 	Problems []Problem     `json:"problems,omitempty"`
 	Took     time.Duration `json:"took"`
@@ -114,7 +115,8 @@ type Verification struct {
 	User     string        `json:"user"`
 	At       time.Time     `json:"at"`
 	Folders  []FolderCheck `json:"folders"`
-	Missing  int           `json:"missing"` // on the source and not on the destination
+	Missing  int           `json:"missing"`  // on the source and not on the destination
+	Filtered int           `json:"filtered"` // on the source and left out by the filter: not compared
 	Problems []Problem     `json:"problems,omitempty"`
 }
 
@@ -128,7 +130,8 @@ type FolderCheck struct {
 	OnSource int      `json:"on_source"`
 	OnDest   int      `json:"on_dest"`
 	Matched  int      `json:"matched"`
-	Missing  []uint32 `json:"missing,omitempty"` // UIDs on the source
+	Filtered int      `json:"filtered,omitempty"` // on the source, not compared, not in OnSource
+	Missing  []uint32 `json:"missing,omitempty"`  // UIDs on the source
 }
 
 // Copier makes passes. Its methods may run at once for different users, never

@@ -98,6 +98,9 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
+	if r.Sift != f.p.c.Filter.mark() {
+		return false
+	}
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
 		return false
 	}
@@ -121,6 +124,7 @@ func (f *folderRun) due() bool {
 // skip counts a pass over a folder that needs nothing.
 func (f *folderRun) skip() error {
 	f.p.tally(func(r *Report, _ *Progress) { r.Messages += int(f.status.Messages) })
+	f.tellFiltered()
 	if len(f.rec.Refused) == 0 {
 		return nil
 	}
@@ -158,7 +162,7 @@ func sortedKeys[V any](m map[uint32]V) []uint32 {
 
 func (f *folderRun) expected() int {
 	n := int(f.status.Messages)
-	return max(n-f.rec.Pairs.count(), 0)
+	return max(n-f.rec.Pairs.count()-f.rec.Filtered, 0)
 }
 
 func (f *folderRun) save() error {
@@ -178,7 +182,7 @@ func (f *folderRun) sync() error {
 	if err := f.restore(); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	metas, sel, err := f.lane.src.ListAll(imapconn.Items{Flags: true, Size: true})
+	metas, sel, err := f.lane.src.ListAll(f.p.c.Filter.items(imapconn.Items{Flags: true, Size: true}))
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
@@ -253,9 +257,19 @@ func (f *folderRun) open() error {
 	return f.save()
 }
 
+// tellFiltered counts what the filter leaves out.
+func (f *folderRun) tellFiltered() {
+	if n := f.rec.Filtered; n > 0 {
+		f.p.tally(func(r *Report, _ *Progress) { r.Filtered += n })
+		f.p.note(omitted(f.src.Name, n, false))
+	}
+}
+
 // todo gives the messages of the source that are neither paired nor known to be
 // refused.
 func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
+	metas, f.rec.Filtered = f.p.left(metas, f.rec.Pairs)
+	f.tellFiltered()
 	present := make(map[uint32]bool, len(metas))
 	for _, m := range metas {
 		present[m.UID] = true
@@ -300,7 +314,7 @@ func (f *folderRun) batchSize(todo []imapconn.Meta) int {
 // looked for again.
 func (f *folderRun) finish(sel imapconn.Selected) error {
 	r := f.rec
-	r.Readopt = false
+	r.Readopt, r.Sift = false, f.p.c.Filter.mark()
 	r.Mark = imapconn.Status{Messages: sel.Exists, UIDNext: sel.UIDNext, UIDValidity: sel.UIDValidity, ModSeq: f.status.ModSeq}
 	if f.failed {
 		r.Mark = imapconn.Status{}

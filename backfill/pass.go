@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,7 @@ type pass struct {
 	log      *slog.Logger
 	book     *book
 	pairings []pairing
+	outside  []pairing // folders that the filter leaves out
 	dstSide  side
 	srcBox   Mailbox // what is read; nil until it is open
 
@@ -114,7 +116,9 @@ func (p *pass) connect() error {
 		}
 	}
 	p.dstSide = dst
-	p.pairings, p.report.Problems = mapFolders(src, dst, known)
+	all, problems := mapFolders(src, dst, known)
+	p.pairings, p.outside = p.sift(all)
+	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.c.Filter.omitsFolder(x.Folder) })
 	p.dstReader = p.reader(p.job.Dest, nil)
 	return nil
 }
@@ -163,8 +167,13 @@ func (p *pass) crash(name string) {
 	}
 }
 
-func (p *pass) problem(pr Problem) {
+// note puts into the report what is no trouble: nothing is logged.
+func (p *pass) note(pr Problem) {
 	p.tally(func(r *Report, _ *Progress) { r.Problems = append(r.Problems, pr) })
+}
+
+func (p *pass) problem(pr Problem) {
+	p.note(pr)
 	p.log.Warn("backfill problem", "user", p.job.User, "folder", pr.Folder, "uid", pr.UID, "class", pr.Class, "text", pr.Text)
 }
 
@@ -217,7 +226,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	var srcStats, dstStats map[string]imapconn.Status
 	var srcErrs map[string]error
 	err = both(func() (err error) {
-		srcStats, srcErrs, err = p.srcBox.Statuses(sourceWires(p.pairings))
+		srcStats, srcErrs, err = p.srcBox.Statuses(sourceWires(p.pairings, p.outside))
 		return inside("source", err)
 	}, func() (err error) {
 		dstStats, _, err = p.dst.Statuses(there)
@@ -225,6 +234,9 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	for _, pr := range p.outside {
+		p.leaveOut(pr, countOf(srcStats, pr))
 	}
 	p.progress.Folders = len(p.pairings)
 	p.report.Folders = len(p.pairings)

@@ -12,7 +12,8 @@ import (
 type Plan struct {
 	User     string       `json:"user"`
 	Folders  []PlanFolder `json:"folders"`
-	Messages int          `json:"messages"` // on the source, in all folders
+	Messages int          `json:"messages"` // on the source, in all folders that are copied
+	Filtered int          `json:"filtered"` // of them and of other folders, left out by the filter
 	// Bytes on the source; 0 when the server does not tell (RFC 8438).
 	Bytes    int64     `json:"bytes"`
 	Problems []Problem `json:"problems,omitempty"`
@@ -24,8 +25,9 @@ type PlanFolder struct {
 	Dest     string `json:"dest"`
 	Create   bool   `json:"create"` // it is not there yet
 	Messages int    `json:"messages"`
-	Bytes    int64  `json:"bytes"`  // 0 when the server does not tell
-	Paired   int    `json:"paired"` // messages that the ledger knows on both sides
+	Bytes    int64  `json:"bytes"`              // 0 when the server does not tell
+	Paired   int    `json:"paired"`             // messages that the ledger knows on both sides
+	Filtered int    `json:"filtered,omitempty"` // messages that the filter leaves out
 }
 
 // Plan logs in to both sides and says which folders a pass would copy, and
@@ -37,34 +39,69 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}
 	defer p.close()
-	stats, errs, err := p.srcBox.Statuses(sourceWires(p.pairings))
+	stats, errs, err := p.srcBox.Statuses(sourceWires(p.pairings, p.outside))
 	if err != nil {
 		return plan, fmt.Errorf("plan %s: source: %w", job.User, err)
 	}
+	for _, pr := range p.outside {
+		n := countOf(stats, pr)
+		plan.Filtered += max(n, 0)
+		p.leaveOut(pr, n)
+	}
 	plan.Problems = p.report.Problems
+	if c.Filter.messages() {
+		p.src = p.srcBox.NewReader()
+	}
 	for _, pr := range p.pairings {
 		if err := errs[pr.src.Wire]; err != nil {
 			plan.Problems = append(plan.Problems, Problem{Folder: pr.src.Name, Class: ClassUnreadable, Text: err.Error()})
 		}
-		st := stats[pr.src.Wire]
-		rec, err := p.book.record(pr.src.Wire)
+		f, err := p.planFolder(pr, stats[pr.src.Wire])
 		if err != nil {
-			return plan, err
+			return plan, fmt.Errorf("plan %s: folder %q: %w", job.User, pr.src.Name, err)
 		}
-		f := PlanFolder{Source: pr.src.Name, Dest: pr.name, Create: !pr.exists, Messages: int(st.Messages), Bytes: st.Size}
-		for _, r := range rec.Pairs {
-			f.Paired += int(r.N)
+		if f.Filtered > 0 {
+			plan.Problems = append(plan.Problems, omitted(pr.src.Name, f.Filtered, false))
 		}
 		plan.Folders = append(plan.Folders, f)
+		plan.Filtered += f.Filtered
 		plan.Messages += f.Messages
 		plan.Bytes += f.Bytes
 	}
 	return plan, nil
 }
 
-func sourceWires(ps []pairing) []string {
+// planFolder says what becomes of a folder. To count what the filter leaves out
+// of it takes a list of its messages.
+func (p *pass) planFolder(pr pairing, st imapconn.Status) (PlanFolder, error) {
+	f := PlanFolder{Source: pr.src.Name, Dest: pr.name, Create: !pr.exists, Messages: int(st.Messages), Bytes: st.Size}
+	rec, err := p.book.record(pr.src.Wire)
+	if err != nil {
+		return f, err
+	}
+	f.Paired = rec.Pairs.count()
+	if p.src == nil || st.Messages == 0 {
+		return f, nil
+	}
+	sel, err := p.src.Select(pr.src)
+	if err != nil {
+		return f, inside("source", err)
+	}
+	metas, _, err := p.src.ListAll(p.c.Filter.items(imapconn.Items{}))
+	if err != nil {
+		return f, inside("source", err)
+	}
+	known := rec.Pairs
+	if sel.UIDValidity != rec.SrcValidity {
+		known = nil
+	}
+	_, f.Filtered = p.left(metas, known)
+	return f, nil
+}
+
+func sourceWires(ps ...[]pairing) []string {
 	var out []string
-	for _, p := range ps {
+	for _, p := range slices.Concat(ps...) {
 		out = append(out, p.src.Wire)
 	}
 	return out

@@ -29,6 +29,10 @@ type record struct {
 	// Mark is the state of the source with which the folder was last finished.
 	Mark    imapconn.Status     `json:"mark"`
 	Refused map[uint32]*refusal `json:"refused,omitempty"`
+	// Filtered is how many messages the filter left out when the folder was last
+	// looked at, and Sift which filter that was.
+	Filtered int    `json:"filtered,omitempty"`
+	Sift     string `json:"sift,omitempty"`
 	// Unread counts the passes in which a message could not be read.
 	Unread     map[uint32]int `json:"unread,omitempty"`
 	Pending    *journal       `json:"pending,omitempty"`

@@ -22,7 +22,9 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		return v, fmt.Errorf("verify %s: %w", job.User, err)
 	}
 	defer p.close()
-	p.src = p.srcBox.NewReader()
+	if err := p.verifyOutside(&v); err != nil {
+		return v, fmt.Errorf("verify %s: source: %w", job.User, err)
+	}
 	for _, pr := range p.pairings {
 		check, problems, err := p.verify(pr)
 		if err != nil {
@@ -30,25 +32,45 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		}
 		v.Folders = append(v.Folders, check)
 		v.Missing += len(check.Missing)
+		v.Filtered += check.Filtered
 		v.Problems = append(v.Problems, problems...)
 	}
 	return v, nil
 }
 
+// verifyOutside names the folders that the filter leaves out, and then has the
+// source read.
+func (p *pass) verifyOutside(v *Verification) error {
+	stats, _, err := p.srcBox.Statuses(sourceWires(p.outside))
+	if err != nil {
+		return err
+	}
+	for _, pr := range p.outside {
+		n := countOf(stats, pr)
+		v.Filtered += max(n, 0)
+		v.Folders = append(v.Folders, FolderCheck{Source: pr.src.Name, Filtered: max(n, 0)})
+		v.Problems = append(v.Problems, omitted(pr.src.Name, n, true))
+	}
+	p.src = p.srcBox.NewReader()
+	return nil
+}
+
 // verify compares one folder.
 func (p *pass) verify(pr pairing) (FolderCheck, []Problem, error) {
 	check := FolderCheck{Source: pr.src.Name, Dest: pr.name}
-	src, problems, err := p.identities(p.src, pr.src)
+	src, problems, filtered, err := p.identities(p.src, pr.src, p.c.Filter)
 	if err != nil {
 		return check, nil, fmt.Errorf("source: %w", err)
 	}
-	check.OnSource = len(src)
+	check.OnSource, check.Filtered = len(src), filtered
 	for _, x := range problems {
-		check.Missing = append(check.Missing, x.UID)
+		if x.Class == ClassUnreadable {
+			check.Missing = append(check.Missing, x.UID)
+		}
 	}
 	var dst []*incoming
 	if pr.exists {
-		if dst, _, err = p.identities(p.dstReader, imapconn.Folder{Name: pr.name, Wire: pr.wire}); err != nil {
+		if dst, _, _, err = p.identities(p.dstReader, imapconn.Folder{Name: pr.name, Wire: pr.wire}, Filter{}); err != nil {
 			return check, nil, fmt.Errorf("destination: %w", err)
 		}
 	}
@@ -101,25 +123,32 @@ func match(src, dst []*incoming, by func(identity) key) []*incoming {
 	return found
 }
 
-// identities reads a folder through. What cannot be read is a problem.
-func (p *pass) identities(r MailReader, f imapconn.Folder) ([]*incoming, []Problem, error) {
+// identities reads a folder through, but for what the filter leaves out. What
+// cannot be read is a problem.
+func (p *pass) identities(r MailReader, f imapconn.Folder, filter Filter) (msgs []*incoming, problems []Problem, filtered int, err error) {
 	if _, err := r.Select(f); err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
-	metas, _, err := r.ListAll(imapconn.Items{Size: true})
+	metas, _, err := r.ListAll(filter.items(imapconn.Items{Size: true}))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	uids := make([]uint32, 0, len(metas))
 	for _, m := range metas {
+		if filter.omits(m) {
+			filtered++
+			continue
+		}
 		uids = append(uids, m.UID)
+	}
+	if filtered > 0 {
+		problems = append(problems, omitted(f.Name, filtered, false))
 	}
 	t := &fetcher{host: p.job.Host}
 	failures, err := r.Fetch(uids, imapconn.Items{Body: true}, t)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
-	var problems []Problem
 	for _, x := range failures {
 		switch {
 		case x.Gone:
@@ -130,5 +159,5 @@ func (p *pass) identities(r MailReader, f imapconn.Folder) ([]*incoming, []Probl
 		}
 	}
 	slices.SortFunc(t.msgs, byUID)
-	return t.msgs, problems, nil
+	return t.msgs, problems, filtered, nil
 }
