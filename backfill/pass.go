@@ -31,6 +31,7 @@ type pass struct {
 	outside  []pairing // folders that the filter leaves out
 	dstSide  side
 	srcBox   Mailbox // what is read; nil until it is open
+	dry      bool    // the ledger is not written to
 
 	*lane    // the first one
 	throttle throttle
@@ -54,7 +55,7 @@ type pass struct {
 // with Options.Restore.
 func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	began := time.Now()
-	p, err := c.start(ctx, job, o)
+	p, err := c.start(ctx, job, o, true)
 	if err != nil {
 		return Report{Took: time.Since(began)}, fmt.Errorf("copy %s: %w", job.User, err)
 	}
@@ -70,9 +71,10 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	return p.report, nil
 }
 
-// start logs in to both sides and finds out which folders go where.
-func (c *Copier) start(ctx context.Context, job Job, o Options) (*pass, error) {
-	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}}
+// start logs in to both sides and finds out which folders go where. A pass that
+// copies writes to the ledger already here.
+func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*pass, error) {
+	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}, dry: !copies}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -210,7 +212,7 @@ func folderError(f *folderRun, err error) error { return fmt.Errorf("folder %q: 
 // skippable errors are those of one folder.
 func skippable(err error) bool {
 	var e *imapconn.Error
-	return errors.As(err, &e) && !temporary(e) || errors.Is(err, imapconn.ErrShort)
+	return errors.As(err, &e) && !temporary(e) || errors.Is(err, imapconn.ErrShort) || errors.Is(err, ErrFolder)
 }
 
 // look asks both sides for the status of every folder, makes the folders that

@@ -34,7 +34,7 @@ type PlanFolder struct {
 // where to. It writes nothing, neither to a mailbox nor to the ledger.
 func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 	plan := Plan{User: job.User}
-	p, err := c.start(ctx, job, Options{})
+	p, err := c.start(ctx, job, Options{}, false)
 	if err != nil {
 		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}

@@ -12,8 +12,9 @@ import (
 // other sources are trees on disk and POP3. A source is only ever read: nothing
 // of a pass changes it.
 type Source interface {
-	// Open opens the mailbox for one pass. What it gives ends with ctx.
-	Open(ctx context.Context) (Mailbox, error)
+	// Open opens the mailbox for one pass. What it gives ends with ctx. Where the
+	// store has no UIDs of its own, n gives and keeps them.
+	Open(ctx context.Context, n *Numbers) (Mailbox, error)
 }
 
 // Mailbox is the source of one pass. Its methods are called by one goroutine at
@@ -53,7 +54,7 @@ type MailReader interface {
 // openSource opens what a pass reads from.
 func (p *pass) openSource() (Mailbox, error) {
 	if p.job.From != nil {
-		return p.job.From.Open(p.ctx)
+		return p.job.From.Open(p.ctx, &Numbers{ctx: p.ctx, book: p.book, dry: p.dry})
 	}
 	s, err := p.c.Dialer.Open(p.ctx, p.job.Source)
 	if err != nil {

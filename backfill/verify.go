@@ -17,7 +17,7 @@ import (
 // the two copies of a message that our relay delivered to both sides are one.
 func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 	v := Verification{User: job.User, At: time.Now().UTC()}
-	p, err := c.start(ctx, job, Options{})
+	p, err := c.start(ctx, job, Options{}, false)
 	if err != nil {
 		return v, fmt.Errorf("verify %s: %w", job.User, err)
 	}
