@@ -202,7 +202,7 @@ func (w *watch) idle() error {
 	if err != nil {
 		return w.s.fail(fmt.Errorf("IDLE: %w", err))
 	}
-	w.renew *= 2
+	w.renew = min(2*w.renew, w.o.Renew)
 	if ended {
 		w.polled = w.polled || time.Since(began) < shortIdle
 		return nil
