@@ -204,7 +204,7 @@ func missing(t testing.TB, format string, args ...any) {
 func TestFaultsAOFDiskFull(t *testing.T) {
 	t.Parallel()
 	runs := times(2, 20)
-	dir, _ := mount(t, 64)
+	dir, _ := mount(t, 256)
 	srv := redistest.Start(t, "--dir", dir, "--auto-aof-rewrite-percentage", "0")
 	l := busyLoad
 	l.Big = 10
