@@ -71,6 +71,7 @@ type Report struct {
 	Copied   int           `json:"copied"`   // appended to the destination
 	Adopted  int           `json:"adopted"`  // found there already, by content key, and paired
 	Flagged  int           `json:"flagged"`  // flags brought over after the copy
+	Wrapped  int           `json:"wrapped"`  // carried as an attachment, of those that were refused
 	Filtered int           `json:"filtered"` // left out by the filter, on the source
 	Bytes    int64         `json:"bytes"`    // appended
 	Problems []Problem     `json:"problems,omitempty"`
@@ -82,7 +83,7 @@ type Report struct {
 // Clean tells whether the pass found nothing to copy and nothing wrong that a
 // further pass could mend.
 func (r Report) Clean() bool {
-	if r.Copied+r.Adopted+r.Flagged > 0 {
+	if r.Copied+r.Adopted+r.Flagged+r.Wrapped > 0 {
 		return false
 	}
 	for _, p := range r.Problems {
@@ -116,6 +117,7 @@ type Verification struct {
 	At       time.Time     `json:"at"`
 	Folders  []FolderCheck `json:"folders"`
 	Missing  int           `json:"missing"`  // on the source and not on the destination
+	Wrapped  int           `json:"wrapped"`  // on the source, and on the destination as an attachment
 	Filtered int           `json:"filtered"` // on the source and left out by the filter: not compared
 	Problems []Problem     `json:"problems,omitempty"`
 }
@@ -130,6 +132,7 @@ type FolderCheck struct {
 	OnSource int      `json:"on_source"`
 	OnDest   int      `json:"on_dest"`
 	Matched  int      `json:"matched"`
+	Wrapped  int      `json:"wrapped,omitempty"`  // on the destination as an attachment, in a folder of ours
 	Filtered int      `json:"filtered,omitempty"` // on the source, not compared, not in OnSource
 	Missing  []uint32 `json:"missing,omitempty"`  // UIDs on the source
 }
@@ -187,5 +190,5 @@ type Copier struct {
 // CrashPoints gives the names with which Copier.CrashPoint is called, in the
 // order of a pass.
 func CrashPoints() []string {
-	return []string{"after-create", "after-recover", "after-fetch", "after-adopt", "after-journal", "after-append", "after-record", "after-flags", "between-folders"}
+	return []string{"after-create", "after-recover", "after-fetch", "after-adopt", "after-journal", "after-append", "after-record", "after-flags", "after-wrap", "between-folders"}
 }

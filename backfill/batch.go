@@ -13,6 +13,9 @@ import (
 
 // append appends messages, with the journal written before and the pairs after.
 func (f *folderRun) append(msgs []*incoming) error {
+	if f.dsel.ReadOnly && len(msgs) > 0 {
+		return fmt.Errorf("append: %w: give the login the right to insert messages there", errReadOnly)
+	}
 	msgs = f.screen(msgs)
 	if len(msgs) == 0 {
 		f.unsaved = true
@@ -52,7 +55,7 @@ func (f *folderRun) screen(msgs []*incoming) []*incoming {
 		case m.body.size == 0:
 			f.refuse(m, "an empty message cannot be appended (RFC 3502, 6.3.11)")
 		case limit > 0 && m.body.size > limit:
-			f.refuse(m, fmt.Sprintf("it has %d octets, the destination takes %d (APPENDLIMIT)", m.body.size, limit))
+			f.refuse(m, fmt.Sprintf("it has %d octets, the destination takes %d (APPENDLIMIT)", m.body.size, limit)).tooBig = true
 		default:
 			out = append(out, m)
 		}
@@ -60,7 +63,7 @@ func (f *folderRun) screen(msgs []*incoming) []*incoming {
 	return out
 }
 
-func (f *folderRun) refuse(m *incoming, text string) {
+func (f *folderRun) refuse(m *incoming, text string) *refusal {
 	if f.rec.Refused == nil {
 		f.rec.Refused = map[uint32]*refusal{}
 	}
@@ -69,12 +72,14 @@ func (f *folderRun) refuse(m *incoming, text string) {
 		r = &refusal{}
 		f.rec.Refused[m.meta.UID] = r
 	}
-	r.Text, r.waiting = text, true
+	r.Text, r.waiting, r.fresh, r.Wrapped = text, true, true, false
 	r.Skip = min(1<<min(r.Tries, 4), 16)
 	r.Tries++
 	m.done = true
-	f.p.problem(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: ClassRefused, Text: text})
+	return r
 }
+
+var errReadOnly = errors.New("the server opens the folder read-only")
 
 // refusedTooOften refusals in a row mean that the destination takes nothing at
 // all, whatever it says of the single message.
@@ -109,7 +114,7 @@ func (f *folderRun) appendEach(msgs []*incoming) error {
 			case errors.As(r.Err, &e) && !temporary(e) && e.Code != "TRYCREATE":
 				refused = append(refused, m...)
 			default:
-				failed = cmp.Or(failed, fmt.Errorf("append: %w (nothing is lost: start the pass again when this is mended)", r.Err))
+				failed = cmp.Or(failed, stalled(r.Err))
 			}
 		}
 		if failed != nil {
@@ -152,8 +157,10 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 		f.p.crash("after-append")
 		f.lane.refusedInRow = 0
 		return f.appended(msgs, done)
-	case !errors.As(err, &e), temporary(e), e.Code == "TRYCREATE":
-		return fmt.Errorf("append: %w (nothing is lost: start the pass again when this is mended)", err)
+	case !errors.As(err, &e):
+		return fmt.Errorf("append: %w", err)
+	case temporary(e), e.Code == "TRYCREATE":
+		return stalled(err)
 	case len(msgs) > 1:
 		half := len(msgs) / 2
 		if err := f.appendAll(msgs[:half]); err != nil {
@@ -168,7 +175,7 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 		f.forgetRefused()
 		return fmt.Errorf("append: %d messages in a row were refused, so it is not the messages: %w", f.lane.refusedInRow, err)
 	}
-	f.refuse(msgs[0], e.Error())
+	f.refuse(msgs[0], e.Error()).tooBig = e.Code == "TOOBIG"
 	return nil
 }
 
@@ -238,10 +245,19 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 // forgetRefused has all refused messages of the folder offered again.
 func (f *folderRun) forgetRefused() {
 	for _, r := range f.rec.Refused {
-		if r.Text != unrecognised { // that one is there: offered again, it would be there twice
+		if r.Text != unrecognised && !r.Wrapped { // that one is there: offered again, it would be there twice
 			r.Skip, r.Tries = 0, 0
 		}
 	}
+}
+
+// stalled is the error of a destination that takes nothing for now.
+func stalled(err error) error {
+	var e *imapconn.Error
+	if errors.As(err, &e) && (e.Code == "OVERQUOTA" || strings.Contains(strings.ToLower(e.Text), "quota")) {
+		return fmt.Errorf("append: the mailbox on the destination is full: %w (raise its quota or have room made; nothing is lost, the next pass goes on from here)", err)
+	}
+	return fmt.Errorf("append: %w (nothing is lost: start the pass again when this is mended)", err)
 }
 
 // temporary tells whether an error is one of the server's state and not of the
@@ -259,13 +275,17 @@ func temporary(e *imapconn.Error) bool {
 	}
 	text := strings.ToLower(e.Text)
 	return slices.ContainsFunc([]string{"quota", "disk", "space", "try again", "tempora", "throttl", "backoff", "unavailable",
-		"internal error", "timeout", "timed out", "busy", "too many"}, func(w string) bool { return strings.Contains(text, w) })
+		"internal error", "timeout", "timed out", "busy", "too many", "read-only", "permission", "access denied"}, func(w string) bool { return strings.Contains(text, w) })
 }
 
 // taken counts what the destination has.
 func (f *folderRun) taken(msgs []*incoming) {
 	f.p.tally(func(r *Report, g *Progress) {
 		for _, m := range msgs {
+			if f.isAttic {
+				r.Wrapped++
+				continue
+			}
 			r.Copied++
 			r.Bytes += m.body.size
 			g.BytesDone += m.body.size
@@ -273,6 +293,10 @@ func (f *folderRun) taken(msgs []*incoming) {
 	})
 	for _, m := range msgs {
 		m.done = true
+		if r := f.rec.Refused[m.meta.UID]; r != nil && r.Wrapped {
+			f.p.note(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: ClassWrapped,
+				Text: fmt.Sprintf("the destination takes it as it is by now: its copy in %q may be deleted", f.p.attic.name())})
+		}
 		delete(f.rec.Refused, m.meta.UID)
 		delete(f.rec.Unread, m.meta.UID)
 		if m.meta.Flags != nil {

@@ -31,10 +31,12 @@
 // too. Names lose the namespace prefix and separator of one side and get those
 // of the other; folders of other users and shared ones are left alone.
 //
-// Not in this version: deletions and moves on the source are not carried over,
-// virtual folders (\All, \Flagged) are copied as folders like any other, and a
-// refused message is reported with the server's words and offered again in
-// later passes, but not wrapped.
+// A message that the destination refuses is carried as an attachment of a mail in
+// a folder of ours (see attic), and one that is refused even so is reported with
+// the server's words and offered again in later passes.
+//
+// Not in this version: deletions and moves on the source are not carried over, and
+// virtual folders (\All, \Flagged) are copied as folders like any other.
 //
 // Start reading at [Copier.Pass].
 package backfill

@@ -21,6 +21,7 @@ type folderRun struct {
 	cand    *candidates
 	told    map[string]bool // keywords that have a problem already
 	failed  bool            // something could not be read: look again
+	isAttic bool            // it has no source: see attic
 	drops   int             // connections that ended in a row without a message being taken
 	// unsaved tells that the record is newer than the ledger. That may last until
 	// the next batch's journal is written: until then the one before it says where
@@ -113,12 +114,18 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 
 // due tells whether a refused message is to be offered again.
 func (f *folderRun) due() bool {
-	for _, r := range f.rec.Refused {
-		if r.Skip <= 0 || f.p.o.RetryRefused {
+	for uid, r := range f.rec.Refused {
+		if r.Skip <= 0 || f.p.o.RetryRefused || f.unwrapped(uid, r) {
 			return true
 		}
 	}
 	return false
+}
+
+// unwrapped tells whether a message was carried as an attachment, and the mail
+// that carried it is gone.
+func (f *folderRun) unwrapped(uid uint32, r *refusal) bool {
+	return r.Wrapped && !f.p.attic.has(f.src.Wire, f.rec.SrcValidity, uid)
 }
 
 // skip counts a pass over a folder that needs nothing.
@@ -141,10 +148,15 @@ func (f *folderRun) remember(present map[uint32]bool) {
 			delete(f.rec.Refused, uid)
 			continue
 		}
+		if f.unwrapped(uid, r) {
+			r.Wrapped, r.Skip = false, 0
+		}
 		if r.Skip > 0 && !f.p.o.RetryRefused {
-			r.Skip--
+			if !r.Wrapped {
+				r.Skip--
+			}
 			r.waiting = true
-			f.p.problem(Problem{Folder: f.src.Name, UID: uid, Class: ClassRefused, Text: r.Text})
+			f.p.problem(f.refusedProblem(uid, r))
 		} else {
 			r.Skip = 0
 		}
@@ -200,6 +212,10 @@ func (f *folderRun) sync() error {
 	if err == nil {
 		err = f.syncFlags(metas)
 	}
+	if err == nil {
+		err = f.wrapRefused()
+	}
+	f.tellRefused()
 	if err != nil && f.unsaved {
 		return errors.Join(err, f.save())
 	}

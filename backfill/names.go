@@ -146,9 +146,13 @@ func newMapper(src, dst side) *mapper {
 }
 
 // mapFolders finds the place of each folder that can hold messages. known are
-// places from earlier passes, wire names of source and destination.
+// places from earlier passes, wire names of source and destination; that of
+// atticSource is no folder of the source.
 func mapFolders(src, dst side, known map[string]string) ([]pairing, []Problem) {
 	m := newMapper(src, dst)
+	if name, err := imapconn.DecodeName(known[atticSource]); err == nil && name != "" {
+		m.take(atticSource, levels(imapconn.Folder{Name: name}, dst.ns))
+	}
 	var todo []imapconn.Folder
 	for _, f := range src.folders {
 		if f.Selectable() && !inOthers(f, src.ns) {

@@ -30,6 +30,7 @@ type pass struct {
 	pairings []pairing
 	outside  []pairing // folders that the filter leaves out
 	dstSide  side
+	attic    *attic
 	srcBox   Mailbox // what is read; nil until it is open
 	dry      bool    // the ledger is not written to
 
@@ -117,6 +118,10 @@ func (p *pass) connect() error {
 			known[f.Wire] = rec.Dest
 		}
 	}
+	if p.attic, err = openAttic(p); err != nil {
+		return err
+	}
+	known[atticSource] = p.attic.rec.Dest
 	p.dstSide = dst
 	all, problems := mapFolders(src, dst, known)
 	p.pairings, p.outside = p.sift(all)
@@ -199,6 +204,9 @@ func (p *pass) show(now bool) {
 
 // folders goes through all folders.
 func (p *pass) folders() error {
+	if err := p.attic.review(); err != nil {
+		return err
+	}
 	runs, failed, err := p.look()
 	if err != nil {
 		return err
@@ -212,7 +220,7 @@ func folderError(f *folderRun, err error) error { return fmt.Errorf("folder %q: 
 // skippable errors are those of one folder.
 func skippable(err error) bool {
 	var e *imapconn.Error
-	return errors.As(err, &e) && !temporary(e) || errors.Is(err, imapconn.ErrShort) || errors.Is(err, ErrFolder)
+	return errors.As(err, &e) && !temporary(e) || errors.Is(err, imapconn.ErrShort) || errors.Is(err, ErrFolder) || errors.Is(err, errReadOnly)
 }
 
 // look asks both sides for the status of every folder, makes the folders that
@@ -270,7 +278,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 
 // takenName tells whether a name on the destination is some folder's already.
 func (p *pass) takenName(name string) bool {
-	for _, pr := range p.pairings {
+	for _, pr := range slices.Concat(p.pairings, p.outside) {
 		if fold(pr.name) == fold(name) {
 			return true
 		}

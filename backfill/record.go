@@ -40,6 +40,8 @@ type record struct {
 	// Readopt says that the pairs were voided: until the folder is finished the
 	// messages of the destination are looked at one by one.
 	Readopt bool `json:"readopt,omitempty"`
+	// Attic is for the record of the wrapped messages only.
+	Attic []kept `json:"attic,omitempty"`
 }
 
 // refusal is a message that the destination did not take.
@@ -47,8 +49,12 @@ type refusal struct {
 	Text  string `json:"text"`
 	Tries int    `json:"tries"`
 	Skip  int    `json:"skip"` // passes until it is tried again
+	// Wrapped tells that it is carried as an attachment.
+	Wrapped bool `json:"wrapped,omitempty"`
 
 	waiting bool // not to be tried in this pass
+	fresh   bool // refused in this pass, and not in the report yet
+	tooBig  bool // so is every mail that carries it
 }
 
 // journal is a batch about to be appended. It is written first, so that after a
@@ -119,6 +125,26 @@ func (p *pairs) add(src, dst uint32) {
 		return
 	}
 	*p = slices.Insert(*p, i, run{src, dst, 1})
+}
+
+// remove takes the pair of a source UID out.
+func (p *pairs) remove(src uint32) {
+	if _, ok := p.dest(src); !ok {
+		return
+	}
+	i := p.at(src)
+	if i == len(*p) || (*p)[i].Src != src {
+		i--
+	}
+	r, n := (*p)[i], src-(*p)[i].Src
+	var left pairs
+	if n > 0 {
+		left = append(left, run{r.Src, r.Dst, n})
+	}
+	if n+1 < r.N {
+		left = append(left, run{src + 1, r.Dst + n + 1, r.N - n - 1})
+	}
+	*p = slices.Replace(*p, i, i+1, left...)
 }
 
 // count gives the number of pairs.

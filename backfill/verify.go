@@ -22,6 +22,9 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		return v, fmt.Errorf("verify %s: %w", job.User, err)
 	}
 	defer p.close()
+	if err := p.attic.inspect(); err != nil {
+		return v, fmt.Errorf("verify %s: destination: folder %q: %w", job.User, p.attic.name(), err)
+	}
 	if err := p.verifyOutside(&v); err != nil {
 		return v, fmt.Errorf("verify %s: source: %w", job.User, err)
 	}
@@ -33,6 +36,7 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		v.Folders = append(v.Folders, check)
 		v.Missing += len(check.Missing)
 		v.Filtered += check.Filtered
+		v.Wrapped += check.Wrapped
 		v.Problems = append(v.Problems, problems...)
 	}
 	return v, nil
@@ -81,18 +85,26 @@ func (p *pass) verify(pr pairing) (FolderCheck, []Problem, error) {
 		problems = append(problems, Problem{Folder: pr.src.Name, UID: m.meta.UID, Class: ClassAltered,
 			Text: "the destination has it with other line ends or without NUL"})
 	}
-	for _, m := range src {
-		if m.done {
-			check.Matched++
-		} else {
-			check.Missing = append(check.Missing, m.meta.UID)
-		}
-	}
-	slices.Sort(check.Missing)
 	rec, err := p.book.record(pr.src.Wire)
 	if err != nil {
 		return check, nil, err
 	}
+	for _, m := range src {
+		switch {
+		case m.done:
+			check.Matched++
+		case p.attic.shows(pr.src.Wire, m.id):
+			check.Wrapped++
+			x := Problem{Folder: pr.src.Name, UID: m.meta.UID, Class: ClassWrapped, Text: fmt.Sprintf("it is in %q as an attachment", p.attic.name())}
+			if r := rec.Refused[m.meta.UID]; r != nil {
+				x.Text += ": " + r.Text
+			}
+			problems = append(problems, x)
+		default:
+			check.Missing = append(check.Missing, m.meta.UID)
+		}
+	}
+	slices.Sort(check.Missing)
 	for _, uid := range check.Missing {
 		if r := rec.Refused[uid]; r != nil {
 			problems = append(problems, Problem{Folder: pr.src.Name, UID: uid, Class: ClassRefused, Text: r.Text})

@@ -185,6 +185,26 @@ func TestMailThatCannotBeCopiedBlocksTheFlip(t *testing.T) {
 	}
 }
 
+// A message that is carried as an attachment is there: so are those that nobody
+// wanted, and what was deleted and is still there.
+func TestWhatIsCarriedDoesNotBlockTheFlip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(), &copier{}
+		cop.pass = func(string, int, bool) (backfill.Report, error) {
+			var r backfill.Report
+			for _, class := range []string{backfill.ClassWrapped, backfill.ClassFiltered, backfill.ClassDeletions, backfill.ClassAltered} {
+				r.Problems = append(r.Problems, backfill.Problem{Folder: "INBOX", Class: class})
+			}
+			return r, nil
+		}
+		start(t, conduct(t, tab, cop, Config{}), alice, false)
+		time.Sleep(time.Minute)
+		if tab.state(alice) != router.StateNew {
+			t.Errorf("the user is %s", tab.state(alice))
+		}
+	})
+}
+
 func TestPassThatNeverEndsCleanIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab, cop := newTable(), &copier{took: time.Second}

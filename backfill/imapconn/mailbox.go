@@ -315,6 +315,7 @@ type Selected struct {
 	// new keywords may be made.
 	Permanent  []string
 	AnyKeyword bool
+	ReadOnly   bool // the server opened it so that nothing can be changed
 }
 
 // CanKeep tells whether the folder keeps a flag.
@@ -335,12 +336,17 @@ func (s *Session) open(verb, wire string) (Selected, error) {
 		return sel, err
 	}
 	told := false
-	err := s.run(c, func(r *response) {
-		told = sel.take(r) || told
-	})
+	if s.broken != nil {
+		return sel, s.broken
+	}
+	answer, err := s.roundTrip(c, func(r *response) { told = sel.take(r) || told })
 	if err != nil {
+		return sel, s.fail(fmt.Errorf("%s: %w", verb, err))
+	}
+	if err := answer.err(verb); err != nil {
 		return sel, err
 	}
+	sel.ReadOnly = answer.code == "READ-ONLY"
 	if !told {
 		// RFC 3501, 7.1: without PERMANENTFLAGS all flags of FLAGS last.
 		sel.AnyKeyword = len(sel.Permanent) == 0

@@ -1,0 +1,4 @@
+package backfill
+
+// Unwrap is for tests from outside.
+var Unwrap = unwrap
