@@ -40,6 +40,11 @@ type Options struct {
 	// AllowDeletions says that an operator has looked: in this pass there is no
 	// ceiling. It means nothing without Deletions.
 	AllowDeletions bool
+	// Only, when it is not empty, names the folders of the source that the pass
+	// looks at, as its server writes them; others stay as they are, and may differ.
+	// When the ledger knows these folders nothing else is asked for, not even the
+	// list of folders: that is the pass for a folder that a [Tail] has told of.
+	Only []string
 	// Progress is called from time to time, at most a few times a second.
 	Progress func(Progress)
 }

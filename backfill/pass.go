@@ -97,6 +97,12 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 }
 
 func (p *pass) connect() error {
+	if known, err := p.knownOnly(); err != nil || known != nil {
+		if err != nil {
+			return err
+		}
+		return p.connectTo(known)
+	}
 	var src, dst side
 	err := both(func() (err error) {
 		src, err = p.enterSource()
@@ -124,6 +130,7 @@ func (p *pass) connect() error {
 	known[atticSource] = p.attic.rec.Dest
 	p.dstSide = dst
 	all, problems := mapFolders(src, dst, known)
+	all = p.only(all)
 	p.pairings, p.outside = p.sift(all)
 	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.c.Filter.omitsFolder(x.Folder) })
 	p.dstReader = p.reader(p.job.Dest, nil)

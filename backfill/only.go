@@ -1,0 +1,67 @@
+package backfill
+
+import (
+	"slices"
+
+	"crossfade/backfill/imapconn"
+)
+
+// only leaves the folders that the pass is for.
+func (p *pass) only(all []pairing) []pairing {
+	if len(p.o.Only) == 0 {
+		return all
+	}
+	return slices.DeleteFunc(all, func(pr pairing) bool { return !slices.Contains(p.o.Only, pr.src.Wire) })
+}
+
+// knownOnly gives the folders that the pass is for, and their places, when the
+// ledger knows them all: they were copied before, so they have a place on the
+// destination. Else it gives nil, and both sides have to be asked for their
+// folders.
+func (p *pass) knownOnly() ([]pairing, error) {
+	if p.o.Final || p.dry {
+		return nil, nil
+	}
+	var out []pairing
+	for _, wire := range p.o.Only {
+		rec, err := p.book.record(wire)
+		if err != nil {
+			return nil, err
+		}
+		if rec.Dest == "" || rec.SrcValidity == 0 || rec.DstValidity == 0 {
+			return nil, nil
+		}
+		pr := pairing{src: imapconn.Folder{Wire: wire, Name: nameOf(wire)}, wire: rec.Dest, name: nameOf(rec.Dest), exists: true}
+		if p.c.Filter.omitsFolder(pr.src.Name) {
+			return nil, nil
+		}
+		out = append(out, pr)
+	}
+	return out, nil
+}
+
+// nameOf is the name of a folder for people.
+func nameOf(wire string) string {
+	if name, err := imapconn.DecodeName(wire); err == nil {
+		return name
+	}
+	return wire
+}
+
+// connectTo logs in to both sides and takes the folders as they are known. One
+// that is gone from its place is an error of the pass; the next pass over all
+// folders mends that.
+func (p *pass) connectTo(known []pairing) error {
+	p.pairings = known
+	err := both(func() (err error) {
+		p.srcBox, err = p.openSource()
+		return inside("source", err)
+	}, func() (err error) {
+		p.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest)
+		return inside("destination", err)
+	})
+	if err == nil {
+		p.dstReader = p.reader(p.job.Dest, nil)
+	}
+	return err
+}
