@@ -18,6 +18,9 @@ type Job struct {
 	// Host is our own host name: messages that carry a Received line of ours
 	// with the same queue id are one message delivered to both sides.
 	Host string
+	// Settled tells that the user reads the destination: what he deletes there is
+	// his, and not missing.
+	Settled bool
 }
 
 // Options are how a pass is made.
@@ -65,8 +68,12 @@ type Progress struct {
 type Problem struct {
 	Folder string `json:"folder"`
 	UID    uint32 `json:"uid,omitempty"` // on the source
-	Class  string `json:"class"`         // one of the Class constants
-	Text   string `json:"text"`          // the server's words, or what happened
+	// UIDs are several messages with the same problem, as in "3:7,9"; Count is how
+	// many.
+	UIDs  string `json:"uids,omitempty"`
+	Count int    `json:"count,omitempty"`
+	Class string `json:"class"` // one of the Class constants
+	Text  string `json:"text"`  // the server's words, or what happened
 }
 
 // Report is the result of a pass.
@@ -108,6 +115,9 @@ const (
 	ClassName       = "name"       // a folder name that had to change
 	ClassDate       = "date"       // the internal date cannot be read on the source
 	ClassAltered    = "altered"    // there, but changed by the server: NUL, bare CR, line ends at the end
+	ClassMissing    = "missing"    // on the source and nowhere on the destination
+	ClassMoved      = "moved"      // in another folder of the destination
+	ClassDeleted    = "deleted"    // copied, and gone from the destination since
 	ClassFiltered   = "filtered"   // left out by the Filter: one for each folder, with the count
 	ClassWrapped    = "wrapped"    // refused by the destination, and carried as an attachment in a folder of ours
 	ClassDeletions  = "deletions"  // deleted on the source and still on the destination, with the reason
@@ -115,16 +125,22 @@ const (
 	ClassACL        = "acl"        // a right of somebody else on a folder that was not carried over
 )
 
-// Verification is the comparison of both sides, folder by folder, by content
-// key as a multiset.
+// Verification is the comparison of both sides, by content key as a multiset.
 type Verification struct {
 	User     string        `json:"user"`
-	At       time.Time     `json:"at"`
+	At       time.Time     `json:"at"` // when it began
+	Took     time.Duration `json:"took_ns,omitempty"`
+	Source   string        `json:"source,omitempty"` // the server, host:port, or what else the mail was read from
+	Dest     string        `json:"dest,omitempty"`
 	Folders  []FolderCheck `json:"folders"`
 	Missing  int           `json:"missing"`  // on the source and not on the destination
 	Wrapped  int           `json:"wrapped"`  // on the source, and on the destination as an attachment
 	Filtered int           `json:"filtered"` // on the source and left out by the filter: not compared
 	Problems []Problem     `json:"problems,omitempty"`
+	// Holds is all that the destination held, folders without a counterpart on
+	// the source too: what a later look can be compared with.
+	Holds   []Holding `json:"holds,omitempty"`
+	History []Point   `json:"history,omitempty"` // of the copy
 }
 
 // OK tells whether nothing of the source is missing on the destination.
@@ -132,14 +148,26 @@ func (v Verification) OK() bool { return v.Missing == 0 }
 
 // FolderCheck compares one folder.
 type FolderCheck struct {
-	Source   string   `json:"source"`
-	Dest     string   `json:"dest"`
-	OnSource int      `json:"on_source"`
-	OnDest   int      `json:"on_dest"`
-	Matched  int      `json:"matched"`
+	Source   string `json:"source"`
+	Dest     string `json:"dest"`
+	OnSource int    `json:"on_source"`
+	OnDest   int    `json:"on_dest"`
+	Matched  int    `json:"matched"`
+	// Extra are on the destination without a counterpart on the source: mail that
+	// was delivered there, for one. Twice are those of them whose content is that
+	// of a message that has one.
+	Extra    int      `json:"extra,omitempty"`
+	Twice    int      `json:"twice,omitempty"`
 	Wrapped  int      `json:"wrapped,omitempty"`  // on the destination as an attachment, in a folder of ours
 	Filtered int      `json:"filtered,omitempty"` // on the source, not compared, not in OnSource
 	Missing  []uint32 `json:"missing,omitempty"`  // UIDs on the source
+	// Classes count the messages of the source with a problem, by its class.
+	Classes map[string]int `json:"classes,omitempty"`
+	// Validity is the UIDVALIDITY of the source, Digest the sum over its content
+	// keys, as in Holding, and Bytes its octets.
+	Validity uint32 `json:"validity,omitempty"`
+	Digest   string `json:"digest,omitempty"`
+	Bytes    int64  `json:"bytes,omitempty"`
 }
 
 // Copier makes passes. Its methods may run at once for different users, never

@@ -268,10 +268,11 @@ func (a *attic) inspect() error {
 		return nil
 	}
 	f := imapconn.Folder{Name: a.called(), Wire: a.rec.Dest}
-	there, _, _, err := a.p.identities(a.p.dstReader, f, Filter{})
+	l, err := a.p.identities(a.p.dstReader, f, Filter{})
 	if err != nil {
 		return err
 	}
+	there := l.msgs
 	for _, k := range a.rec.Attic {
 		i := slices.IndexFunc(there, func(m *incoming) bool { return !m.done && (m.id.Exact == k.Exact || m.id.Loose == k.Loose) })
 		if i >= 0 {

@@ -69,6 +69,7 @@ func TestCarry(t *testing.T) {
 		"LedgerThatFails":             testLedgerThatFails,
 		"Progress":                    testProgress,
 		"EmptyAndBigMessages":         testEmptyAndBigMessages,
+		"VerifyNamesWhatDiffers":      testVerifyNamesWhatDiffers,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, src, dst, strings.ToLower(name)+"@example.org") })
 	}

@@ -176,6 +176,7 @@ func (f *folderRun) copyBatch(b *fetched) error {
 	}
 	f.p.tally(func(_ *Report, g *Progress) { g.MessagesDone += b.n })
 	f.p.show(false)
+	f.p.mark(false)
 	return nil
 }
 

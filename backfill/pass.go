@@ -36,6 +36,7 @@ type pass struct {
 
 	*lane    // the first one
 	throttle throttle
+	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
 	srcRate  *bucket     // of this user
 	dstRate  *bucket
@@ -61,7 +62,9 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 		return Report{Took: time.Since(began)}, fmt.Errorf("copy %s: %w", job.User, err)
 	}
 	defer p.close()
+	p.chart.began, p.chart.last = began, began
 	err = p.folders()
+	p.mark(true)
 	p.report.Took = time.Since(began)
 	p.show(true)
 	if err != nil {
