@@ -150,6 +150,21 @@ func (c *Client) Verify(ctx context.Context, address string) (backfill.Verificat
 	return out, err
 }
 
+// Plan says what copying a user's mail would do; it waits for the end.
+func (c *Client) Plan(ctx context.Context, address string) (backfill.Plan, error) {
+	var out backfill.Plan
+	err := c.do(ctx, call{method: http.MethodGet, path: "/v1/backfill/" + part(address) + "/plan"}, nil, &out)
+	return out, err
+}
+
+// Inventory lists what a user's mailbox on new holds, by content keys; it waits
+// for the end.
+func (c *Client) Inventory(ctx context.Context, address string) (backfill.Inventory, error) {
+	var out backfill.Inventory
+	err := c.do(ctx, call{method: http.MethodPost, path: "/v1/backfill/" + part(address) + "/inventory"}, nil, &out)
+	return out, err
+}
+
 // Queue lists queued messages from behind cursor.
 func (c *Client) Queue(ctx context.Context, f QueueFilter, cursor string, limit int) (QueuePage, error) {
 	q := page(url.Values{}, cursor, limit)

@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"sync"
 	"time"
+
+	"crossfade/backfill"
+	"crossfade/cutover"
 )
 
 // The kinds of event that are published now; more may come.
@@ -11,8 +14,58 @@ const (
 	EventUser    = "user"    // data is a router.Change
 	EventCutover = "cutover" // data is a cutover.Status
 	EventBackend = "backend" // data is a BackendStatus
+	EventPass    = "pass"    // data is a PassEvent
+	EventProblem = "problem" // data is a ProblemEvent
 	EventReload  = "reload"  // data is empty; the daemon publishes it, SIGHUP reloads too
 )
+
+// PassEvent is a pass of the backfill that did something or failed.
+type PassEvent struct {
+	User      string         `json:"user"`
+	Folders   int            `json:"folders"`
+	Messages  int            `json:"messages" doc:"On the source."`
+	Copied    int            `json:"copied"`
+	Adopted   int            `json:"adopted,omitempty"`
+	Flagged   int            `json:"flagged,omitempty"`
+	Bytes     int64          `json:"bytes"`
+	Took      time.Duration  `json:"took_ns"`
+	Throttled time.Duration  `json:"throttled_ns,omitempty"`
+	Problems  map[string]int `json:"problems,omitempty" doc:"New ones, by class."`
+	Error     string         `json:"error,omitempty"`
+}
+
+// ProblemEvent is a message, a folder or a flag that could not be carried over,
+// told when it is first met.
+type ProblemEvent struct {
+	User string `json:"user"`
+	backfill.Problem
+}
+
+// problemsTold bounds the events of one pass: a mailbox may have thousands, and a
+// listener gets no more than the hub keeps.
+const problemsTold = 20
+
+// Passed publishes the end of a pass and the problems that it met for the first
+// time, at most 20 of them: the pass has the count of all. A pass that found
+// nothing to do is no event.
+func (h *Events) Passed(p cutover.Passed) {
+	r := p.Report
+	if p.Err == nil && r.Copied+r.Adopted+r.Flagged == 0 && len(p.New) == 0 {
+		return
+	}
+	e := PassEvent{User: p.User, Folders: r.Folders, Messages: r.Messages, Copied: r.Copied, Adopted: r.Adopted, Flagged: r.Flagged,
+		Bytes: r.Bytes, Took: r.Took, Throttled: r.Throttled, Problems: map[string]int{}}
+	for i, x := range p.New {
+		e.Problems[x.Class] += max(x.Count, 1)
+		if i < problemsTold {
+			h.Publish(EventProblem, ProblemEvent{User: p.User, Problem: x})
+		}
+	}
+	if p.Err != nil {
+		e.Error = p.Err.Error()
+	}
+	h.Publish(EventPass, e)
+}
 
 // Event is something that happened. IDs grow by one and start anew with the
 // process.

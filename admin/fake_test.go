@@ -221,6 +221,12 @@ func (c *memConductor) StatusOf(user string) (cutover.Status, bool) {
 func (c *memConductor) RunBackfill(ctx context.Context, user, by string) error {
 	return c.Start(ctx, cutover.Request{User: user, By: by, Sync: true})
 }
+func (c *memConductor) Plan(_ context.Context, user string) (backfill.Plan, error) {
+	return backfill.Plan{User: user, Messages: 3, Folders: []backfill.PlanFolder{{Source: "INBOX", Dest: "INBOX", Messages: 3}}}, c.err
+}
+func (c *memConductor) Inventory(_ context.Context, user string) (backfill.Inventory, error) {
+	return backfill.Inventory{User: user, Folders: []backfill.Holding{{Folder: "INBOX", Messages: 3}}}, c.err
+}
 func (c *memConductor) Verify(ctx context.Context, user string) (backfill.Verification, error) {
 	return backfill.Verification{User: user, Folders: []backfill.FolderCheck{{Source: "INBOX", Dest: "INBOX"}}}, c.err
 }

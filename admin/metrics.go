@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"crossfade/backfill"
+	"crossfade/cutover"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/router"
@@ -33,6 +35,10 @@ type Metrics struct {
 
 	Copied      prometheus.Counter     // messages the backfill appended
 	CopiedBytes prometheus.Counter     // octets of them
+	Passes      *prometheus.CounterVec // by result: passes of the backfill that ended
+	Problems    *prometheus.CounterVec // by class: problems of messages and folders, when they are first met
+	Throttled   prometheus.Counter     // seconds that passes waited because a server wanted it
+	Mailboxes   *prometheus.GaugeVec   // by side: IMAP connections open now
 	Moves       *prometheus.CounterVec // by result: moves of users that ended
 	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
 }
@@ -60,12 +66,16 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Notices:       prometheus.NewCounter(opts("delay_notices_total", "Delay notices queued.")),
 		Copied:        prometheus.NewCounter(opts("backfill_messages_total", "Messages that the backfill appended.")),
 		CopiedBytes:   prometheus.NewCounter(opts("backfill_bytes_total", "Octets that the backfill appended.")),
+		Passes:        prometheus.NewCounterVec(opts("backfill_passes_total", "Passes over mailboxes that ended, by result."), []string{"result"}),
+		Problems:      prometheus.NewCounterVec(opts("backfill_problems_total", "Messages, folders and flags that could not be carried over as they are, by class, counted when they are first met."), []string{"class"}),
+		Throttled:     prometheus.NewCounter(opts("backfill_throttled_seconds_total", "Time that passes waited because a server wanted less to be asked of it.")),
+		Mailboxes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "crossfade", Name: "backfill_connections_open", Help: "IMAP connections open now, by side."}, []string{"side"}),
 		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
 		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
-		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Moves, m.HoldTime,
+		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.Moves, m.HoldTime,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -83,6 +93,15 @@ func (m *Metrics) preset() {
 			m.Recipients.WithLabelValues(string(route), resultName(kind))
 		}
 		m.DeliverTime.WithLabelValues(string(route))
+	}
+	for _, result := range []string{"ok", "failed"} {
+		m.Passes.WithLabelValues(result)
+	}
+	for _, class := range backfill.Classes() {
+		m.Problems.WithLabelValues(class)
+	}
+	for _, side := range []string{"old", "new"} {
+		m.Mailboxes.WithLabelValues(side)
 	}
 	for _, result := range []string{"flipped", "failed"} {
 		m.Moves.WithLabelValues(result)
@@ -152,10 +171,26 @@ func (m *Metrics) Bounced() { m.Bounces.Inc() }
 // Noticed counts a delay notice that was queued.
 func (m *Metrics) Noticed() { m.Notices.Inc() }
 
-// Backfilled counts messages that the backfill appended.
-func (m *Metrics) Backfilled(messages int, size int64) {
-	m.Copied.Add(float64(messages))
-	m.CopiedBytes.Add(float64(size))
+// Backfilled counts a pass of the backfill that ended. Problems it had before
+// are not counted again.
+func (m *Metrics) Backfilled(p cutover.Passed) {
+	result := "ok"
+	if p.Err != nil {
+		result = "failed"
+	}
+	m.Passes.WithLabelValues(result).Inc()
+	m.Copied.Add(float64(p.Report.Copied))
+	m.CopiedBytes.Add(float64(p.Report.Bytes))
+	m.Throttled.Add(p.Report.Throttled.Seconds())
+	for _, x := range p.New {
+		m.Problems.WithLabelValues(x.Class).Add(float64(max(x.Count, 1)))
+	}
+}
+
+// IMAPConnections counts connections to a side, old or new, that were opened and
+// closed.
+func (m *Metrics) IMAPConnections(side string, n int) {
+	m.Mailboxes.WithLabelValues(side).Add(float64(n))
 }
 
 // Flipped counts a user who became new after his mail was held for hold.

@@ -65,6 +65,11 @@ func (s *Server) registerMoves() {
 		summary: "Copy a user's mail until it is in sync, and do not flip"}, s.runBackfill)
 	register(s, op{method: http.MethodPost, path: "/v1/backfill/{address}/verify", id: "verify-backfill", tag: tagMoves, role: RoleOperate, long: true,
 		summary: "Compare both mailboxes of a user, message by message", detail: "Answers at the end; a large mailbox takes minutes."}, s.verifyBackfill)
+	register(s, op{method: http.MethodGet, path: "/v1/backfill/{address}/plan", id: "plan-backfill", tag: tagMoves, role: RoleOperate, long: true,
+		summary: "What copying a user's mail would do: folders, messages, bytes, names, what is refused or left out", detail: "Changes nothing, and logs in to both servers."}, s.planBackfill)
+	register(s, op{method: http.MethodPost, path: "/v1/backfill/{address}/inventory", id: "inventory-backfill", tag: tagMoves, role: RoleOperate, long: true,
+		summary: "What a user's mailbox on new holds: content keys, folder by folder",
+		detail:  "Reads every message on new and nothing on old. A certificate is compared with it. Answers at the end; a large mailbox takes minutes."}, s.inventoryBackfill)
 }
 
 func (s *Server) conductor() (ConductorAPI, error) {
@@ -241,6 +246,26 @@ func (s *Server) runBackfill(ctx context.Context, in *UserPath) (*body[cutover.S
 }
 
 func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[backfill.Verification], error) {
+	return lookAt(ctx, s, in, ConductorAPI.Verify)
+}
+
+func (s *Server) planBackfill(ctx context.Context, in *UserPath) (*body[backfill.Plan], error) {
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.oursToMove(ctx, key); err != nil {
+		return nil, err
+	}
+	return lookAt(ctx, s, in, ConductorAPI.Plan)
+}
+
+func (s *Server) inventoryBackfill(ctx context.Context, in *UserPath) (*body[backfill.Inventory], error) {
+	return lookAt(ctx, s, in, ConductorAPI.Inventory)
+}
+
+// lookAt asks the conductor for something that changes nothing.
+func lookAt[T any](ctx context.Context, s *Server, in *UserPath, look func(ConductorAPI, context.Context, string) (T, error)) (*body[T], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err
@@ -249,9 +274,9 @@ func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[backfi
 	if err != nil {
 		return nil, err
 	}
-	v, err := c.Verify(ctx, key)
+	out, err := look(c, ctx, key)
 	if err != nil {
 		return nil, conductorError(err)
 	}
-	return &body[backfill.Verification]{v}, nil
+	return &body[T]{out}, nil
 }

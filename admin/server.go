@@ -49,7 +49,9 @@ type ConductorAPI interface {
 	Status() []cutover.Status
 	StatusOf(user string) (cutover.Status, bool)
 	RunBackfill(ctx context.Context, user, by string) error
+	Plan(ctx context.Context, user string) (backfill.Plan, error)
 	Verify(ctx context.Context, user string) (backfill.Verification, error)
+	Inventory(ctx context.Context, user string) (backfill.Inventory, error)
 }
 
 // BackendStatus says how deliveries over one route go.

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"crossfade/backfill"
 	"crossfade/cutover"
 	"crossfade/mail"
 	"crossfade/queue"
@@ -228,7 +229,8 @@ var contractPaths = []string{
 	"PUT /v1/users/{address}/state", "GET /v1/users/{address}/history", "POST /v1/users/{address}/cutover", "POST /v1/waves/{name}/cutover",
 	"GET /v1/route", "GET /v1/queue", "GET /v1/queue/{id}", "DELETE /v1/queue/{id}", "POST /v1/queue/{id}/retry", "POST /v1/queue/{id}/hold",
 	"POST /v1/queue/{id}/release", "POST /v1/queue/{id}/park", "POST /v1/queue/{id}/reroute", "POST /v1/queue:apply", "GET /v1/queue/{id}/message",
-	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify", "GET /v1/stats", "GET /v1/events",
+	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify",
+	"GET /v1/backfill/{address}/plan", "POST /v1/backfill/{address}/inventory", "GET /v1/stats", "GET /v1/events",
 	"POST /v1/reload", "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/audit", "GET /v1/backends",
 }
 
@@ -499,6 +501,16 @@ func TestMoves(t *testing.T) {
 	if _, err := c.RunBackfill(ctx, "cleo@example.org"); err != nil || !r.conductor.requests[2].Sync {
 		t.Errorf("run: %v, requests %+v", err, r.conductor.requests)
 	}
+	plan, err := c.Plan(ctx, "cleo@example.org")
+	if err != nil || plan.User != "cleo@example.org" || plan.Messages != 3 {
+		t.Errorf("%+v %v", plan, err)
+	}
+	_, err = c.Plan(ctx, "someone@elsewhere.example")
+	wantProblem(t, err, ProblemRefused)
+	inv, err := c.Inventory(ctx, "cleo@example.org")
+	if err != nil || inv.User != "cleo@example.org" || inv.Folders[0].Messages != 3 {
+		t.Errorf("%+v %v", inv, err)
+	}
 	v, err := c.Verify(ctx, "cleo@example.org")
 	if err != nil || len(v.Folders) != 1 {
 		t.Errorf("verify %+v %v", v, err)
@@ -658,7 +670,11 @@ func TestMetrics(t *testing.T) {
 	m.Attempt(mail.New, time.Second)
 	m.Bounced()
 	m.Noticed()
-	m.Backfilled(3, 300)
+	m.Backfilled(cutover.Passed{User: "a@b", Report: backfill.Report{Copied: 3, Bytes: 300, Throttled: 1500 * time.Millisecond}, New: []backfill.Problem{
+		{Class: backfill.ClassRefused}, {Class: backfill.ClassMoved, Count: 4}}})
+	m.Backfilled(cutover.Passed{User: "a@b", Err: errors.New("no")})
+	m.IMAPConnections("new", 2)
+	m.IMAPConnections("new", -1)
 	m.Flipped(2 * time.Second)
 	m.MoveFailed()
 	resp, text := r.ask("", "GET", "/metrics", "") // from this machine
@@ -670,6 +686,9 @@ func TestMetrics(t *testing.T) {
 		`crossfade_delivery_recipients_total{result="delivered",route="new"} 1`, `crossfade_delivery_recipients_total{result="deferred",route="old"} 0`,
 		`crossfade_queue_recipients{state="queued"} 2`, `crossfade_queue_recipients{state="parked"} 0`, `crossfade_users{state="new"} 1`,
 		`crossfade_store_up 1`, `crossfade_backfill_messages_total 3`, `crossfade_cutover_moves_total{result="flipped"} 1`,
+		`crossfade_backfill_problems_total{class="refused"} 1`, `crossfade_backfill_problems_total{class="moved"} 4`, `crossfade_backfill_problems_total{class="quota"} 0`,
+		`crossfade_backfill_passes_total{result="ok"} 1`, `crossfade_backfill_passes_total{result="failed"} 1`, `crossfade_backfill_throttled_seconds_total 1.5`,
+		`crossfade_backfill_connections_open{side="new"} 1`, `crossfade_backfill_connections_open{side="old"} 0`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("%s is missing", line)
@@ -728,6 +747,32 @@ func TestEvents(t *testing.T) {
 	c.Listen(again, 1, nil, func(e Event) error { ids = append(ids, e.ID); stop(); return nil })
 	if fmt.Sprint(ids) != "[2]" {
 		t.Errorf("after coming back: events %v", ids)
+	}
+}
+
+// TestPassEvents: a pass that did nothing is no event, and a mailbox with
+// thousands of problems does not push everything else out of the hub.
+func TestPassEvents(t *testing.T) {
+	var h Events
+	l, _ := h.listen(0)
+	defer h.leave(l)
+	h.Passed(cutover.Passed{User: "idle@example.org", Report: backfill.Report{Folders: 9, Messages: 900}})
+	many := make([]backfill.Problem, 3000)
+	for i := range many {
+		many[i] = backfill.Problem{Folder: "INBOX", UID: uint32(i + 1), Class: backfill.ClassFlag, Text: "no keywords"}
+	}
+	h.Passed(cutover.Passed{User: "anna@example.org", Report: backfill.Report{Copied: 5, Bytes: 50}, New: many, Err: errors.New("cut off")})
+	if got := len(h.kept); got != problemsTold+1 {
+		t.Fatalf("%d events", got)
+	}
+	first, last := <-l.ch, h.kept[problemsTold]
+	if want := `{"user":"anna@example.org","folder":"INBOX","uid":1,"class":"flag","text":"no keywords"}`; first.Kind != EventProblem || string(first.Data) != want {
+		t.Errorf("%s %s", first.Kind, first.Data)
+	}
+	var e PassEvent
+	check(t, json.Unmarshal(last.Data, &e))
+	if last.Kind != EventPass || e.Copied != 5 || e.Problems["flag"] != 3000 || e.Error != "cut off" {
+		t.Errorf("%s %s", last.Kind, last.Data)
 	}
 }
 

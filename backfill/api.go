@@ -125,6 +125,14 @@ const (
 	ClassACL        = "acl"        // a right of somebody else on a folder that was not carried over
 )
 
+// Classes gives all classes of problems.
+func Classes() []string {
+	return []string{
+		ClassRefused, ClassUnreadable, ClassVanished, ClassFlag, ClassName, ClassDate, ClassAltered, ClassMissing, ClassMoved, ClassDeleted,
+		ClassFiltered, ClassWrapped, ClassDeletions, ClassQuota, ClassACL,
+	}
+}
+
 // Verification is the comparison of both sides, by content key as a multiset.
 type Verification struct {
 	User     string        `json:"user"`

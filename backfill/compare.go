@@ -23,7 +23,7 @@ type comparison struct {
 // was not found there.
 type facing struct {
 	wire  string // of the source
-	check int // in Verification.Folders
+	check int    // in Verification.Folders
 	rec   *record
 	src   listing
 	dst   listing

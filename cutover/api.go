@@ -42,16 +42,51 @@ type Status struct {
 	Copied   int                `json:"copied"`
 	Bytes    int64              `json:"bytes"`
 	Problems []backfill.Problem `json:"problems,omitempty"`
-	HoldTime time.Duration      `json:"hold_ns,omitempty"` // of the last flip, from held to released
-	Err      string             `json:"error,omitempty"`
-	Attempts int                `json:"attempts,omitempty"`
-	Started  time.Time          `json:"started"`
-	Updated  time.Time          `json:"updated"`
-	Next     time.Time          `json:"next,omitzero"`
-	Flip     bool               `json:"flip"` // asked to go on to new
+	// Classes count what has a problem, by its class, where Problems is cut short
+	// too.
+	Classes map[string]int `json:"classes,omitempty"`
+	// Throttled is how long passes waited because a server wanted it.
+	Throttled time.Duration `json:"throttled_ns,omitempty"`
+	// Synced is when the last pass began that ended without an error: what reached
+	// old before it is on new. While old is watched, a later time says that nothing
+	// came since.
+	Synced   time.Time     `json:"synced,omitzero"`
+	HoldTime time.Duration `json:"hold_ns,omitempty"` // of the last flip, from held to released
+	Err      string        `json:"error,omitempty"`
+	Attempts int           `json:"attempts,omitempty"`
+	Started  time.Time     `json:"started"`
+	Updated  time.Time     `json:"updated"`
+	Next     time.Time     `json:"next,omitzero"`
+	Flip     bool          `json:"flip"` // asked to go on to new
 }
 
 // Active tells whether the conductor still works on the user.
 func (s Status) Active() bool {
 	return s.Phase != PhaseDone && s.Phase != PhaseFailed && s.Phase != PhaseReady
+}
+
+// classes counts problems.
+func classes(problems []backfill.Problem) map[string]int {
+	if len(problems) == 0 {
+		return nil
+	}
+	out := map[string]int{}
+	for _, p := range problems {
+		out[p.Class] += max(p.Count, 1)
+	}
+	return out
+}
+
+// unseen gives the problems that are not among those of before.
+func unseen(now, before []backfill.Problem) (out []backfill.Problem) {
+	known := make(map[backfill.Problem]bool, len(before))
+	for _, p := range before {
+		known[p] = true
+	}
+	for _, p := range now {
+		if !known[p] {
+			out = append(out, p)
+		}
+	}
+	return out
 }

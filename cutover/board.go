@@ -134,5 +134,6 @@ func (m *move) resume(s Status) {
 		return // nobody began this move
 	}
 	now := &m.status
-	now.Started, now.Passes, now.Copied, now.Bytes, now.Problems, now.Attempts = s.Started, s.Passes, s.Copied, s.Bytes, s.Problems, s.Attempts
+	now.Started, now.Passes, now.Copied, now.Bytes, now.Attempts = s.Started, s.Passes, s.Copied, s.Bytes, s.Attempts
+	now.Problems, now.Classes, now.Throttled, now.Synced = s.Problems, s.Classes, s.Throttled, s.Synced
 }

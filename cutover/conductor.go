@@ -34,6 +34,8 @@ type Config struct {
 	Table     router.Table
 	Copier    Copier
 	Mailboxes Mailboxes
+	// Looker is needed by Plan and Inventory alone.
+	Looker Looker
 	// Requests keeps what operators asked for over a restart, in records of its
 	// own beside the backfill's.
 	Requests backfill.Ledger
@@ -60,11 +62,20 @@ type Config struct {
 
 // Hooks are told what happens. Each may be nil; none may block.
 type Hooks struct {
-	Status  func(Status)          // at every change of a status
-	Changed func(router.Change)   // a user was set to another state
-	Passed  func(backfill.Report) // a pass ended, by an error too
+	Status  func(Status)        // at every change of a status
+	Changed func(router.Change) // a user was set to another state
+	Passed  func(Passed)        // a pass ended, by an error too
 	Flipped func(hold time.Duration)
 	Failed  func() // an attempt failed; it is made again
+}
+
+// Passed is the end of a pass. With an error Report says what was done before it.
+type Passed struct {
+	User   string
+	Report backfill.Report
+	Err    error
+	// New are problems that the pass before it, as far as it is known, had not.
+	New []backfill.Problem
 }
 
 // Conductor moves users through the states. Make it with New, start it with
@@ -334,23 +345,6 @@ func (c *Conductor) forget(ctx context.Context, user string) {
 // further than ready.
 func (c *Conductor) RunBackfill(ctx context.Context, user, by string) error {
 	return c.Start(ctx, Request{User: user, By: by, Reason: "backfill run", Sync: true})
-}
-
-// Verify compares both mailboxes of a user, whatever his state.
-func (c *Conductor) Verify(ctx context.Context, user string) (backfill.Verification, error) {
-	key, err := userKey(user)
-	if err != nil {
-		return backfill.Verification{}, fmt.Errorf("backfill verify: %w", err)
-	}
-	u, err := c.cfg.Table.User(ctx, key)
-	if err != nil {
-		return backfill.Verification{}, fmt.Errorf("backfill verify %s: %w", key, err)
-	}
-	job, err := c.cfg.Mailboxes.Job(u)
-	if err != nil {
-		return backfill.Verification{}, fmt.Errorf("backfill verify %s: %w", key, err)
-	}
-	return c.cfg.Copier.Verify(ctx, job)
 }
 
 // Status lists the users the conductor knows of, by address. Where several

@@ -43,6 +43,8 @@ type move struct {
 	// changed says that the status is not published yet.
 	changed bool
 
+	told []backfill.Problem // by Hooks.Passed; the goroutine's own
+
 	stake stake // in the user, where nodes share the work
 }
 
@@ -305,27 +307,39 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		}
 	}
 	reads := u.State != router.StateNew // he reads old until then
+	began := time.Now()
 	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
 		Final:     final,
 		Restore:   reads,
 		Deletions: reads,
 		Progress:  func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
 	})
-	if m.c.cfg.Hooks.Passed != nil {
-		m.c.cfg.Hooks.Passed(rep)
+	m.passed(began, rep, err)
+	if err != nil {
+		return rep, fmt.Errorf("copying: %w", err)
+	}
+	return rep, nil
+}
+
+// passed adds a pass up and tells of it.
+func (m *move) passed(began time.Time, rep backfill.Report, err error) {
+	fresh := unseen(rep.Problems, m.told)
+	m.told = append(m.told, fresh...)
+	if err == nil {
+		m.told = rep.Problems
 	}
 	m.note(func(s *Status) {
 		s.Passes++
 		s.Copied += rep.Copied
 		s.Bytes += rep.Bytes
+		s.Throttled += rep.Throttled
 		if err == nil {
-			s.Problems = rep.Problems
+			s.Problems, s.Classes, s.Synced = rep.Problems, classes(rep.Problems), began
 		}
 	})
-	if err != nil {
-		return rep, fmt.Errorf("copying: %w", err)
+	if m.c.cfg.Hooks.Passed != nil {
+		m.c.cfg.Hooks.Passed(Passed{User: m.user, Report: rep, Err: err, New: fresh})
 	}
-	return rep, nil
 }
 
 // copies waits until what the relay itself copies to new has arrived. From

@@ -2,10 +2,13 @@ package daemon
 
 import (
 	"context"
+	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"crossfade/backfill"
+	"crossfade/backfill/imapconn"
 	"crossfade/config"
 )
 
@@ -24,6 +27,16 @@ func (c *copiers) Pass(ctx context.Context, job backfill.Job, o backfill.Options
 // Verify implements cutover.Copier.
 func (c *copiers) Verify(ctx context.Context, job backfill.Job) (backfill.Verification, error) {
 	return c.now.Load().Verify(ctx, job)
+}
+
+// Plan implements cutover.Looker.
+func (c *copiers) Plan(ctx context.Context, job backfill.Job) (backfill.Plan, error) {
+	return c.now.Load().Plan(ctx, job)
+}
+
+// Inventory implements cutover.Looker.
+func (c *copiers) Inventory(ctx context.Context, job backfill.Job) (backfill.Inventory, error) {
+	return c.now.Load().Inventory(ctx, job)
 }
 
 func (d *Daemon) openCopier() {
@@ -48,7 +61,38 @@ func (d *Daemon) newCopier(cfg *config.Config) *backfill.Copier {
 		Connections: b.Connections, Patience: time.Duration(b.Patience),
 		SourceRates: rates(b.Rates.Old), DestRates: rates(b.Rates.New),
 		Filter: filter(b.Filter), DeleteCeiling: ceiling(b.DeleteCeiling),
+		Dialer: imapconn.Dialer{NetDial: d.dialIMAP},
 	}
+}
+
+// dialIMAP connects to a mailbox and counts the connection until it is closed.
+func (d *Daemon) dialIMAP(ctx context.Context, network, address string) (net.Conn, error) {
+	nd := net.Dialer{Timeout: dialTime}
+	conn, err := nd.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	side := "old"
+	if s := d.mailboxes.sides.Load(); address == s.new.server.Address && address != s.old.server.Address {
+		side = "new"
+	}
+	d.metrics.IMAPConnections(side, 1)
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { d.metrics.IMAPConnections(side, -1) })}, nil
+}
+
+// dialTime is how long a server may take to answer a connection.
+const dialTime = 30 * time.Second
+
+// countedConn tells when it is closed.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+// Close closes the connection.
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 func filter(f config.BackfillFilter) backfill.Filter {

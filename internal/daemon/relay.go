@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"crossfade/admin"
-	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/mail"
@@ -177,14 +176,17 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	// writes, one looks.
 	places := min(d.cfg.UsersAtOnce(), d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections/2)
 	cfg := cutover.Config{
-		Table: d.store, Copier: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
+		Table: d.store, Copier: d.copier, Looker: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
 		Tail: time.Duration(d.cfg.Backfill.TailInterval),
 		Log:  d.log,
 		Hooks: cutover.Hooks{
 			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
 			Changed: func(c router.Change) { d.events.Publish(admin.EventUser, c) },
-			Passed:  func(r backfill.Report) { d.metrics.Backfilled(r.Copied, r.Bytes) },
+			Passed: func(p cutover.Passed) {
+				d.metrics.Backfilled(p)
+				d.events.Passed(p)
+			},
 			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed,
 		},
 	}
