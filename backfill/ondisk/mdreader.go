@@ -101,8 +101,6 @@ func likelySize(base string, onDisk int64) int64 {
 // renames is how often a message is looked for again that is not where it was.
 const renames = 10
 
-var errGone = errors.New("it is gone from its folder")
-
 // Fetch implements [backfill.MailReader].
 func (r *mdReader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) ([]imapconn.Failure, error) {
 	var failures []imapconn.Failure

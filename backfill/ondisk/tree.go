@@ -143,6 +143,9 @@ type handing struct {
 	recv imapconn.Receiver
 	raw  bytes.Buffer
 	out  []byte
+	// check, if there is one, tells behind the last octet whether they are the
+	// ones that were meant.
+	check func() error
 }
 
 // message hands one message on as IMAP would: with CRLF. A recvError is the
@@ -159,6 +162,11 @@ func (h *handing) message(m imapconn.Meta, r io.Reader) error {
 	if n == inMemory {
 		size = max(size, m.Size)
 	}
+	if n < inMemory && h.check != nil {
+		if err := h.check(); err != nil {
+			return err
+		}
+	}
 	w, err := h.recv.Begin(m.UID, size)
 	if err != nil {
 		return &recvError{err}
@@ -167,7 +175,7 @@ func (h *handing) message(m imapconn.Meta, r io.Reader) error {
 		return &recvError{err}
 	}
 	m.Size = int64(len(h.out))
-	for n == inMemory {
+	for whole := n < inMemory; !whole; whole = n < inMemory {
 		h.raw.Reset()
 		if n, err = h.raw.ReadFrom(io.LimitReader(r, inMemory)); err != nil {
 			return reason(err)
@@ -177,6 +185,11 @@ func (h *handing) message(m imapconn.Meta, r io.Reader) error {
 			return &recvError{err}
 		}
 		m.Size += int64(len(h.out))
+		if n < inMemory && h.check != nil {
+			if err := h.check(); err != nil {
+				return err
+			}
+		}
 	}
 	if err := h.recv.End(m); err != nil {
 		return &recvError{err}
