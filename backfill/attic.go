@@ -158,6 +158,9 @@ func (a *attic) put(from *folderRun, w *wrapper) (words string, err error) {
 	if a.claim(from, w.original) {
 		return "", a.p.book.save(a.p.ctx, a.rec)
 	}
+	if err := a.p.lookAround(from.lane.dst); err != nil {
+		return "", err
+	}
 	f := a.run(from.lane)
 	if err := a.make(f); err != nil {
 		return "", err

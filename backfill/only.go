@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"fmt"
 	"slices"
 
 	"crossfade/backfill/imapconn"
@@ -51,9 +52,12 @@ func nameOf(wire string) string {
 // connectTo logs in to both sides and takes the folders as they are known. One
 // that is gone from its place is an error of the pass; the next pass over all
 // folders mends that.
-func (p *pass) connectTo(known []pairing) error {
-	p.pairings = known
-	err := both(func() (err error) {
+func (p *pass) connectTo(known []pairing) (err error) {
+	p.pairings, p.narrow = known, true
+	if p.attic, err = openAttic(p); err != nil {
+		return err
+	}
+	err = both(func() (err error) {
 		p.srcBox, err = p.openSource()
 		return inside("source", err)
 	}, func() (err error) {
@@ -64,4 +68,16 @@ func (p *pass) connectTo(known []pairing) error {
 		p.dstReader = p.reader(p.job.Dest, nil)
 	}
 	return err
+}
+
+// lookAround asks the destination for its folders in a pass that has done without.
+func (p *pass) lookAround(dst *imapconn.Session) (err error) {
+	if !p.narrow {
+		return nil
+	}
+	if p.dstSide, err = survey(dst); err != nil {
+		return fmt.Errorf("list the folders: %w", err)
+	}
+	p.narrow = false
+	return nil
 }

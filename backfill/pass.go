@@ -31,6 +31,7 @@ type pass struct {
 	outside  []pairing // folders that the filter leaves out
 	dstSide  side
 	attic    *attic
+	narrow   bool    // the folders of the destination were not asked for, see Options.Only
 	srcBox   Mailbox // what is read; nil until it is open
 	dry      bool    // the ledger is not written to
 
