@@ -7,7 +7,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler; without one the tests run without it and say so.
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: demo test build lint bench faults fuzz docs clean
+.PHONY: demo test build lint bench faults matrix fuzz docs clean
 
 demo: ## a whole migration on this machine, nothing to install
 	$(GO) run ./cmd/crossfade demo
@@ -27,6 +27,11 @@ lint: ## formatting, vet
 bench: build ## beside Postfix, in the same run, on this machine (root, Debian; alone: nothing else may run)
 	bash bench/smtp.sh
 	@echo "memory, with a million queued messages: bash bench/memory.sh; on Redis: bash bench/redis.sh; mailbox copies: bash bench/imap.sh"
+
+matrix: ## every ordered pair of servers (docs/backfill.md), long form: some minutes
+	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_MATRIX=long \
+	$(GO) test -timeout 60m -count=1 ./internal/matrix; code=$$?; \
+	cat $$figures; rm -f $$figures; exit $$code
 
 faults: ## the fault suite (docs/faults.md), long form: about an hour; root for all of it
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \

@@ -90,6 +90,7 @@ func (c *candidates) adopt(msgs []*incoming) error {
 			}
 			return key{}
 		},
+		func(id identity) key { return id.Munged }, // the others are here by their Loose
 	} {
 		for _, m := range msgs {
 			if !m.done {

@@ -57,6 +57,10 @@ func (s *comparison) folder(pr pairing) (err error) {
 	for _, m := range altered {
 		s.problem(&c, m.meta.UID, ClassAltered, "the destination has it with other line ends or without NUL")
 	}
+	munged, _ := matchMunged(f.src.msgs, f.dst.msgs)
+	for _, m := range munged {
+		s.problem(&c, m.meta.UID, ClassAltered, "the destination has it with X for the 8-bit octets in its header")
+	}
 	for _, m := range f.src.msgs {
 		if m.done {
 			c.Matched++
@@ -144,12 +148,15 @@ func (s *comparison) judge() {
 		left = append(left, f.src.msgs...)
 	}
 	moved := map[*incoming]string{}
-	for _, by := range []func(identity) key{exactKey, deliveryKey, looseKey} {
-		found, partners := match(left, s.strays, by)
+	note := func(found, partners []*incoming) {
 		for i, m := range found {
 			moved[m] = s.lies[partners[i]]
 		}
 	}
+	for _, by := range []func(identity) key{exactKey, deliveryKey, looseKey} {
+		note(match(left, s.strays, by))
+	}
+	note(matchMunged(left, s.strays))
 	for _, f := range s.pairs {
 		s.judgeFolder(f, moved)
 	}

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -38,6 +39,11 @@ func (k *key) UnmarshalText(b []byte) error {
 // exact keys are the class "altered", and only where one of them is Fragile can
 // they be one message.
 //
+// Munged is Loose with each octet over 0x7f in the header made "X", as Cyrus does
+// it when it takes a message; zero when there is none. It is compared with the
+// Loose of the other side only: two messages that both have such octets are not
+// one because they would look the same there.
+//
 // Delivery is for messages that our relay delivered to both sides: the sum over
 // the queue id in our topmost Received field, the fields that name the message
 // (From, To, Cc, Date, Subject, Message-ID), and the body. Zero without such a
@@ -45,6 +51,7 @@ func (k *key) UnmarshalText(b []byte) error {
 type identity struct {
 	Exact    key
 	Loose    key
+	Munged   key
 	Delivery key
 	QueueID  string
 	Size     int64 // octets that went into Exact
@@ -69,6 +76,9 @@ type hasher struct {
 	delivery hash.Hash
 
 	looseBuf []byte
+	munged   hash.Hash // nil until it differs from loose
+	head     bool      // no empty line yet
+	text     bool      // of the header's line that is being read: it is not empty
 	prev     byte
 	newlines int // at the end of what came, not yet in loose
 
@@ -78,7 +88,7 @@ type hasher struct {
 
 func newHasher(host string) *hasher {
 	return &hasher{
-		host: host, exact: sha256.New(), loose: sha256.New(), inHeader: host != "",
+		host: host, exact: sha256.New(), loose: sha256.New(), inHeader: host != "", head: true,
 		looseBuf: make([]byte, 0, 2*blockSize),
 	}
 }
@@ -87,7 +97,7 @@ func newHasher(host string) *hasher {
 func (h *hasher) reset() {
 	h.exact.Reset()
 	h.loose.Reset()
-	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, looseBuf: h.looseBuf[:0], inHeader: h.host != ""}
+	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, looseBuf: h.looseBuf[:0], inHeader: h.host != "", head: true}
 }
 
 // Write never fails. It works line by line and not octet by octet: it sees every
@@ -110,6 +120,9 @@ func (h *hasher) Write(p []byte) (int, error) {
 			h.addExact([]byte{'\r'})
 			start = end
 		}
+		if h.head {
+			h.endHeadLine()
+		}
 		h.newlines++
 		h.prev = '\n'
 		at = end + 1
@@ -129,6 +142,7 @@ func (h *hasher) addLine(line []byte, clean bool) {
 		h.id.Fragile = true
 	}
 	h.prev = line[len(line)-1]
+	h.text = h.text || h.head && len(bytes.Trim(line, "\r")) > 0
 	cr := bytes.IndexByte(line, '\r')
 	if !clean || cr >= 0 && cr < len(line)-1 {
 		h.addOdd(line)
@@ -172,7 +186,7 @@ func (h *hasher) addLoose(b ...byte) {
 	}
 	if len(b) >= blockSize {
 		h.flushLoose()
-		h.loose.Write(b)
+		h.writeLoose(b)
 		return
 	}
 	h.looseBuf = append(h.looseBuf, b...)
@@ -182,8 +196,55 @@ func (h *hasher) addLoose(b ...byte) {
 }
 
 func (h *hasher) flushLoose() {
-	h.loose.Write(h.looseBuf)
+	h.writeLoose(h.looseBuf)
 	h.looseBuf = h.looseBuf[:0]
+}
+
+func (h *hasher) writeLoose(b []byte) {
+	if h.head && h.munged == nil && slices.ContainsFunc(b, eightBit) {
+		h.munged = fork(h.loose)
+	}
+	h.loose.Write(b)
+	switch {
+	case h.munged == nil:
+	case h.head:
+		h.munged.Write(munge(b))
+	default:
+		h.munged.Write(b)
+	}
+}
+
+// endHeadLine ends a line of the header; an empty one is the end of the header.
+func (h *hasher) endHeadLine() {
+	if !h.text {
+		h.flushLoose()
+		h.head = false
+	}
+	h.text = false
+}
+
+func eightBit(c byte) bool { return c >= 0x80 }
+
+// munge gives what Cyrus makes of a piece of a header.
+func munge(b []byte) []byte {
+	out := bytes.Clone(b)
+	for i, c := range out {
+		if eightBit(c) {
+			out[i] = 'X'
+		}
+	}
+	return out
+}
+
+// fork gives a second sum over what the first one has so far. SHA-256 of the
+// standard library can be cloned.
+func fork(h hash.Hash) hash.Hash {
+	if c, ok := h.(hash.Cloner); ok {
+		if second, err := c.Clone(); err == nil {
+			return second
+		}
+	}
+	return nil // no second sum: such a message counts as missing where it is munged
 }
 
 func (h *hasher) addExact(b []byte) {
@@ -239,6 +300,10 @@ func (h *hasher) sum() identity {
 	}
 	h.exact.Sum(h.id.Exact[:0])
 	h.loose.Sum(h.id.Loose[:0])
+	if h.munged != nil {
+		h.munged.Sum(h.id.Munged[:0])
+		h.id.Fragile = true
+	}
 	if h.delivery != nil {
 		h.delivery.Sum(h.id.Delivery[:0])
 	}

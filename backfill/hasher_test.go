@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"math/rand/v2"
 	"testing"
@@ -38,6 +39,21 @@ func slowIdentity(p []byte) identity {
 		loose = append(loose, c)
 	}
 	id.Fragile = id.Fragile || prev == '\r'
+	munged, at := bytes.Clone(loose), len(loose)
+	if whole := append(bytes.Clone(loose), bytes.Repeat([]byte("\n"), newlines)...); bytes.HasPrefix(whole, []byte("\n")) {
+		at = 0
+	} else if i := bytes.Index(whole, []byte("\n\n")); i >= 0 {
+		at = i
+	}
+	for i, c := range munged[:at] {
+		if c >= 0x80 {
+			munged[i] = 'X'
+			id.Fragile = true
+		}
+	}
+	if !bytes.Equal(munged, loose) {
+		id.Munged = sha256.Sum256(munged)
+	}
 	id.Exact, id.Loose, id.Size = sha256.Sum256(exact), sha256.Sum256(loose), int64(len(exact))
 	return id
 }
@@ -59,7 +75,7 @@ func TestIdentityLineByLine(t *testing.T) {
 	for range 2000 {
 		p := make([]byte, rnd.IntN(60))
 		for i := range p {
-			p[i] = "a\r\n\x00\r\n"[rnd.IntN(6)]
+			p[i] = "a\r\n\x00\r\n\xfca"[rnd.IntN(8)]
 		}
 		if got, want := fastIdentity(h, p, rnd), slowIdentity(p); got != want {
 			t.Fatalf("%q: %+v, want %+v", p, got, want)
@@ -70,7 +86,7 @@ func TestIdentityLineByLine(t *testing.T) {
 		for i := range p {
 			p[i] = 'x'
 			if rnd.IntN(blockSize) < 4 {
-				p[i] = "\r\n\x00\n"[rnd.IntN(4)]
+				p[i] = "\r\n\x00\n\xfc\xe4"[rnd.IntN(6)]
 			}
 		}
 		if got, want := fastIdentity(h, p, rnd), slowIdentity(p); got != want {
@@ -81,6 +97,7 @@ func TestIdentityLineByLine(t *testing.T) {
 
 func FuzzHasher(f *testing.F) {
 	f.Add([]byte("a: b\r\n\r\nc\n\r\x00\r\n\n"), uint64(1))
+	f.Add([]byte("a: \xfc\r\n\r\n\xfc\n"), uint64(1))
 	h := newHasher("")
 	f.Fuzz(func(t *testing.T, p []byte, seed uint64) {
 		if got, want := fastIdentity(h, p, rand.New(rand.NewPCG(seed, 0))), slowIdentity(p); got != want {

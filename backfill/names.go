@@ -339,7 +339,8 @@ func (m *mapper) clean(level string) string {
 func plainName(name, prefix, delim string) string {
 	rest := strings.TrimPrefix(name, prefix)
 	plain := prefix + strings.Map(func(r rune) rune {
-		if strings.ContainsRune(`/\%*~#"<>|:?.`, r) && string(r) != delim {
+		// Courier cannot tell characters beyond the first 65,536 apart from errors.
+		if strings.ContainsRune(`/\%*~#"<>|:?.`, r) && string(r) != delim || r > 0xffff {
 			return '_'
 		}
 		return r

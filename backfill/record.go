@@ -70,6 +70,8 @@ type entry struct {
 	UID   uint32 `json:"uid"` // on the source
 	Exact key    `json:"exact"`
 	Loose key    `json:"loose"`
+	// Munged is zero for most messages.
+	Munged key `json:"munged,omitzero"`
 }
 
 const (

@@ -133,13 +133,17 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 		}
 	}
 	slices.SortFunc(t.msgs, byUID)
-	for _, exact := range []bool{true, false} {
+	for _, same := range []func(identity, entry) bool{
+		func(id identity, e entry) bool { return id.Exact == e.Exact },
+		func(id identity, e entry) bool { return id.Loose == e.Loose },
+		func(id identity, e entry) bool { return id.Loose == e.Munged },
+	} {
 		for _, e := range j.Entries {
 			if _, ok := f.rec.Pairs.dest(e.UID); ok {
 				continue
 			}
 			i := slices.IndexFunc(t.msgs, func(m *incoming) bool {
-				return !m.done && (exact && m.id.Exact == e.Exact || !exact && m.id.Loose == e.Loose)
+				return !m.done && same(m.id, e)
 			})
 			if i < 0 {
 				continue

@@ -69,14 +69,24 @@ func (p *pass) verifyOutside(v *Verification) error {
 // match marks messages with the same key on both sides, one by one, and gives
 // those of the source that found one, each with what it found.
 func match(src, dst []*incoming, by func(identity) key) (found, partners []*incoming) {
+	return matchKeys(src, dst, by, by)
+}
+
+// matchMunged is match for what the destination's server munged: see
+// identity.Munged.
+func matchMunged(src, dst []*incoming) (found, partners []*incoming) {
+	return matchKeys(src, dst, mungedKey, looseKey)
+}
+
+func matchKeys(src, dst []*incoming, bySrc, byDst func(identity) key) (found, partners []*incoming) {
 	free := map[key][]*incoming{}
 	for _, d := range dst {
-		if k := by(d.id); !d.done && k != (key{}) {
+		if k := byDst(d.id); !d.done && k != (key{}) {
 			free[k] = append(free[k], d)
 		}
 	}
 	for _, m := range src {
-		k := by(m.id)
+		k := bySrc(m.id)
 		if m.done || len(free[k]) == 0 {
 			continue
 		}
@@ -91,6 +101,7 @@ func match(src, dst []*incoming, by func(identity) key) (found, partners []*inco
 func exactKey(id identity) key    { return id.Exact }
 func deliveryKey(id identity) key { return id.Delivery }
 func looseKey(id identity) key    { return id.Loose }
+func mungedKey(id identity) key   { return id.Munged }
 
 // listing is a folder that was read through.
 type listing struct {

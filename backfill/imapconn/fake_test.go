@@ -30,6 +30,7 @@ type fake struct {
 	exists   int // told instead of the true number when positive
 	phantoms []uint32
 	msgs     []fakeMsg
+	literal8 bool // bodies with a NUL come as literal8, as Cyrus sends them
 	hook     func(c *fakeConn, tag, cmd string) bool
 
 	once     sync.Once
@@ -216,7 +217,11 @@ func (c *fakeConn) fetch(seq int, m fakeMsg, items string) {
 		}
 	}
 	if strings.Contains(items, "BODY.PEEK[]") {
-		c.say(" BODY[] {%d}\r\n%s", len(m.body), m.body)
+		tilde := ""
+		if c.f.literal8 && strings.Contains(m.body, "\x00") {
+			tilde = "~"
+		}
+		c.say(" BODY[] %s{%d}\r\n%s", tilde, len(m.body), m.body)
 	}
 	c.say(")\r\n")
 }

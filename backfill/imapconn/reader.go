@@ -59,7 +59,11 @@ func (r *Reader) adopt(s *Session) {
 	}
 	greeting += "] handed over\r\n"
 	r.w, r.stop = s.w, s.stop
-	conn := &handedOver{wire: s.w, r: io.MultiReader(strings.NewReader(greeting), s.br)}
+	var from io.Reader = s.br
+	if s.caps["BINARY"] {
+		from = &plainLiterals{br: s.br}
+	}
+	conn := &handedOver{wire: s.w, r: io.MultiReader(strings.NewReader(greeting), from)}
 	r.client = imapclient.New(conn, nil)
 	s.broken = errClosed
 }

@@ -1,0 +1,121 @@
+package matrix
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// seen is a message as a client of ours saw it.
+type seen struct {
+	exact, loose [sha256.Size]byte // of its octets; of what is left when what servers alter is taken away
+	date         string
+	flags        string
+	head         string // for people
+}
+
+// read gives what a server has for a user, by folder, in its own names.
+func read(t testing.TB, s server, user string) map[string][]seen {
+	t.Helper()
+	out := map[string][]seen{}
+	for _, f := range s.Folders(t, user) {
+		out[f] = []seen{}
+		for _, m := range s.Messages(t, user, f) {
+			flags := slices.DeleteFunc(slices.Clone(m.Flags), func(f string) bool { return strings.EqualFold(f, `\Recent`) })
+			for i := range flags {
+				flags[i] = strings.ToLower(flags[i]) // keywords have no case (RFC 9051, 2.3.2)
+			}
+			slices.Sort(flags)
+			out[f] = append(out[f], seen{
+				exact: sha256.Sum256(m.Body), loose: sha256.Sum256(settled(m.Body)), date: m.InternalDate.UTC().Format(time.RFC3339),
+				flags: strings.Join(flags, " "), head: fmt.Sprintf("%.60q (%d octets)", m.Body, len(m.Body)),
+			})
+		}
+	}
+	return out
+}
+
+// settled takes away what servers are known to alter: carriage returns, NUL, line ends at the end, and 8-bit octets in the
+// header, which Cyrus makes "X".
+func settled(b []byte) []byte {
+	b = bytes.ReplaceAll(b, []byte("\r"), nil)
+	b = bytes.ReplaceAll(b, []byte{0}, []byte{0x80})
+	end := len(b)
+	if bytes.HasPrefix(b, []byte("\n")) {
+		end = 0
+	} else if i := bytes.Index(b, []byte("\n\n")); i >= 0 {
+		end = i
+	}
+	for i, c := range b[:end] {
+		if c >= 0x80 {
+			b[i] = 'X'
+		}
+	}
+	return bytes.TrimRight(b, "\n")
+}
+
+// difference is what comparing two mailboxes found.
+type difference struct {
+	messages, altered int
+	lost, duplicated  []string // what is on one side only
+	dates, flags      []string // of messages that are on both
+}
+
+func (d *difference) add(o difference) {
+	d.messages += o.messages
+	d.altered += o.altered
+	d.lost = append(d.lost, o.lost...)
+	d.duplicated = append(d.duplicated, o.duplicated...)
+	d.dates = append(d.dates, o.dates...)
+	d.flags = append(d.flags, o.flags...)
+}
+
+// compare compares two folders as multisets: messages with the same octets first, and among those the ones that have the
+// same date and flags too; then those that differ only in what servers alter.
+func compare(folder string, src, dst []seen) difference {
+	d := difference{messages: len(src)}
+	dst = slices.Clone(dst)
+	take := func(same func(seen) bool) (seen, bool) {
+		i := slices.IndexFunc(dst, same)
+		if i < 0 {
+			return seen{}, false
+		}
+		found := dst[i]
+		dst = slices.Delete(dst, i, i+1)
+		return found, true
+	}
+	left := src
+	for round := range 3 {
+		var next []seen
+		for _, m := range left {
+			found, ok := take(func(o seen) bool {
+				return round == 0 && o == m || round == 1 && o.exact == m.exact || round == 2 && o.loose == m.loose
+			})
+			switch {
+			case !ok:
+				next = append(next, m)
+				continue
+			case round == 2:
+				d.altered++
+			}
+			if found.date != m.date {
+				d.dates = append(d.dates, fmt.Sprintf("%s: %s: %s, was %s", folder, m.head, found.date, m.date))
+			}
+			if found.flags != m.flags {
+				d.flags = append(d.flags, fmt.Sprintf("%s: %s: %q, was %q", folder, m.head, found.flags, m.flags))
+			}
+		}
+		left = next
+	}
+	for _, m := range left {
+		d.lost = append(d.lost, folder+": "+m.head)
+	}
+	for _, m := range dst {
+		d.duplicated = append(d.duplicated, folder+": "+m.head)
+	}
+	return d
+}
