@@ -3,7 +3,12 @@ package matrix
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/mail"
 	"slices"
 	"strings"
 	"testing"
@@ -30,13 +35,55 @@ func read(t testing.TB, s server, user string) map[string][]seen {
 				flags[i] = strings.ToLower(flags[i]) // keywords have no case (RFC 9051, 2.3.2)
 			}
 			slices.Sort(flags)
-			out[f] = append(out[f], seen{
-				exact: sha256.Sum256(m.Body), loose: sha256.Sum256(settled(m.Body)), date: m.InternalDate.UTC().Format(time.RFC3339),
-				flags: strings.Join(flags, " "), head: fmt.Sprintf("%.60q (%d octets)", m.Body, len(m.Body)),
-			})
+			one := look(m.Body)
+			one.date, one.flags = m.InternalDate.UTC().Format(time.RFC3339), strings.Join(flags, " ")
+			out[f] = append(out[f], one)
 		}
 	}
 	return out
+}
+
+func look(body []byte) seen {
+	return seen{exact: sha256.Sum256(body), loose: sha256.Sum256(settled(body)), head: fmt.Sprintf("%.60q (%d octets)", body, len(body))}
+}
+
+// unwrapped gives the messages that are attached to those of a folder: what the destination refused.
+func unwrapped(t testing.TB, s server, user, folder string) []seen {
+	t.Helper()
+	var out []seen
+	for _, m := range s.Messages(t, user, folder) {
+		if m, err := attached(m.Body); err != nil {
+			t.Errorf("a message in %q: %v", folder, err)
+		} else {
+			out = append(out, look(m))
+		}
+	}
+	return out
+}
+
+func attached(wrapper []byte) ([]byte, error) {
+	m, err := mail.ReadMessage(bytes.NewReader(wrapper))
+	if err != nil {
+		return nil, err
+	}
+	_, params, err := mime.ParseMediaType(m.Header.Get("Content-Type"))
+	if err != nil {
+		return nil, err
+	}
+	r := multipart.NewReader(m.Body, params["boundary"])
+	for {
+		part, err := r.NextRawPart()
+		if err != nil {
+			return nil, fmt.Errorf("it has no attachment: %w", err)
+		}
+		if kind, _, _ := mime.ParseMediaType(part.Header.Get("Content-Disposition")); kind != "attachment" {
+			continue
+		}
+		if part.Header.Get("Content-Transfer-Encoding") == "base64" {
+			return io.ReadAll(base64.NewDecoder(base64.StdEncoding, part))
+		}
+		return io.ReadAll(part)
+	}
 }
 
 // settled takes away what servers are known to alter: carriage returns, NUL, line ends at the end, and 8-bit octets in the
@@ -62,6 +109,7 @@ func settled(b []byte) []byte {
 type difference struct {
 	messages, altered int
 	lost, duplicated  []string // what is on one side only
+	missing           []seen   // what is lost
 	dates, flags      []string // of messages that are on both
 }
 
@@ -69,9 +117,22 @@ func (d *difference) add(o difference) {
 	d.messages += o.messages
 	d.altered += o.altered
 	d.lost = append(d.lost, o.lost...)
+	d.missing = append(d.missing, o.missing...)
 	d.duplicated = append(d.duplicated, o.duplicated...)
 	d.dates = append(d.dates, o.dates...)
 	d.flags = append(d.flags, o.flags...)
+}
+
+// unwrap takes what is there as an attachment off what is lost.
+func (d *difference) unwrap(wrapped []seen) {
+	for _, w := range wrapped {
+		i := slices.IndexFunc(d.missing, func(m seen) bool { return m.exact == w.exact })
+		if i < 0 {
+			d.duplicated = append(d.duplicated, "as an attachment: "+w.head)
+			continue
+		}
+		d.missing, d.lost = slices.Delete(d.missing, i, i+1), slices.Delete(d.lost, i, i+1)
+	}
 }
 
 // compare compares two folders as multisets: messages with the same octets first, and among those the ones that have the
@@ -112,7 +173,7 @@ func compare(folder string, src, dst []seen) difference {
 		left = next
 	}
 	for _, m := range left {
-		d.lost = append(d.lost, folder+": "+m.head)
+		d.lost, d.missing = append(d.lost, folder+": "+m.head), append(d.missing, m)
 	}
 	for _, m := range dst {
 		d.duplicated = append(d.duplicated, folder+": "+m.head)
