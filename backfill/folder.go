@@ -1,9 +1,11 @@
 package backfill
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"crossfade/backfill/imapconn"
 )
@@ -11,58 +13,121 @@ import (
 // folderRun is the work on one folder in one pass.
 type folderRun struct {
 	pairing
-	p       *pass
-	lane    *lane // the first one until the folder is shared out
-	rec     *record
-	status  imapconn.Status // of the source, when the pass began
-	agreed  agreed
-	dsel    imapconn.Selected
-	uidNext uint32 // a lower bound of what the destination gives out next
-	cand    *candidates
-	told    map[string]bool // keywords that have a problem already
-	failed  bool            // something could not be read: look again
-	isAttic bool            // it has no source: see attic
-	drops   int             // connections that ended in a row without a message being taken
+	p          *pass
+	lane       *lane // the first one until the folder is shared out
+	rec        *record
+	status     imapconn.Status // of the source, when the pass began
+	agreed     agreed
+	dsel       imapconn.Selected
+	uidNext    uint32 // a lower bound of what the destination gives out next
+	cand       *candidates
+	told       map[string]bool // keywords that have a problem already
+	unmade     bool            // it cannot be made on the destination
+	subscribed bool            // in this pass
+	failed     bool            // something could not be read: look again
+	isAttic    bool            // it has no source: see attic
+	drops      int             // connections that ended in a row without a message being taken
 	// unsaved tells that the record is newer than the ledger. That may last until
 	// the next batch's journal is written: until then the one before it says where
 	// to look for what was appended.
 	unsaved bool
 }
 
-func (p *pass) newRun(pr pairing, st imapconn.Status) (*folderRun, error) {
+func (p *pass) newRun(pr pairing) (*folderRun, error) {
 	rec, err := p.book.record(pr.src.Wire)
 	if err != nil {
 		return nil, err
 	}
-	return &folderRun{pairing: pr, p: p, lane: p.lane, rec: rec, status: st, told: map[string]bool{}}, nil
+	return &folderRun{pairing: pr, p: p, lane: p.lane, rec: rec, told: map[string]bool{}}, nil
 }
 
-// prepare makes the folder on the destination and subscribes to it.
+// prepare makes the folders that are missing on the destination and subscribes
+// to those that are subscribed to on the source, in one round trip where nothing
+// is refused. failed has the folders that cannot be made.
+func (p *pass) prepare(all []*folderRun) (failed, err error) {
+	var work []*folderRun
+	var wanted []imapconn.Making
+	for _, f := range all {
+		w := imapconn.Making{Wire: f.wire, Use: f.use, Create: !f.exists, Subscribe: f.src.Subscribed && !f.rec.Subscribed}
+		if w.Create || w.Subscribe {
+			work, wanted = append(work, f), append(wanted, w)
+		}
+	}
+	if len(work) == 0 {
+		return nil, p.saveNames(all)
+	}
+	made, err := work[0].lane.dst.Make(wanted)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range work {
+		if err := f.made(wanted[i], made[i]); err != nil {
+			err = fmt.Errorf("folder %q: destination: %w", f.src.Name, err)
+			if !skippable(err) {
+				return nil, err
+			}
+			failed, f.unmade = errors.Join(failed, err), true
+		}
+	}
+	return failed, p.saveNames(all)
+}
+
+// prepare is that for one folder.
 func (f *folderRun) prepare() error {
+	failed, err := f.p.prepare([]*folderRun{f})
+	return cmp.Or(err, failed)
+}
+
+// made takes what became of a folder on the destination, and tries by itself
+// what was refused.
+func (f *folderRun) made(wanted imapconn.Making, got imapconn.Made) error {
 	dst := f.lane.dst
-	if !f.exists {
+	if got.Create != nil {
 		if err := f.create(); err != nil {
 			return err
 		}
+		if f.rec.Dest = f.wire; f.wire != wanted.Wire {
+			if err := f.save(); err != nil { // nothing but the record leads to this name again
+				return err
+			}
+		}
+		if wanted.Subscribe {
+			got.Subscribe = dst.Subscribe(f.wire)
+		}
+	}
+	if wanted.Create {
 		f.p.crash("after-create")
 	}
-	changed := f.rec.Dest != f.wire
-	f.rec.Dest = f.wire
-	if f.src.Subscribed && !f.rec.Subscribed {
-		err := dst.Subscribe(f.wire)
-		var e *imapconn.Error
-		if err != nil && !errors.As(err, &e) {
-			return err
-		}
-		if err != nil {
-			f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: "the destination does not subscribe to it: " + e.Error()})
-		}
-		f.rec.Subscribed, changed = true, true
+	var e *imapconn.Error
+	if got.Subscribe != nil && !errors.As(got.Subscribe, &e) {
+		return got.Subscribe
 	}
-	if !changed {
-		return nil
+	if got.Subscribe != nil {
+		f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: "the destination does not subscribe to it: " + e.Error()})
 	}
-	return f.save()
+	f.subscribed = wanted.Subscribe
+	return nil
+}
+
+// saveNames notes the names on the destination and the subscriptions, at once:
+// a store makes records durable together that come together.
+func (p *pass) saveNames(all []*folderRun) error {
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	places := make(chan struct{}, 32)
+	for i, f := range all {
+		if f.unmade || f.rec.Dest == f.wire && !f.subscribed {
+			continue
+		}
+		f.rec.Dest, f.rec.Subscribed = f.wire, f.rec.Subscribed || f.subscribed
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			errs[i] = f.save()
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // create makes the folder; a name that is refused is tried once more without

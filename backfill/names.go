@@ -18,6 +18,13 @@ type side struct {
 	folders []imapconn.Folder
 }
 
+// looked is a side with the status of its folders, by their names on the wire.
+type looked struct {
+	side
+	status map[string]imapconn.Status
+	errs   map[string]error
+}
+
 // pairing says where a folder of the source goes.
 type pairing struct {
 	src    imapconn.Folder

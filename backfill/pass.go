@@ -29,7 +29,8 @@ type pass struct {
 	book     *book
 	pairings []pairing
 	outside  []pairing // folders that the filter leaves out
-	dstSide  side
+	srcSide  looked
+	dstSide  looked
 	attic    *attic
 	narrow   bool    // the folders of the destination were not asked for, see Options.Only
 	srcBox   Mailbox // what is read; nil until it is open
@@ -107,12 +108,16 @@ func (p *pass) connect() error {
 		}
 		return p.connectTo(known)
 	}
-	var src, dst side
-	err := both(func() (err error) {
-		src, err = p.enterSource()
+	srcKnown, dstKnown, err := p.book.folders()
+	if err != nil {
+		return err
+	}
+	var src, dst looked
+	err = both(func() (err error) {
+		src, err = p.enterSource(srcKnown)
 		return inside("source", err)
 	}, func() (err error) {
-		p.dst, dst, err = p.enter(p.job.Dest)
+		p.dst, dst, err = p.enter(p.job.Dest, dstKnown)
 		return inside("destination", err)
 	})
 	if err != nil {
@@ -132,8 +137,8 @@ func (p *pass) connect() error {
 		return err
 	}
 	known[atticSource] = p.attic.rec.Dest
-	p.dstSide = dst
-	all, problems := mapFolders(src, dst, known)
+	p.srcSide, p.dstSide = src, dst
+	all, problems := mapFolders(src.side, dst.side, known)
 	all = p.only(all)
 	p.pairings, p.outside = p.sift(all)
 	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.c.Filter.omitsFolder(x.Folder) })
@@ -141,15 +146,15 @@ func (p *pass) connect() error {
 	return nil
 }
 
-// enter logs in and lists the folders.
-func (p *pass) enter(acct imapconn.Account) (*imapconn.Session, side, error) {
+// enter logs in and lists the folders, with the status of those that are known.
+func (p *pass) enter(acct imapconn.Account, known []string) (*imapconn.Session, looked, error) {
 	s, err := p.c.Dialer.Open(p.ctx, acct)
 	if err != nil {
-		return nil, side{}, err
+		return nil, looked{}, err
 	}
-	there, err := survey(s)
+	there, err := survey(s, known)
 	if err != nil {
-		return s, side{}, fmt.Errorf("list the folders: %w", err)
+		return s, looked{}, fmt.Errorf("list the folders: %w", err)
 	}
 	return s, there, nil
 }
@@ -238,51 +243,46 @@ func skippable(err error) bool {
 // are missing, and gives those that need work; failed has the folders that
 // cannot be made.
 func (p *pass) look() (runs []*folderRun, failed, err error) {
-	var there []string
+	all := make([]*folderRun, 0, len(p.pairings))
+	var copied []string // before, so that their status on the destination counts
 	for _, pr := range p.pairings {
-		if pr.exists {
-			there = append(there, pr.wire)
+		f, err := p.newRun(pr)
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, f)
+		if f.rec.SrcValidity != 0 && pr.exists {
+			copied = append(copied, pr.wire)
 		}
 	}
-	var srcStats, dstStats map[string]imapconn.Status
-	var srcErrs map[string]error
-	err = both(func() (err error) {
-		srcStats, srcErrs, err = p.srcBox.Statuses(sourceWires(p.pairings, p.outside))
-		return inside("source", err)
+	p.progress.Folders, p.report.Folders = len(all), len(all)
+	err = both(func() error {
+		return inside("source", p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)))
 	}, func() (err error) {
-		dstStats, _, err = p.dst.Statuses(there)
+		if err = p.dstSide.statuses(p.dst, copied); err == nil {
+			failed, err = p.prepare(all)
+		}
 		return inside("destination", err)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, pr := range p.outside {
-		p.leaveOut(pr, countOf(srcStats, pr))
+		p.leaveOut(pr, countOf(p.srcSide.status, pr))
 	}
-	p.progress.Folders = len(p.pairings)
-	p.report.Folders = len(p.pairings)
-	for _, pr := range p.pairings {
-		f, err := p.newRun(pr, srcStats[pr.src.Wire])
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := f.prepare(); err != nil {
-			err = fmt.Errorf("folder %q: destination: %w", pr.src.Name, err)
-			if !skippable(err) {
-				return nil, nil, err
-			}
-			failed = errors.Join(failed, err)
-			continue
-		}
-		if srcErrs[pr.src.Wire] == nil && f.unchanged(dstStats[pr.wire]) && !p.o.Final {
+	for _, f := range all {
+		f.status = p.srcSide.status[f.src.Wire]
+		switch {
+		case f.unmade:
+		case p.srcSide.errs[f.src.Wire] == nil && f.unchanged(p.dstSide.status[f.wire]) && !p.o.Final:
 			if err := f.skip(); err != nil {
 				return nil, nil, err
 			}
 			p.progress.FoldersDone++
-			continue
+		default:
+			p.progress.Messages += f.expected()
+			runs = append(runs, f)
 		}
-		p.progress.Messages += f.expected()
-		runs = append(runs, f)
 	}
 	return runs, failed, nil
 }

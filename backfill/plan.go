@@ -3,6 +3,7 @@ package backfill
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"crossfade/backfill/imapconn"
@@ -39,10 +40,10 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}
 	defer p.close()
-	stats, errs, err := p.srcBox.Statuses(sourceWires(p.pairings, p.outside))
-	if err != nil {
+	if err := p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)); err != nil {
 		return plan, fmt.Errorf("plan %s: source: %w", job.User, err)
 	}
+	stats, errs := p.srcSide.status, p.srcSide.errs
 	for _, pr := range p.outside {
 		n := countOf(stats, pr)
 		plan.Filtered += max(n, 0)
@@ -107,26 +108,57 @@ func sourceWires(ps ...[]pairing) []string {
 	return out
 }
 
-// survey asks one side for its folders.
-func survey(s folderLister) (side, error) {
-	ns, err := s.Namespaces()
+// survey asks one side for its folders, and for the status of those that are
+// known from earlier passes where that spares a round trip.
+func survey(s folderLister, known []string) (looked, error) {
+	there, err := ask(s, known)
 	if err != nil {
-		return side{}, err
+		return looked{}, err
 	}
-	folders, err := s.List()
-	if err != nil {
-		return side{}, err
-	}
+	folders := there.Folders
 	// Asked once more before it is believed: every mailbox has an INBOX.
 	if !slices.ContainsFunc(folders, isInbox) {
 		if folders, err = s.List(); err != nil {
-			return side{}, err
+			return looked{}, err
 		}
 		if !slices.ContainsFunc(folders, isInbox) {
-			folders = append(folders, imapconn.Folder{Name: "INBOX", Wire: "INBOX", Delim: ns.Delim})
+			folders = append(folders, imapconn.Folder{Name: "INBOX", Wire: "INBOX", Delim: there.Namespaces.Delim})
 		}
 	}
-	return side{ns: ns, folders: folders}, nil
+	return looked{side{there.Namespaces, folders}, there.Status, there.Errs}, nil
+}
+
+// ask asks for all of it at once where it can be.
+func ask(s folderLister, known []string) (there imapconn.Survey, err error) {
+	if at, ok := s.(interface {
+		Survey(known []string) (imapconn.Survey, error)
+	}); ok {
+		return at.Survey(known)
+	}
+	there.Status, there.Errs = map[string]imapconn.Status{}, map[string]error{}
+	if there.Namespaces, err = s.Namespaces(); err != nil {
+		return there, err
+	}
+	there.Folders, err = s.List()
+	return there, err
 }
 
 func isInbox(f imapconn.Folder) bool { return f.Name == "INBOX" }
+
+// statuses completes what the survey found with the folders that it was not
+// asked about.
+func (sd looked) statuses(s folderLister, wires []string) error {
+	var rest []string
+	for _, w := range wires {
+		if _, ok := sd.status[w]; !ok && sd.errs[w] == nil {
+			rest = append(rest, w)
+		}
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	status, errs, err := s.Statuses(rest)
+	maps.Copy(sd.status, status)
+	maps.Copy(sd.errs, errs)
+	return err
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -329,6 +330,32 @@ func (b *book) record(wire string) (*record, error) {
 		return nil, fmt.Errorf("ledger of %s, folder %q: %w (remove the record to have the folder matched by content again)", b.user, wire, err)
 	}
 	return r, nil
+}
+
+// folders gives the names on the wire of the folders that have a record, on the
+// source and on the destination.
+func (b *book) folders() (src, dst []string, err error) {
+	b.mu.Lock()
+	names := slices.Sorted(maps.Keys(b.data))
+	b.mu.Unlock()
+	for _, name := range names {
+		escaped, ok := strings.CutPrefix(name, folderPrefix)
+		if !ok {
+			continue
+		}
+		wire, err := url.PathUnescape(escaped)
+		if err != nil {
+			return nil, nil, fmt.Errorf("ledger of %s: the record %q has no name of a folder: %w", b.user, name, err)
+		}
+		rec, err := b.record(wire)
+		if err != nil {
+			return nil, nil, err
+		}
+		if rec.SrcValidity != 0 && wire != atticSource {
+			src, dst = append(src, wire), append(dst, rec.Dest)
+		}
+	}
+	return src, dst, nil
 }
 
 func (b *book) agreed(wire string) (agreed, error) {

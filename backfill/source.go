@@ -89,18 +89,19 @@ func (m *imapMailbox) NewReader() MailReader {
 type folderLister interface {
 	Namespaces() (imapconn.Namespaces, error)
 	List() ([]imapconn.Folder, error)
+	Statuses(wires []string) (stats map[string]imapconn.Status, errs map[string]error, err error)
 }
 
 // enterSource opens the source and lists its folders.
-func (p *pass) enterSource() (side, error) {
+func (p *pass) enterSource(known []string) (looked, error) {
 	m, err := p.openSource()
 	if err != nil {
-		return side{}, err
+		return looked{}, err
 	}
 	p.srcBox = m
-	there, err := survey(m)
+	there, err := survey(m, known)
 	if err != nil {
-		return side{}, fmt.Errorf("list the folders: %w", err)
+		return looked{}, fmt.Errorf("list the folders: %w", err)
 	}
 	return there, nil
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // command is a command as a row of pieces. Text goes out as it is; before a
@@ -68,10 +69,12 @@ func (s *Session) run(c *command, onData func(*response)) error {
 	if s.broken != nil {
 		return s.broken
 	}
+	began := time.Now()
 	answer, err := s.roundTrip(c, onData)
 	if err != nil {
 		return s.fail(fmt.Errorf("%s: %w", c.name, err))
 	}
+	s.heard(began)
 	return answer.err(c.name)
 }
 
@@ -119,6 +122,14 @@ func (r *response) words() string {
 // send writes a command. early is its answer when the server gave it before
 // it had taken all of it.
 func (s *Session) send(c *command, onData func(*response)) (tag string, early *response, err error) {
+	if tag, early, err = s.put(c, onData); err != nil || early != nil {
+		return tag, early, err
+	}
+	return tag, nil, s.bw.Flush()
+}
+
+// put is send for a command that more follows.
+func (s *Session) put(c *command, onData func(*response)) (tag string, early *response, err error) {
 	s.tags++
 	tag = "C" + strconv.Itoa(s.tags)
 	if _, err := s.bw.WriteString(tag + " "); err != nil {
@@ -147,7 +158,7 @@ func (s *Session) send(c *command, onData func(*response)) (tag string, early *r
 			return tag, nil, err
 		}
 	}
-	return tag, nil, s.bw.Flush()
+	return tag, nil, nil
 }
 
 // nonSync tells whether a literal may be sent without waiting for "+".
@@ -242,7 +253,7 @@ func (s *Session) take(r *response, tag string, onData func(*response)) (done bo
 		return true, nil
 	case r.tag != "*":
 		return false, fmt.Errorf("an answer to %q, which was not asked", printable(r.tag))
-	case r.name == "BYE" && tag != "" && !s.leaving:
+	case r.name == "BYE" && tag != "":
 		return false, fmt.Errorf("the server said goodbye: %s", r.words())
 	}
 	if onData != nil {

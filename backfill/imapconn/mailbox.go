@@ -48,26 +48,41 @@ type Namespaces struct {
 // Namespaces asks for the namespaces. A server without the extension has an
 // empty prefix, and the separator that LIST names.
 func (s *Session) Namespaces() (Namespaces, error) {
+	ask := &asking{s: s}
+	answer := ask.namespaces()
+	if err := ask.run(); err != nil {
+		return Namespaces{}, err
+	}
+	return answer()
+}
+
+func (a *asking) namespaces() func() (Namespaces, error) {
 	var ns Namespaces
-	if s.Has("NAMESPACE") {
-		err := s.run(newCommand("NAMESPACE"), func(r *response) {
+	told := func() error { return nil }
+	if a.s.Has("NAMESPACE") {
+		told = a.add(newCommand("NAMESPACE"), func(r *response) {
 			if r.name == "NAMESPACE" {
 				ns = parseNamespaces(r.rest)
 			}
 		})
-		if err != nil {
-			return ns, err
-		}
 	}
-	if ns.Delim != "" {
-		return ns, nil
-	}
-	err := s.run(newCommand(`LIST "" ""`), func(r *response) {
+	// For servers that do not tell the separator otherwise.
+	delim := ""
+	root := a.add(newCommand(`LIST "" ""`), func(r *response) {
 		if f, ok := parseList(r); ok {
-			ns.Delim = f.Delim
+			delim = f.Delim
 		}
 	})
-	return ns, err
+	return func() (Namespaces, error) {
+		if err := told(); err != nil {
+			return ns, err
+		}
+		if ns.Delim != "" {
+			return ns, nil
+		}
+		ns.Delim = delim
+		return ns, root()
+	}
 }
 
 func parseNamespaces(b []byte) Namespaces {
@@ -106,39 +121,54 @@ func decodeOrWire(wire string) (string, bool) {
 // List gives all folders, with their uses and subscriptions where the server
 // tells them.
 func (s *Session) List() ([]Folder, error) {
+	ask := &asking{s: s}
+	answer := ask.list()
+	if err := ask.run(); err != nil {
+		return nil, err
+	}
+	return answer()
+}
+
+func (a *asking) list() func() ([]Folder, error) {
 	c := newCommand(`LIST "" "*"`)
-	extended := s.Has("LIST-EXTENDED")
+	extended := a.s.Has("LIST-EXTENDED")
 	switch {
-	case extended && s.Has("SPECIAL-USE"):
+	case extended && a.s.Has("SPECIAL-USE"):
 		c.raw("RETURN (SUBSCRIBED SPECIAL-USE)")
 	case extended:
 		c.raw("RETURN (SUBSCRIBED)")
 	}
-	folders, err := s.list(c, "LIST")
-	if err != nil {
-		return nil, err
+	all := a.listing(c, "LIST")
+	if extended {
+		return all
 	}
-	if !extended {
-		subs, err := s.list(newCommand(`LSUB "" "*"`), "LSUB")
+	subscribed := a.listing(newCommand(`LSUB "" "*"`), "LSUB")
+	return func() ([]Folder, error) {
+		folders, err := all()
 		if err != nil {
 			return nil, err
 		}
-		subscribed := map[string]bool{}
+		subs, err := subscribed()
+		if err != nil {
+			return nil, err
+		}
+		yes := map[string]bool{}
 		for _, sub := range subs {
-			subscribed[sub.Wire] = sub.Selectable()
+			yes[sub.Wire] = sub.Selectable()
 		}
 		for i := range folders {
-			folders[i].Subscribed = subscribed[folders[i].Wire]
+			folders[i].Subscribed = yes[folders[i].Wire]
 		}
+		return folders, nil
 	}
-	return folders, nil
 }
 
-func (s *Session) list(c *command, name string) ([]Folder, error) {
+// listing runs LIST or LSUB.
+func (a *asking) listing(c *command, name string) func() ([]Folder, error) {
 	var folders []Folder
 	seen := map[string]bool{}
 	var odd error
-	err := s.run(c, func(r *response) {
+	answer := a.add(c, func(r *response) {
 		if r.name != name {
 			return
 		}
@@ -152,10 +182,12 @@ func (s *Session) list(c *command, name string) ([]Folder, error) {
 			folders = append(folders, f)
 		}
 	})
-	if err == nil {
-		err = odd
+	return func() ([]Folder, error) {
+		if err := answer(); err != nil {
+			return folders, err
+		}
+		return folders, odd
 	}
-	return folders, err
 }
 
 // parseList reads the data of LIST and LSUB.
@@ -195,72 +227,52 @@ type Status struct {
 // commands are pipelined: a pass with nothing to do costs little more than one
 // round trip. A folder that cannot be looked into has its error in errs.
 func (s *Session) Statuses(wires []string) (stats map[string]Status, errs map[string]error, err error) {
-	items := "MESSAGES UIDNEXT UIDVALIDITY"
-	if s.Has("CONDSTORE") || s.Has("QRESYNC") {
-		items += " HIGHESTMODSEQ"
+	ask := &asking{s: s}
+	answer := ask.status(wires)
+	if err := ask.run(); err != nil {
+		return nil, nil, err
 	}
-	if s.Has("STATUS=SIZE") {
-		items += " SIZE"
-	}
-	stats, errs = map[string]Status{}, map[string]error{}
-	for len(wires) > 0 {
-		n := 1 // a name that may need "+" first cannot be pipelined
-		for n < min(16, len(wires)) && isASCII(wires[n]) && isASCII(wires[0]) {
-			n++
-		}
-		if err := s.statusGroup(wires[:n], items, stats, errs); err != nil {
-			return nil, nil, err
-		}
-		wires = wires[n:]
-	}
+	stats, errs = answer()
 	return stats, errs, nil
 }
 
-func (s *Session) statusGroup(group []string, items string, stats map[string]Status, errs map[string]error) error {
-	if s.broken != nil {
-		return s.broken
+func (a *asking) status(wires []string) func() (map[string]Status, map[string]error) {
+	items := "MESSAGES UIDNEXT UIDVALIDITY"
+	if a.s.Has("CONDSTORE") || a.s.Has("QRESYNC") {
+		items += " HIGHESTMODSEQ"
 	}
-	// The name in the answer may be spelled otherwise than the one asked for:
-	// answers come in order, so the tag tells which one is meant.
-	var last *Status
-	onData := func(r *response) {
-		if st, ok := parseStatusData(r); ok {
-			last = &st
-		}
+	if a.s.Has("STATUS=SIZE") {
+		items += " SIZE"
 	}
-	type sent struct{ wire, tag string }
-	var out []sent
-	for _, wire := range group {
+	stats, errs := map[string]Status{}, map[string]error{}
+	answers := map[string]func() error{}
+	for _, wire := range wires {
 		c := newCommand("STATUS")
 		if err := c.str(wire); err != nil {
 			errs[wire] = err
 			continue
 		}
-		c.raw("(" + items + ")")
-		tag, early, err := s.send(c, onData)
-		if err == nil && early != nil {
-			err = early.err("STATUS")
-		}
-		if err != nil {
-			return s.fail(fmt.Errorf("STATUS: %w", err))
-		}
-		out = append(out, sent{wire, tag})
+		// The name in the answer may be spelled otherwise than the one asked for:
+		// answers come in order, so the tag tells which one is meant.
+		answers[wire] = a.add(c.raw("("+items+")"), func(r *response) {
+			if st, ok := parseStatusData(r); ok {
+				stats[wire] = st
+			}
+		})
 	}
-	for _, o := range out {
-		last = nil
-		r, err := s.answer(o.tag, onData)
-		switch {
-		case err != nil:
-			return s.fail(fmt.Errorf("STATUS: %w", err))
-		case r.name != "OK":
-			errs[o.wire] = r.err("STATUS")
-		case last == nil || last.UIDValidity == 0:
-			errs[o.wire] = errors.New("STATUS: the server answered OK and told nothing")
-		default:
-			stats[o.wire] = *last
+	return func() (map[string]Status, map[string]error) {
+		for wire, answer := range answers {
+			if err := answer(); err != nil {
+				errs[wire] = err
+			} else if stats[wire].UIDValidity == 0 {
+				errs[wire] = errors.New("STATUS: the server answered OK and told nothing")
+			}
+			if errs[wire] != nil {
+				delete(stats, wire)
+			}
 		}
+		return stats, errs
 	}
-	return nil
 }
 
 func isASCII(s string) bool {
@@ -403,22 +415,16 @@ func (s *Selected) flags(b []byte) {
 // the server can take it (RFC 6154, 3). A folder that is there already is no
 // error.
 func (s *Session) Create(wire, use string) error {
-	c := newCommand("CREATE")
-	if err := c.str(wire); err != nil {
+	c, err := createCommand(s, wire, use)
+	if err != nil {
 		return err
 	}
-	if use != "" && s.Has("CREATE-SPECIAL-USE") {
-		c.raw("(USE (" + use + "))")
-	}
-	err := s.run(c, nil)
+	err = s.run(c, nil)
 	var e *Error
 	if errors.As(err, &e) && e.Code == "USEATTR" {
 		return s.Create(wire, "")
 	}
-	if errors.As(err, &e) && e.Code == "ALREADYEXISTS" {
-		return nil
-	}
-	return err
+	return existing(err)
 }
 
 // Subscribe subscribes to a folder by its name on the wire.

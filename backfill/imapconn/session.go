@@ -23,10 +23,9 @@ type Session struct {
 	tags   int
 	buffer int // octets of br and of bw
 	broken error
-	// leaving: a BYE is an answer to our LOGOUT.
-	leaving bool
-	ctx     context.Context
-	stop    func() bool
+	rtt    time.Duration // the shortest so far
+	ctx    context.Context
+	stop   func() bool
 }
 
 // Error is a command that the server answered with NO or BAD.
@@ -226,13 +225,13 @@ func (s *Session) fail(err error) error {
 	return s.broken
 }
 
-// Close logs out and closes the connection. It waits two seconds at most.
+// Close logs out and closes the connection. It does not wait for the answer,
+// which changes nothing and would cost a round trip.
 func (s *Session) Close() error {
 	defer s.stop()
 	if s.broken == nil {
 		s.w.idle.Store(int64(2 * time.Second))
-		s.leaving = true
-		_ = s.run(newCommand("LOGOUT"), nil) // the answer changes nothing
+		_, _, _ = s.send(newCommand("LOGOUT"), nil)
 	}
 	s.broken = errClosed
 	s.w.Conn.Close()
