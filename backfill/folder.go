@@ -86,7 +86,8 @@ func (f *folderRun) made(wanted imapconn.Making, got imapconn.Made) error {
 		if err := f.create(); err != nil {
 			return err
 		}
-		if f.rec.Dest = f.wire; f.wire != wanted.Wire {
+		if f.wire != wanted.Wire {
+			f.rec.Dest = f.wire
 			if err := f.save(); err != nil { // nothing but the record leads to this name again
 				return err
 			}
