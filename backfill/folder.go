@@ -260,7 +260,7 @@ func (f *folderRun) sync() error {
 	if err := f.restore(); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	metas, sel, err := f.lane.src.ListAll(f.p.c.Filter.items(imapconn.Items{Flags: true, Size: true}))
+	metas, sel, err := f.lane.src.ListAll(f.p.listed())
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
@@ -291,10 +291,18 @@ func (f *folderRun) sync() error {
 	return f.finish(sel)
 }
 
+// listed is what a folder's list has of each message.
+func (p *pass) listed() imapconn.Items {
+	return p.c.Filter.items(imapconn.Items{Flags: true, Size: true})
+}
+
 // open opens the folder on both sides, and voids the pairs when the UIDs of one
 // of them mean other messages now.
 func (f *folderRun) open() error {
 	var ssel imapconn.Selected
+	if r, ok := f.lane.src.(interface{ Expect(imapconn.Items) }); ok {
+		r.Expect(f.p.listed())
+	}
 	err := both(func() (err error) {
 		ssel, err = f.lane.src.Select(f.src)
 		return inside("source", err)

@@ -19,6 +19,11 @@ const (
 	manyFolders        = 6
 	// growth is what the last lane must have brought for one more to be opened.
 	growth = 1.1
+	// farAway is the round trip from which on waiting, and not work, is what a
+	// pass consists of: more connections are opened, and at once.
+	farAway  = 15 * time.Millisecond
+	farLanes = 4
+	farEarly = 4 // folders from which on lanes are opened before anything is known of them
 )
 
 // lane is a set of connections to both sides that works on one folder at a
@@ -44,14 +49,101 @@ func (l *lane) close() {
 	}
 }
 
-// openLane connects to the destination; the source is connected to when the
-// first folder is read.
+// openLane connects to both sides at once.
 func (p *pass) openLane() (*lane, error) {
-	dst, err := p.c.Dialer.Open(p.ctx, p.job.Dest)
+	l := &lane{dstReader: p.reader(p.job.Dest, nil)}
+	if _, ok := p.srcBox.(*imapMailbox); ok {
+		l.src = p.reader(p.job.Source, nil) // its session is the first lane's, and may be at work
+	} else {
+		l.src = p.srcBox.NewReader()
+	}
+	err := both(func() error {
+		// The source may as well be connected to when the first folder is read.
+		if r, ok := l.src.(interface{ Connect() error }); ok {
+			return r.Connect()
+		}
+		return nil
+	}, func() (err error) {
+		l.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest)
+		return err
+	})
 	if err != nil {
+		l.close()
 		return nil, err
 	}
-	return &lane{dst: dst, src: p.srcBox.NewReader(), dstReader: p.reader(p.job.Dest, nil)}, nil
+	return l, nil
+}
+
+// far tells whether one of the servers is so distant that a pass mostly waits.
+func (p *pass) far() bool {
+	longest := time.Duration(0)
+	if p.dst != nil {
+		longest = p.dst.RoundTrip()
+	}
+	if m, ok := p.srcBox.(*imapMailbox); ok {
+		longest = max(longest, m.RoundTrip())
+	}
+	return longest >= farAway
+}
+
+// mostLanes is how many folders may be copied at once.
+func (p *pass) mostLanes() int {
+	switch {
+	case p.c.Connections > 0:
+		return p.c.Connections
+	case p.far():
+		return farLanes
+	}
+	return defaultConnections
+}
+
+// spare is a lane that is opened before anybody needs it.
+type spare struct {
+	l    *lane
+	err  error
+	done chan struct{}
+}
+
+// openEarly opens lanes for the first copy from distant servers while the
+// folders are looked at and made.
+func (p *pass) openEarly() {
+	src, _, err := p.book.folders()
+	if err != nil || len(src) > 0 || len(p.pairings) < farEarly || !p.far() {
+		return
+	}
+	for range p.mostLanes() - 1 {
+		s := &spare{done: make(chan struct{})}
+		p.spares = append(p.spares, s)
+		go func() {
+			defer close(s.done)
+			s.l, s.err = p.openLane()
+		}()
+	}
+}
+
+// spareLane gives a lane that was opened early, or opens one.
+func (p *pass) spareLane() (*lane, error) {
+	p.mu.Lock()
+	var s *spare
+	if n := len(p.spares); n > 0 {
+		s, p.spares = p.spares[0], p.spares[1:]
+	}
+	p.mu.Unlock()
+	if s == nil {
+		return p.openLane()
+	}
+	<-s.done
+	return s.l, s.err
+}
+
+// closeSpares gives up the lanes that nobody needed.
+func (p *pass) closeSpares() {
+	for _, s := range p.spares {
+		if <-s.done; s.l != nil {
+			s.l.close()
+		}
+	}
+	p.spares = nil
 }
 
 // reader makes a reader that waits when its server wants it slower.
@@ -87,7 +179,8 @@ func (p *pass) work(runs []*folderRun, failed error) error {
 		w.left += f.expected()
 	}
 	slices.SortStableFunc(w.runs, func(a, b *folderRun) int { return cmp.Compare(b.expected(), a.expected()) })
-	w.hire()
+	for w.hire() && p.far() {
+	}
 	w.wg.Go(w.govern)
 	w.lane(p.lane)
 	close(w.over)
@@ -141,18 +234,14 @@ func (w *crew) done(f *folderRun, err error) {
 func (w *crew) hire() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	most := w.p.c.Connections
-	if most <= 0 {
-		most = defaultConnections
-	}
 	// Many folders with little to do cost round trips and syncs, whatever is in them.
-	enough := w.left >= 2*w.p.c.batchMessages() || len(w.runs) >= manyFolders
-	if w.full || w.fatal != nil || w.lanes >= most || len(w.runs) <= 1 || !enough || w.p.throttle.times() > 0 {
+	enough := w.left >= 2*w.p.c.batchMessages() || len(w.runs) >= manyFolders || w.p.far()
+	if w.full || w.fatal != nil || w.lanes >= w.p.mostLanes() || len(w.runs) <= 1 || !enough || w.p.throttle.times() > 0 {
 		return false
 	}
 	w.lanes++
 	w.wg.Go(func() {
-		l, err := w.p.openLane()
+		l, err := w.p.spareLane()
 		if err != nil {
 			w.p.log.Info("no further connection: the pass goes on with those it has", "user", w.p.job.User, "error", err)
 			w.mu.Lock()

@@ -37,6 +37,7 @@ type pass struct {
 	dry      bool    // the ledger is not written to
 
 	*lane    // the first one
+	spares   []*spare
 	throttle throttle
 	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
@@ -176,6 +177,7 @@ func inside(where string, err error) error {
 }
 
 func (p *pass) close() {
+	p.closeSpares()
 	p.lane.close()
 	if p.srcBox != nil {
 		p.srcBox.Close()
@@ -220,6 +222,7 @@ func (p *pass) show(now bool) {
 
 // folders goes through all folders.
 func (p *pass) folders() error {
+	p.openEarly()
 	if err := p.attic.review(); err != nil {
 		return err
 	}

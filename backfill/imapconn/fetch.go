@@ -201,7 +201,11 @@ func (r *Reader) ListAll(it Items) ([]Meta, Selected, error) {
 		if sel.Exists == 0 {
 			return nil, sel, nil
 		}
-		metas, err := r.list(imap.UIDSet{{Start: 1, Stop: 0}}, it)
+		metas, listed := r.takeAhead(it)
+		var err error
+		if !listed {
+			metas, err = r.list(imap.UIDSet{{Start: 1, Stop: 0}}, it)
+		}
 		if fatal(err) {
 			return nil, sel, err
 		}

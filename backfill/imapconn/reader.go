@@ -34,6 +34,8 @@ type Reader struct {
 
 	folder   Folder
 	selected Selected
+	expected *Items // see Expect
+	ahead    *listing
 	buf      []byte // for copying literals
 }
 
@@ -86,6 +88,8 @@ func (r *Reader) Close() error {
 	r.client = nil
 	err := r.w.Conn.Close()
 	_ = client.Close()
+	r.ahead.wait()
+	r.ahead = nil
 	stop()
 	return err
 }
@@ -98,8 +102,9 @@ func (r *Reader) abort() {
 	}
 	r.w.Conn.Close()
 	_ = r.client.Close()
+	r.ahead.wait()
 	r.stop()
-	r.client = nil
+	r.client, r.ahead = nil, nil
 }
 
 // fault is an error of a connection; the connection is given up with it.
@@ -142,6 +147,7 @@ var ErrChanged = errors.New("UIDVALIDITY changed meanwhile")
 func (r *Reader) Select(f Folder) (Selected, error) {
 	r.folder, r.selected = f, Selected{}
 	sel, err := r.reselect()
+	r.expected = nil
 	if err == nil {
 		r.selected = sel
 	}
@@ -198,9 +204,14 @@ func (r *Reader) examine() (Selected, error) {
 		r.adopt(s)
 	}
 	opts := &imap.SelectOptions{ReadOnly: true, CondStore: r.client.Caps().Has(imap.CapCondStore)}
-	data, err := r.client.Select(r.folder.Name, opts).Wait()
+	cmd := r.client.Select(r.folder.Name, opts)
+	r.lookAhead()
+	data, err := cmd.Wait()
 	if err != nil {
-		return Selected{}, r.failed("EXAMINE", err)
+		err = r.failed("EXAMINE", err)
+		r.ahead.wait()
+		r.ahead = nil
+		return Selected{}, err
 	}
 	sel := Selected{UIDValidity: data.UIDValidity, UIDNext: uint32(data.UIDNext), Exists: data.NumMessages, ModSeq: data.HighestModSeq}
 	if sel.UIDNext == 0 || sel.UIDValidity == 0 {
