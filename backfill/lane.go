@@ -74,16 +74,14 @@ func (p *pass) openLane() (*lane, error) {
 	return l, nil
 }
 
-// far tells whether one of the servers is so distant that a pass mostly waits.
-func (p *pass) far() bool {
-	longest := time.Duration(0)
-	if p.dst != nil {
-		longest = p.dst.RoundTrip()
-	}
+// measure finds out whether one of the servers is so distant that a pass mostly
+// waits.
+func (p *pass) measure() {
+	longest := p.dst.RoundTrip()
 	if m, ok := p.srcBox.(*imapMailbox); ok {
 		longest = max(longest, m.RoundTrip())
 	}
-	return longest >= farAway
+	p.far = longest >= farAway
 }
 
 // mostLanes is how many folders may be copied at once.
@@ -91,7 +89,7 @@ func (p *pass) mostLanes() int {
 	switch {
 	case p.c.Connections > 0:
 		return p.c.Connections
-	case p.far():
+	case p.far:
 		return farLanes
 	}
 	return defaultConnections
@@ -108,7 +106,7 @@ type spare struct {
 // folders are looked at and made.
 func (p *pass) openEarly() {
 	src, _, err := p.book.folders()
-	if err != nil || len(src) > 0 || len(p.pairings) < farEarly || !p.far() {
+	if err != nil || len(src) > 0 || len(p.pairings) < farEarly || !p.far {
 		return
 	}
 	for range p.mostLanes() - 1 {
@@ -179,7 +177,7 @@ func (p *pass) work(runs []*folderRun, failed error) error {
 		w.left += f.expected()
 	}
 	slices.SortStableFunc(w.runs, func(a, b *folderRun) int { return cmp.Compare(b.expected(), a.expected()) })
-	for w.hire() && p.far() {
+	for w.hire() && p.far {
 	}
 	w.wg.Go(w.govern)
 	w.lane(p.lane)
@@ -235,7 +233,7 @@ func (w *crew) hire() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// Many folders with little to do cost round trips and syncs, whatever is in them.
-	enough := w.left >= 2*w.p.c.batchMessages() || len(w.runs) >= manyFolders || w.p.far()
+	enough := w.left >= 2*w.p.c.batchMessages() || len(w.runs) >= manyFolders || w.p.far
 	if w.full || w.fatal != nil || w.lanes >= w.p.mostLanes() || len(w.runs) <= 1 || !enough || w.p.throttle.times() > 0 {
 		return false
 	}

@@ -38,6 +38,7 @@ type pass struct {
 
 	*lane    // the first one
 	spares   []*spare
+	far      bool // see measure
 	throttle throttle
 	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
@@ -222,6 +223,7 @@ func (p *pass) show(now bool) {
 
 // folders goes through all folders.
 func (p *pass) folders() error {
+	p.measure()
 	p.openEarly()
 	if err := p.attic.review(); err != nil {
 		return err
