@@ -49,7 +49,7 @@ func (c *Copier) Inventory(ctx context.Context, job Job) (Inventory, error) {
 	p.throttle.patience = c.Patience
 	defer p.close()
 	var err error
-	if p.dst, p.dstSide, err = p.enter(job.Dest); err != nil {
+	if p.dst, p.dstSide, err = p.enter(job.Dest, nil); err != nil {
 		return inv, fmt.Errorf("inventory of %s: %w", job.User, err)
 	}
 	p.dstReader = p.reader(job.Dest, nil)

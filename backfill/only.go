@@ -75,9 +75,11 @@ func (p *pass) lookAround(dst *imapconn.Session) (err error) {
 	if !p.narrow {
 		return nil
 	}
-	if p.dstSide, err = survey(dst); err != nil {
+	there, err := survey(dst, nil)
+	if err != nil {
 		return fmt.Errorf("list the folders: %w", err)
 	}
+	p.dstSide.side = there.side
 	p.narrow = false
 	return nil
 }

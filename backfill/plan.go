@@ -147,7 +147,7 @@ func isInbox(f imapconn.Folder) bool { return f.Name == "INBOX" }
 
 // statuses completes what the survey found with the folders that it was not
 // asked about.
-func (sd looked) statuses(s folderLister, wires []string) error {
+func (sd *looked) statuses(s folderLister, wires []string) error {
 	var rest []string
 	for _, w := range wires {
 		if _, ok := sd.status[w]; !ok && sd.errs[w] == nil {
@@ -158,6 +158,9 @@ func (sd looked) statuses(s folderLister, wires []string) error {
 		return nil
 	}
 	status, errs, err := s.Statuses(rest)
+	if sd.status == nil {
+		sd.status, sd.errs = map[string]imapconn.Status{}, map[string]error{}
+	}
 	maps.Copy(sd.status, status)
 	maps.Copy(sd.errs, errs)
 	return err
