@@ -4,7 +4,7 @@
 # Needs root, Debian, cgroup v1 and ../shared/bench; nothing else may run on the machine meanwhile (NOWAIT=1: do not wait
 # until it is idle). Two Dovecots with their default mail_fsync. ROUNDS (3) rounds, alternating; N (10000) messages in 20
 # folders; USERS (20) users of PER (500) messages, PAR (4) at a time; RN (500) messages at a round trip of RTT (40ms);
-# WHAT ("big users rtt") says which of them. Prints one line a run, then a table of medians with ratios to Crossfade.
+# WHAT ("big users rtt") says which of them; "huge" besides: two mailboxes of HUGE (50000) messages at once. Prints one line a run, then a table of medians with ratios to Crossfade.
 set -eu
 cd "$(dirname "$0")/.."
 ROOT=$PWD
@@ -12,7 +12,7 @@ SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there: nothing to compare with" >&2; exit 1; }
 W=${1:-$(mktemp -d /tmp/crossfade-imap.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
 ROUNDS=${ROUNDS:-3}; N=${N:-10000}; USERS=${USERS:-20}; PER=${PER:-500}; PAR=${PAR:-4}; RN=${RN:-500}; RTT=${RTT:-40ms}
-WHAT=${WHAT:-big users rtt}
+WHAT=${WHAT:-big users rtt}; HUGE=${HUGE:-50000}
 export IMAP_OLD=${IMAP_OLD:-12243} IMAP_NEW=${IMAP_NEW:-12244}
 FAR_OLD=${FAR_OLD:-12245}; FAR_NEW=${FAR_NEW:-12246}
 # shellcheck source=/dev/null
@@ -26,19 +26,23 @@ trap 'kill $DELAY 2>/dev/null; bash "$SHARED/start-backends.sh" "$W" stop' EXIT
 S=$W/sync; mkdir -p "$S"; : > "$W/runs.tsv"
 NAMES=$(seq -s' ' -f 'u%02g' 1 "$USERS")
 
+has() { case " $WHAT " in *" $1 "*) ;; *) return 1 ;; esac; }
+
 generate() {
-  local m=$W/dov/old/mail
+  local m=$W/dov/old/mail u made=""
   rm -rf "${m:?}"/* "$W/dov/pristine"; mkdir -p "$W/dov/pristine"
-  "$BIN/genmailbox" -dir "$m" -user big -n "$N" -folders 20 -seed 1 | tail -1
-  "$BIN/genmailbox" -dir "$m" -user far -n "$RN" -folders 5 -seed 2 | tail -1
-  for u in $NAMES; do "$BIN/genmailbox" -dir "$m" -user "$u" -n "$PER" -folders 5 -seed "1${u#u}" >/dev/null; done
+  if has big; then made="big"; "$BIN/genmailbox" -dir "$m" -user big -n "$N" -folders 20 -seed 1 | tail -1; fi
+  if has rtt; then made="$made far"; "$BIN/genmailbox" -dir "$m" -user far -n "$RN" -folders 5 -seed 2 | tail -1; fi
+  if has users; then made="$made $NAMES"; for u in $NAMES; do "$BIN/genmailbox" -dir "$m" -user "$u" -n "$PER" -folders 5 -seed "1${u#u}" >/dev/null; done; fi
+  if has huge; then for u in h1 h2; do "$BIN/genmailbox" -dir "$m" -user "$u" -n "$HUGE" -folders 20 -seed "7${u#h}" | tail -1; done; fi
   chown -R vmail:vmail "$m"
   # Dovecot builds its indexes once, so that the first tool does not pay for it.
-  for u in big far $NAMES; do
+  for u in $made; do
     dov old index -u "$u" '*'
     dov old fetch -u "$u" 'uid flags date.received size.virtual hdr.message-id' mailbox '*' >/dev/null
+    cp -a "$m/$u" "$W/dov/pristine/"
   done
-  cp -a "$m/." "$W/dov/pristine/"; sync
+  sync
 }
 
 fresh() { restore_old "$@"; wipe_new "$@"; for u in "$@"; do rm -rf "$S/state-$u" "$S/ledger-$u"; mkdir -p "$S/state-$u"; done; rm -rf "$S/ledger"; }
@@ -135,6 +139,15 @@ rtt() {
   fresh far; measure rtt crossfade "$RN" "$BIN/imapcopy" -old 127.0.0.1:$FAR_OLD -new 127.0.0.1:$FAR_NEW -ledger "$S/ledger" -users far; check far crossfade
   # shellcheck disable=SC2046
   { fresh far; measure rtt mbsync "$RN" $(mb far); }
+}
+
+huge() { # not compared: it shows what memory two large mailboxes take
+  wipe_new h1 h2; rm -rf "$S/ledger"
+  # shellcheck disable=SC2046
+  measure huge crossfade $((2 * HUGE)) $(crossfade) -users h1,h2 -par 2
+  check h1 crossfade; check h2 crossfade
+  # shellcheck disable=SC2046
+  measure huge-again crossfade $((2 * HUGE)) $(crossfade) -users h1,h2 -par 2
 }
 
 generate
