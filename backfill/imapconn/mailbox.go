@@ -58,30 +58,29 @@ func (s *Session) Namespaces() (Namespaces, error) {
 
 func (a *asking) namespaces() func() (Namespaces, error) {
 	var ns Namespaces
-	told := func() error { return nil }
-	if a.s.Has("NAMESPACE") {
-		told = a.add(newCommand("NAMESPACE"), func(r *response) {
-			if r.name == "NAMESPACE" {
-				ns = parseNamespaces(r.rest)
-			}
-		})
-	}
-	// For servers that do not tell the separator otherwise.
-	delim := ""
-	root := a.add(newCommand(`LIST "" ""`), func(r *response) {
+	separator := func(r *response) {
 		if f, ok := parseList(r); ok {
-			delim = f.Delim
+			ns.Delim = f.Delim
+		}
+	}
+	if !a.s.Has("NAMESPACE") {
+		told := a.add(newCommand(`LIST "" ""`), separator)
+		return func() (Namespaces, error) {
+			err := told()
+			return ns, err
+		}
+	}
+	told := a.add(newCommand("NAMESPACE"), func(r *response) {
+		if r.name == "NAMESPACE" {
+			ns = parseNamespaces(r.rest)
 		}
 	})
 	return func() (Namespaces, error) {
-		if err := told(); err != nil {
+		if err := told(); err != nil || ns.Delim != "" {
 			return ns, err
 		}
-		if ns.Delim != "" {
-			return ns, nil
-		}
-		ns.Delim = delim
-		return ns, root()
+		err := a.s.run(newCommand(`LIST "" ""`), separator)
+		return ns, err
 	}
 }
 
