@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"backfill/imapconn":       {"mail", "backfill/imapconn/token"},
 	"backfill":                {"mail", "backfill/imapconn"},
 	"backfill/ondisk":         {"backfill", "backfill/imapconn"},
+	"backfill/pop3":           {"backfill", "backfill/imapconn"},
 	"cutover":                 {"mail", "router", "queue", "backfill"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover"},
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -100,6 +101,10 @@ func (n *Numbers) Assign(wire string, names []string, store StoreUIDs) (Numbered
 		return Numbered{}, err
 	}
 	out := Numbered{Validity: w.head.Validity, UIDs: make(map[string]uint32, len(names))}
+	if w.head.Own && w.strangers(names) {
+		w.reset(newValidity(w.head.Validity), true)
+		fresh, out.Validity = true, w.head.Validity
+	}
 	given := make(map[uint32]bool, len(names))
 	var left []string
 	for _, name := range names {
@@ -136,15 +141,11 @@ func (w *numbering) load(store StoreUIDs) (fresh bool, err error) {
 	}
 	own := store.Validity == 0
 	if w.head.Validity == 0 || own != w.head.Own || !own && w.head.Validity != store.Validity {
-		old := w.head
-		w.head = numberHead{Validity: store.Validity, Own: own, Next: ownBase, Shards: old.Shards}
+		validity := store.Validity
 		if own {
-			w.head.Validity, w.head.Next = newValidity(old.Validity), 1
+			validity = newValidity(w.head.Validity)
 		}
-		for _, k := range old.Shards {
-			w.dirty[k] = true // removed, or written anew
-		}
-		w.head.Shards = nil
+		w.reset(validity, own)
 		return true, nil
 	}
 	for _, k := range w.head.Shards {
@@ -153,6 +154,28 @@ func (w *numbering) load(store StoreUIDs) (fresh bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// reset begins anew: all UIDs mean other messages.
+func (w *numbering) reset(validity uint32, own bool) {
+	for _, k := range w.head.Shards {
+		w.dirty[k] = true // removed, or written anew
+	}
+	w.head = numberHead{Validity: validity, Own: own, Next: ownBase}
+	if own {
+		w.head.Next = 1
+	}
+	w.shards, w.byName = map[uint32]*numberShard{}, map[nameHash]uint32{}
+}
+
+// strangers tells whether a store that was not empty now has other names only. A
+// server that names its messages in another way (UIDLs after an upgrade, files
+// from a backup) shows no new mail but the old under new names.
+func (w *numbering) strangers(names []string) bool {
+	if len(w.byName) == 0 || len(names) == 0 {
+		return false
+	}
+	return !slices.ContainsFunc(names, func(name string) bool { return w.byName[hashName(name)] != 0 })
 }
 
 func (w *numbering) loadShard(k uint32) error {

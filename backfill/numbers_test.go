@@ -101,17 +101,31 @@ func TestNumbersThatAreNotProven(t *testing.T) {
 	}
 }
 
+// TestNumbersOfAStoreThatRenamesEverything: numbers begin anew, so that what was
+// copied is found by its content and not copied again.
+func TestNumbersOfAStoreThatRenamesEverything(t *testing.T) {
+	l := newLedger(t)
+	first := assign(t, numbers(t, l), backfill.StoreUIDs{}, "a", "b")
+	second := assign(t, numbers(t, l), backfill.StoreUIDs{}, "x", "y")
+	if second.Validity <= first.Validity || second.UIDs["x"] != 1 {
+		t.Errorf("%+v, then %+v", first, second)
+	}
+	if third := assign(t, numbers(t, l), backfill.StoreUIDs{}, "y", "z"); third.Validity != second.Validity || third.UIDs["y"] != 2 {
+		t.Errorf("%+v, then %+v", second, third)
+	}
+}
+
 func TestNumbersForgetWhatIsLongGone(t *testing.T) {
 	l := newLedger(t)
 	var last backfill.Numbered
 	for round := range 12 {
-		var names []string
+		names := []string{"stays"}
 		for i := range 2000 {
 			names = append(names, fmt.Sprint(round, "-", i))
 		}
 		last = assign(t, numbers(t, l), backfill.StoreUIDs{}, names...)
 	}
-	if last.Next != 24001 {
+	if last.Next != 24002 || last.UIDs["stays"] != 1 {
 		t.Errorf("UIDNEXT is %d: numbers were given twice", last.Next)
 	}
 	records, err := l.LoadLedger(t.Context(), user)

@@ -54,6 +54,8 @@ type DovecotOptions struct {
 	Layout Layout
 	// LMTP starts the delivery side too: over TCP and over a unix socket.
 	LMTP bool
+	// POP3 serves the INBOX over POP3 too (Debian: dovecot-pop3d).
+	POP3 bool
 	// Users limits who exists, at login and at RCPT of LMTP. Nil means everybody. The password is Password for all.
 	Users    []string
 	Password string // default "secret"
@@ -78,6 +80,7 @@ type Dovecot struct {
 	IMAP
 	LMTPAddr   string // 127.0.0.1:port, empty without LMTP
 	LMTPSocket string // path, empty without LMTP
+	POP3Addr   string // 127.0.0.1:port, empty without POP3
 	MailRoot   string // below it: user/Maildir or user/sdbox
 	LogFile    string
 	Options    DovecotOptions
@@ -91,7 +94,7 @@ type Dovecot struct {
 var dovecotConf = template.Must(template.New("dovecot.conf").Parse(`base_dir = {{.Dir}}/run
 state_dir = {{.Dir}}/state
 log_path = {{.LogFile}}
-protocols = imap{{if .O.LMTP}} lmtp{{end}}
+protocols = imap{{if .O.LMTP}} lmtp{{end}}{{if .O.POP3}} pop3{{end}}
 listen = 127.0.0.1
 disable_plaintext_auth = no
 auth_mechanisms = plain login
@@ -175,6 +178,17 @@ service stats {
   chroot =
 }
 {{- end}}
+{{- if .O.POP3}}
+service pop3-login {
+  {{if .Self}}chroot =
+  {{end}}inet_listener pop3 {
+    port = {{.POP3Port}}
+  }
+  inet_listener pop3s {
+    port = 0
+  }
+}
+{{- end}}
 {{- if .O.LMTP}}
 service lmtp {
   unix_listener lmtp {
@@ -205,6 +219,9 @@ const mailUID = 5999
 func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 	t.Helper()
 	path := Need(t, "dovecot")
+	if o.POP3 {
+		needServer(t, "dovecot-pop3d", "/usr/lib/dovecot/pop3", "/usr/lib/dovecot/pop3-login")
+	}
 	if o.Password == "" {
 		o.Password = "secret"
 	}
@@ -241,6 +258,11 @@ func (d *Dovecot) configure(t testing.TB) {
 	t.Helper()
 	imapPort, lmtpPort := FreePort(t), FreePort(t)
 	d.IMAPAddr = fmt.Sprintf("127.0.0.1:%d", imapPort)
+	pop3Port := 0
+	if d.Options.POP3 {
+		pop3Port = FreePort(t)
+		d.POP3Addr = fmt.Sprintf("127.0.0.1:%d", pop3Port)
+	}
 	if d.Options.LMTP {
 		d.LMTPAddr = fmt.Sprintf("127.0.0.1:%d", lmtpPort)
 		d.LMTPSocket = filepath.Join(d.dir, "run", "lmtp")
@@ -256,7 +278,7 @@ func (d *Dovecot) configure(t testing.TB) {
 	err := dovecotConf.Execute(&conf, map[string]any{
 		"O": d.Options, "Dir": d.dir, "LogFile": d.LogFile, "MailRoot": d.MailRoot,
 		"Location": d.Options.Layout.location(d.MailRoot), "Separator": d.Separator, "Prefix": d.Prefix,
-		"Self": self, "SelfGroup": group, "UID": uid, "GID": gid, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
+		"POP3Port": pop3Port, "Self": self, "SelfGroup": group, "UID": uid, "GID": gid, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
 	})
 	if err != nil {
 		t.Fatalf("write dovecot.conf: %v", err)
@@ -292,6 +314,11 @@ func (d *Dovecot) start() error {
 	d.daemon = dm
 	if err := dm.ready(greets(d.IMAPAddr, "* OK")); err != nil {
 		return err
+	}
+	if d.Options.POP3 {
+		if err := dm.ready(greets(d.POP3Addr, "+OK")); err != nil {
+			return err
+		}
 	}
 	if d.Options.LMTP {
 		return dm.ready(greets(d.LMTPAddr, "220 "))
