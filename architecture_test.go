@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"backfill":                {"mail", "backfill/imapconn"},
 	"backfill/ondisk":         {"backfill", "backfill/imapconn"},
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
+	"backfill/certificate":    {"backfill"},
 	"cutover":                 {"mail", "router", "queue", "backfill"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover"},
 
@@ -44,7 +45,7 @@ var allowed = map[string][]string{
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
 
-	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "backfill", "internal/daemon", "internal/demo", "admin"},
+	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

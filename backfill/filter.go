@@ -110,9 +110,9 @@ func omitted(folder string, n int, whole bool) Problem {
 		return Problem{Folder: folder, Class: ClassFiltered, Text: "the filter leaves out the folder, and the source does not tell how many messages it has"}
 	}
 	if whole {
-		return Problem{Folder: folder, Class: ClassFiltered, Text: fmt.Sprintf("the filter leaves out the folder, with %d messages", n)}
+		return Problem{Folder: folder, Count: n, Class: ClassFiltered, Text: fmt.Sprintf("the filter leaves out the folder, with %d messages", n)}
 	}
-	return Problem{Folder: folder, Class: ClassFiltered, Text: fmt.Sprintf("the filter leaves out %d messages", n)}
+	return Problem{Folder: folder, Count: n, Class: ClassFiltered, Text: fmt.Sprintf("the filter leaves out %d messages", n)}
 }
 
 // sift divides pairings into those that are copied and those that the filter
