@@ -38,7 +38,8 @@ func TestCommandsOfReadme(t *testing.T) {
 
 	c.ok("backfill", "run", anna)
 	c.ok("backfill", "status").want(t, anna, "ready")
-	c.ok("backfill", "verify", anna)
+	c.ok("backfill", "verify", anna, "--out", w.dir+"/certificates")
+	c.ok("backfill", "verify", "--check", w.dir+"/certificates/"+anna+".json").want(t, "INBOX")
 	c.ok("cutover", "start", anna, "--reason", "first wave")
 	c.ok("cutover", "status").want(t, anna, "new", "done")
 	c.ok("user", "show", anna).want(t, "new", anna)
