@@ -106,12 +106,14 @@ func (c *candidates) pair(m *incoming, k key) {
 		return
 	}
 	for _, uid := range c.byKey[k] {
-		if _, free := c.ids[uid]; !free {
+		there, free := c.ids[uid]
+		if !free {
 			continue
 		}
 		delete(c.ids, uid)
 		m.done = true
-		c.f.rec.Pairs.add(m.meta.UID, uid)
+		c.f.rec.paired(m.meta.UID, uid, there.Loose)
+		c.f.p.arrived(there)
 		c.f.rec.Foreign.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)
 		delete(c.f.rec.Unread, m.meta.UID)

@@ -83,6 +83,8 @@ type Report struct {
 	Copied   int           `json:"copied"`   // appended to the destination
 	Adopted  int           `json:"adopted"`  // found there already, by content key, and paired
 	Flagged  int           `json:"flagged"`  // flags brought over after the copy
+	Deleted  int           `json:"deleted"`  // on the destination, because they are gone from the source
+	Moved    int           `json:"moved"`    // and because they came to another folder
 	Wrapped  int           `json:"wrapped"`  // carried as an attachment, of those that were refused
 	Filtered int           `json:"filtered"` // left out by the filter, on the source
 	Bytes    int64         `json:"bytes"`    // appended
@@ -95,7 +97,7 @@ type Report struct {
 // Clean tells whether the pass found nothing to copy and nothing wrong that a
 // further pass could mend.
 func (r Report) Clean() bool {
-	if r.Copied+r.Adopted+r.Flagged+r.Wrapped > 0 {
+	if r.Copied+r.Adopted+r.Flagged+r.Wrapped+r.Deleted+r.Moved > 0 {
 		return false
 	}
 	for _, p := range r.Problems {
@@ -231,5 +233,5 @@ type Copier struct {
 // CrashPoints gives the names with which Copier.CrashPoint is called, in the
 // order of a pass.
 func CrashPoints() []string {
-	return []string{"after-create", "after-recover", "after-fetch", "after-adopt", "after-journal", "after-append", "after-record", "after-flags", "after-wrap", "between-folders"}
+	return []string{"after-create", "after-recover", "after-fetch", "after-adopt", "after-journal", "after-append", "after-record", "after-flags", "after-wrap", "after-expunge", "between-folders"}
 }

@@ -293,6 +293,7 @@ func (f *folderRun) taken(msgs []*incoming) {
 	})
 	for _, m := range msgs {
 		m.done = true
+		f.p.arrived(m.id)
 		if r := f.rec.Refused[m.meta.UID]; r != nil && r.Wrapped {
 			f.p.note(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: ClassWrapped,
 				Text: fmt.Sprintf("the destination takes it as it is by now: its copy in %q may be deleted", f.p.attic.name())})
@@ -315,7 +316,7 @@ func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
 		return fmt.Errorf("append: %w: from %d to %d", imapconn.ErrChanged, f.rec.DstValidity, done.UIDValidity)
 	}
 	for i, m := range msgs {
-		f.rec.Pairs.add(m.meta.UID, done.UIDs[i])
+		f.rec.paired(m.meta.UID, done.UIDs[i], m.id.Loose)
 		f.uidNext = max(f.uidNext, done.UIDs[i]+1)
 	}
 	return nil

@@ -35,8 +35,10 @@
 // a folder of ours (see attic), and one that is refused even so is reported with
 // the server's words and offered again in later passes.
 //
-// Not in this version: deletions and moves on the source are not carried over, and
-// virtual folders (\All, \Flagged) are copied as folders like any other.
+// Deletions on the source follow with Options.Deletions, up to a ceiling, and what
+// was moved there is in its new folder and no longer in the old one.
+//
+// Virtual folders (\All, \Flagged) are copied as folders like any other.
 //
 // Start reading at [Copier.Pass].
 package backfill

@@ -165,7 +165,7 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
-	if r.Sift != f.p.c.Filter.mark() {
+	if r.Sift != f.p.c.Filter.mark() || !f.settled() {
 		return false
 	}
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
@@ -198,6 +198,7 @@ func (f *folderRun) unwrapped(uid uint32, r *refusal) bool {
 func (f *folderRun) skip() error {
 	f.p.tally(func(r *Report, _ *Progress) { r.Messages += int(f.status.Messages) })
 	f.tellFiltered()
+	f.tellStays()
 	if len(f.rec.Refused) == 0 {
 		return nil
 	}
@@ -265,6 +266,7 @@ func (f *folderRun) sync() error {
 		return fmt.Errorf("source: %w", err)
 	}
 	expected := f.expected()
+	f.noteGone(metas)
 	todo := f.todo(metas)
 	f.cand = newCandidates(f)
 	f.p.tally(func(r *Report, g *Progress) {
@@ -334,6 +336,7 @@ func (f *folderRun) open() error {
 		r.Readopt = true
 	}
 	r.Pairs, r.Foreign, r.Seen, f.agreed, r.Mark = nil, nil, 0, agreed{}, imapconn.Status{}
+	r.Gone, r.Stays, r.Anchor = nil, nil, nil
 	if !srcSame {
 		r.Refused, r.Unread, r.Pending = nil, nil, nil
 	}

@@ -64,7 +64,7 @@ func child(args []string) int {
 	}
 	name := args[5]
 	job := backfill.Job{User: name, Host: "mx.example.org", Source: account(args[0], name, "secret"), Dest: account(args[1], name, "secret")}
-	if _, err := c.Pass(context.Background(), job, backfill.Options{}); err != nil {
+	if _, err := c.Pass(context.Background(), job, reads); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -125,7 +125,7 @@ func TestKilledAnywhere(t *testing.T) {
 				// find what was appended now.
 				addr = newProxy(t, addr, func(_ *proxy, b []byte) []byte { return wireSize.ReplaceAll(b, []byte("RFC822.SIZE 7")) }).addr
 			}
-			points := slices.DeleteFunc(backfill.CrashPoints(), func(p string) bool { return p == "after-wrap" }) // TestWrapKilled
+			points := slices.DeleteFunc(backfill.CrashPoints(), func(p string) bool { return p == "after-wrap" || p == "after-expunge" }) // TestWrapKilled, TestDeletionKilled
 			if what != "all" {
 				points = []string{"after-recover", "after-append"}
 			}

@@ -29,6 +29,7 @@ type pass struct {
 	book     *book
 	pairings []pairing
 	outside  []pairing // folders that the filter leaves out
+	missing  []string  // folders that the ledger knows and the source does not list
 	srcSide  looked
 	dstSide  looked
 	attic    *attic
@@ -49,6 +50,8 @@ type pass struct {
 	report   Report
 	progress Progress
 	shown    time.Time
+	arrivals arrivals
+	again    bool // something was copied before this pass
 }
 
 // Pass copies what is new on the source, and the changes of flags, to the
@@ -56,9 +59,9 @@ type pass struct {
 // process, and to start again: nothing is lost and nothing copied twice. With an
 // error the report says what was done before it.
 //
-// Deletions and moves on the source are not carried over: what was copied stays
-// on the destination. Messages that users delete on the destination come back only
-// with Options.Restore.
+// Deletions and moves on the source are carried over with Options.Deletions only;
+// else what was copied stays on the destination. Messages that users delete on the
+// destination come back only with Options.Restore.
 func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	began := time.Now()
 	p, err := c.start(ctx, job, o, true)
@@ -75,14 +78,14 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 		return p.report, fmt.Errorf("copy %s: %w", job.User, err)
 	}
 	p.log.Info("pass done", "user", job.User, "folders", p.report.Folders, "copied", p.report.Copied,
-		"adopted", p.report.Adopted, "flagged", p.report.Flagged, "problems", len(p.report.Problems), "took", p.report.Took)
+		"adopted", p.report.Adopted, "flagged", p.report.Flagged, "deleted", p.report.Deleted, "moved", p.report.Moved, "problems", len(p.report.Problems), "took", p.report.Took)
 	return p.report, nil
 }
 
 // start logs in to both sides and finds out which folders go where. A pass that
 // copies writes to the ledger already here.
 func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*pass, error) {
-	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}, dry: !copies}
+	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}, arrivals: arrivals{}, dry: !copies}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -232,8 +235,14 @@ func (p *pass) folders() error {
 	if err != nil {
 		return err
 	}
+	if err := p.lookMissing(); err != nil {
+		return err
+	}
 	p.src = p.srcBox.NewReader()
-	return p.work(runs, failed)
+	if err := p.work(slices.Clone(runs), failed); err != nil {
+		return err
+	}
+	return p.carryDeletions(runs)
 }
 
 func folderError(f *folderRun, err error) error { return fmt.Errorf("folder %q: %w", f.src.Name, err) }
@@ -276,6 +285,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 		p.leaveOut(pr, countOf(p.srcSide.status, pr))
 	}
 	for _, f := range all {
+		p.again = p.again || len(f.rec.Pairs) > 0
 		f.status = p.srcSide.status[f.src.Wire]
 		switch {
 		case f.unmade:

@@ -41,6 +41,13 @@ type record struct {
 	// Readopt says that the pairs were voided: until the folder is finished the
 	// messages of the destination are looked at one by one.
 	Readopt bool `json:"readopt,omitempty"`
+	// Gone are the messages of pairs that the source did not list when the folder
+	// was last looked at, and Stays why their copies are still there.
+	// Watched tells that somebody wanted to know then.
+	Gone    uidSet  `json:"gone,omitempty"`
+	Stays   *stays  `json:"stays,omitempty"`
+	Watched bool    `json:"watched,omitempty"`
+	Anchor  *anchor `json:"anchor,omitempty"`
 	// Attic is for the record of the wrapped messages only.
 	Attic []kept `json:"attic,omitempty"`
 }

@@ -149,7 +149,7 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 				continue
 			}
 			t.msgs[i].done = true
-			f.rec.Pairs.add(e.UID, t.msgs[i].meta.UID)
+			f.rec.paired(e.UID, t.msgs[i].meta.UID, t.msgs[i].id.Loose)
 			delete(f.rec.Refused, e.UID)
 			delete(f.rec.Unread, e.UID)
 			f.uidNext = max(f.uidNext, t.msgs[i].meta.UID+1)
@@ -199,6 +199,9 @@ func (f *folderRun) restore() error {
 	}
 	f.p.log.Warn("copied messages are gone from the destination: what the source still has of them is copied again", "user", f.p.job.User, "folder", f.src.Name, "gone", gone)
 	f.rec.Pairs = left
+	if a := f.rec.Anchor; a != nil && !there[a.UID] {
+		f.rec.Anchor = nil
+	}
 	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {
 		return err
 	}

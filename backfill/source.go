@@ -35,7 +35,9 @@ type Mailbox interface {
 }
 
 // MailReader reads the messages of one folder after another. It is used by one
-// goroutine at a time.
+// goroutine at a time. One that can also tell UIDs by themselves, with
+// UIDsFrom(uint32) ([]uint32, error), says thereby that what is not there was
+// deleted by the user: only then deletions are carried over.
 type MailReader interface {
 	// Select opens a folder. UIDs mean the same messages for as long as
 	// UIDValidity is the same, whatever happens in the folder.

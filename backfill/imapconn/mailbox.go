@@ -454,6 +454,23 @@ func (s *Session) Store(uids []uint32, add, remove []string) error {
 	return nil
 }
 
+// Expunge deletes messages of the selected folder, and no others (RFC 4315, 2.1):
+// only where the server has UIDPLUS. UIDs that are not there are no error.
+func (s *Session) Expunge(uids []uint32) error {
+	if !s.Has("UIDPLUS") {
+		return errors.New("expunge: the server has no UIDPLUS: it would delete what others marked, too")
+	}
+	if err := s.Store(uids, []string{`\Deleted`}, nil); err != nil {
+		return err
+	}
+	for _, set := range FormatUIDs(uids, 4000) {
+		if err := s.run(newCommand("UID EXPUNGE").raw(set), nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // FormatUIDs writes UIDs, ascending, as sequence sets of at most limit octets
 // each, with ranges where they are without gaps.
 func FormatUIDs(uids []uint32, limit int) []string {

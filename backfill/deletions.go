@@ -1,0 +1,475 @@
+package backfill
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"crossfade/backfill/imapconn"
+)
+
+const (
+	defaultDeleteCeiling = 0.10
+	alwaysDeletes        = 10 // messages, whatever the ceiling
+)
+
+// uidLister is a reader of a source that can be asked for its UIDs by themselves.
+// Only from such a source deletions are carried over: each is asked about twice,
+// in two ways. On a POP3 server, say, messages go away because they were read.
+type uidLister interface {
+	UIDsFrom(from uint32) ([]uint32, error)
+}
+
+func (p *pass) deletes() bool { return p.o.Deletions && p.c.DeleteCeiling >= 0 }
+
+func (p *pass) ceiling() float64 {
+	if p.c.DeleteCeiling == 0 {
+		return defaultDeleteCeiling
+	}
+	return p.c.DeleteCeiling
+}
+
+// anchor is the copied message with the highest UID of a folder of the
+// destination. While it is there with its content, no UID up to it was given to
+// another message: a folder out of a backup may keep its UIDVALIDITY and do that.
+type anchor struct {
+	UID   uint32 `json:"uid"`
+	Loose key    `json:"loose"`
+}
+
+// paired notes a pair, and what the message on the destination is known by.
+func (r *record) paired(src, dst uint32, loose key) {
+	r.Pairs.add(src, dst)
+	if r.Anchor == nil || dst > r.Anchor.UID {
+		r.Anchor = &anchor{dst, loose}
+	}
+}
+
+// arrivals are the contents that were paired in this pass, as a multiset: what is
+// gone from one folder and among them was moved and not deleted.
+type arrivals map[key]int
+
+func (p *pass) arrived(id identity) {
+	if p.again && p.deletes() {
+		p.tally(func(*Report, *Progress) { p.arrivals[id.Loose]++ })
+	}
+}
+
+// noteGone keeps in the record which copied messages the source does not list
+// any more.
+func (f *folderRun) noteGone(metas []imapconn.Meta) {
+	f.rec.Gone, f.rec.Stays, f.rec.Watched = nil, nil, f.p.deletes()
+	if !f.p.deletes() {
+		return
+	}
+	present := make(map[uint32]bool, len(metas))
+	for _, m := range metas {
+		present[m.UID] = true
+	}
+	for _, r := range f.rec.Pairs {
+		for i := range r.N {
+			if !present[r.Src+i] {
+				f.rec.Gone = append(f.rec.Gone, r.Src+i)
+			}
+		}
+	}
+}
+
+// settled tells whether nothing has to be looked at for what is gone: there is
+// none, or it was told why it stays.
+func (f *folderRun) settled() bool {
+	k := f.rec.Stays
+	return !f.p.deletes() || len(f.rec.Gone) == 0 && f.rec.Watched || k != nil && k.Ceiling == f.p.ceiling() && !f.p.o.AllowDeletions
+}
+
+// stays is why what is gone from the source is left on the destination.
+type stays struct {
+	Text    string  `json:"text"`
+	Ceiling float64 `json:"ceiling"` // that was in force
+}
+
+// tellStays reports what is gone from the source and left on the destination.
+func (f *folderRun) tellStays() {
+	if s := f.rec.Stays; s != nil && f.p.deletes() && len(f.rec.Gone) > 0 {
+		f.p.problem(Problem{Folder: f.src.Name, Class: ClassDeletions, Text: s.Text})
+	}
+}
+
+// carryDeletions deletes on the destination what was deleted or moved away on the
+// source. It comes last, and only when all folders could be copied: by then what
+// was moved is in its new folder. No journal is needed: the pairs say what is to
+// be deleted until it is, and to delete it twice does nothing.
+func (p *pass) carryDeletions(runs []*folderRun) error {
+	if !p.deletes() || len(p.o.Only) > 0 {
+		return nil // in a pass over some folders, what was moved may not be in its new one
+	}
+	var failed error
+	for _, f := range runs {
+		if len(f.rec.Gone) == 0 {
+			continue
+		}
+		f.lane = p.lane
+		err := f.deleteGone()
+		if err != nil && !skippable(err) {
+			return folderError(f, err)
+		}
+		if err != nil {
+			failed = errors.Join(failed, folderError(f, err))
+		}
+	}
+	if err := p.vanished(); err != nil {
+		return err
+	}
+	return failed
+}
+
+func (f *folderRun) deleteGone() error {
+	gone, err := f.confirm()
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	f.rec.Gone, f.rec.Stays = gone, nil
+	if len(gone) > 0 {
+		if err := f.deleteOn(); err != nil {
+			return fmt.Errorf("destination: %w", err)
+		}
+	}
+	f.tellStays()
+	return f.save()
+}
+
+// confirm asks the source once more, in another way, which of the messages that
+// were not in its list are gone.
+func (f *folderRun) confirm() (uidSet, error) {
+	src, ok := f.lane.src.(uidLister)
+	if !ok {
+		return nil, nil
+	}
+	for try := 0; ; try++ {
+		sel, err := f.lane.src.Select(f.src)
+		if err != nil {
+			return nil, err
+		}
+		if sel.UIDValidity != f.rec.SrcValidity {
+			return nil, fmt.Errorf("folder %q: %w", f.src.Name, imapconn.ErrChanged)
+		}
+		uids, err := src.UIDsFrom(1)
+		if err != nil {
+			return nil, err
+		}
+		if len(uids) < int(sel.Exists) {
+			if try < 2 {
+				continue // a message may have gone in between
+			}
+			return nil, fmt.Errorf("folder %q: %w: %d of %d", f.src.Name, imapconn.ErrShort, len(uids), sel.Exists)
+		}
+		return slices.DeleteFunc(slices.Clone(f.rec.Gone), func(u uint32) bool {
+			_, there := slices.BinarySearch(uids, u)
+			return there
+		}), nil
+	}
+}
+
+// deleteOn deletes the copies of what is gone, as far as that is safe.
+func (f *folderRun) deleteOn() error {
+	dst := f.lane.dst
+	if !dst.Has("UIDPLUS") {
+		f.leave("%d messages were deleted on the source and stay: the destination has no UIDPLUS, so single messages cannot be expunged", len(f.rec.Gone))
+		return nil
+	}
+	sel, err := dst.Select(f.wire)
+	if err != nil {
+		return err
+	}
+	if _, last := f.rec.Pairs.last(); sel.UIDValidity != f.rec.DstValidity || sel.UIDNext != 0 && sel.UIDNext <= last {
+		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged) // the next pass matches by content again
+	}
+	proven, err := f.proven()
+	if err != nil {
+		return err
+	}
+	moved, err := f.movedAway()
+	if err != nil {
+		return err
+	}
+	away, del, unproven := f.sort(moved, proven)
+	all := f.rec.Pairs.count()
+	most := max(alwaysDeletes, int(f.p.ceiling()*float64(all)))
+	if over := len(del); over > most && !f.p.o.AllowDeletions {
+		del = nil
+		f.leave("%d of %d messages were deleted on the source, more than the %d that one pass may delete: none was deleted; "+
+			"`crossfade backfill run --allow-deletions %s` deletes them", over, all, most, f.p.job.User)
+	}
+	if unproven > 0 {
+		f.leave("%d messages were deleted on the source and stay: it cannot be told that their UIDs on the destination still mean the same messages", unproven)
+	}
+	return f.expunge(append(away, del...), len(away))
+}
+
+// sort divides what is gone into what was moved, what was deleted, and how many
+// of it cannot be known on the destination.
+func (f *folderRun) sort(moved map[uint32]bool, proven uint32) (away, del uidSet, unproven int) {
+	for _, u := range f.rec.Gone {
+		switch d, ok := f.rec.Pairs.dest(u); {
+		case !ok:
+		case moved[d]:
+			away = append(away, u)
+		case d > proven:
+			unproven++
+		default:
+			del = append(del, u)
+		}
+	}
+	return away, del, unproven
+}
+
+func (f *folderRun) leave(format string, a ...any) {
+	text := fmt.Sprintf(format, a...)
+	if f.rec.Stays != nil {
+		text = f.rec.Stays.Text + "; " + text
+	}
+	f.rec.Stays = &stays{Text: text, Ceiling: f.p.ceiling()}
+}
+
+// expunge deletes copies by their UIDs on the source, in the folder that is open.
+func (f *folderRun) expunge(del uidSet, moved int) error {
+	var uids []uint32
+	for _, u := range del {
+		if d, ok := f.rec.Pairs.dest(u); ok {
+			uids = append(uids, d)
+		}
+	}
+	slices.Sort(uids)
+	if len(uids) == 0 {
+		return nil
+	}
+	err := f.lane.dst.Expunge(uids)
+	var e *imapconn.Error
+	if errors.As(err, &e) {
+		f.leave("%d messages were deleted on the source and stay: %s", len(uids), e.Error())
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f.p.crash("after-expunge")
+	for _, u := range del {
+		f.rec.Pairs.remove(u)
+		f.rec.Gone.remove(u)
+	}
+	if a := f.rec.Anchor; a != nil && slices.Contains(uids, a.UID) {
+		f.rec.Anchor = nil
+	}
+	f.p.tally(func(r *Report, _ *Progress) { r.Deleted += len(uids) - moved; r.Moved += moved })
+	f.p.log.Info("deleted on the destination what is gone from the source", "user", f.p.job.User, "folder", f.src.Name, "deleted", len(uids)-moved, "moved", moved)
+	return f.save()
+}
+
+// movedAway tells which copies of gone messages are of those that came to
+// another folder in this pass: by content, each once.
+func (f *folderRun) movedAway() (map[uint32]bool, error) {
+	moved := map[uint32]bool{}
+	if len(f.p.arrivals) == 0 {
+		return moved, nil
+	}
+	var uids []uint32
+	for _, u := range f.rec.Gone {
+		if d, ok := f.rec.Pairs.dest(u); ok {
+			uids = append(uids, d)
+		}
+	}
+	slices.Sort(uids)
+	there, err := f.lane.dstReader.Select(f.destFolder())
+	if err != nil {
+		return nil, err
+	}
+	if there.UIDValidity != f.rec.DstValidity {
+		return nil, fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
+	}
+	t := &fetcher{}
+	if _, err := f.lane.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
+		return nil, err
+	}
+	for _, m := range t.msgs {
+		if f.p.arrivals[m.id.Loose] > 0 {
+			f.p.arrivals[m.id.Loose]--
+			moved[m.meta.UID] = true
+		}
+	}
+	return moved, nil
+}
+
+// proven gives the highest UID of the destination up to which UIDs are known to
+// mean what they meant when they were noted.
+func (f *folderRun) proven() (uint32, error) {
+	if _, err := f.lane.dstReader.Select(f.destFolder()); err != nil {
+		return 0, err
+	}
+	if a := f.rec.Anchor; a != nil {
+		id, there, err := oneIdentity(f.lane.dstReader, a.UID)
+		if err != nil {
+			return 0, err
+		}
+		if there && id.Loose == a.Loose {
+			return a.UID, nil
+		}
+		f.rec.Anchor = nil
+		if there {
+			f.p.log.Warn("a UID of the destination means another message: all are matched by content again", "user", f.p.job.User, "folder", f.src.Name, "uid", a.UID)
+			f.rec.DstValidity = 0
+			return 0, nil
+		}
+	}
+	return f.anew()
+}
+
+// anew looks for another anchor: the highest pair that is on both sides with the
+// same content.
+func (f *folderRun) anew() (uint32, error) {
+	const tries = 5
+	var left []run
+	for _, r := range f.rec.Pairs {
+		for i := range r.N {
+			if _, gone := slices.BinarySearch(f.rec.Gone, r.Src+i); !gone {
+				left = append(left, run{r.Src + i, r.Dst + i, 1})
+			}
+		}
+	}
+	slices.SortFunc(left, func(a, b run) int { return int(int64(b.Dst) - int64(a.Dst)) })
+	for _, r := range left[:min(tries, len(left))] {
+		d, there, err := oneIdentity(f.lane.dstReader, r.Dst)
+		if err != nil {
+			return 0, err
+		}
+		s, is, err := oneIdentity(f.lane.src, r.Src)
+		if err != nil {
+			return 0, err
+		}
+		if there && is && (d.Loose == s.Loose || d.Delivery != (key{}) && d.Delivery == s.Delivery) {
+			f.rec.Anchor = &anchor{r.Dst, d.Loose}
+			return r.Dst, nil
+		}
+	}
+	return 0, nil
+}
+
+// oneIdentity reads one message of the open folder.
+func oneIdentity(r MailReader, uid uint32) (id identity, there bool, err error) {
+	t := &fetcher{}
+	failures, err := r.Fetch([]uint32{uid}, imapconn.Items{Body: true}, t)
+	if err != nil || len(failures) > 0 || len(t.msgs) == 0 {
+		return id, false, err
+	}
+	return t.msgs[0].id, true, nil
+}
+
+// vanished looks after folders that are gone from the source. Nothing of them is
+// deleted but what came to another folder in this pass, as when a folder was
+// renamed.
+func (p *pass) vanished() error {
+	for _, wire := range p.missing {
+		rec, err := p.book.record(wire)
+		if err != nil {
+			return err
+		}
+		if rec.Pairs.count() == 0 {
+			continue
+		}
+		name, err := imapconn.DecodeName(wire)
+		if err != nil {
+			name = wire
+		}
+		f := &folderRun{p: p, lane: p.lane, rec: rec, told: map[string]bool{}}
+		f.src, f.wire, f.name = imapconn.Folder{Name: name, Wire: wire}, rec.Dest, rec.Dest
+		if to, err := imapconn.DecodeName(rec.Dest); err == nil {
+			f.name = to
+		}
+		if err := f.moveFolder(); err != nil {
+			return folderError(f, err)
+		}
+		if n := rec.Pairs.count(); n > 0 {
+			p.problem(Problem{Folder: name, Class: ClassDeletions,
+				Text: fmt.Sprintf("the folder is gone from the source: its %d messages stay in %q on the destination", n, f.name)})
+		}
+	}
+	return nil
+}
+
+// moveFolder deletes the copies of a vanished folder whose messages came to
+// another one.
+func (f *folderRun) moveFolder() error {
+	if len(f.p.arrivals) == 0 || !f.lane.dst.Has("UIDPLUS") {
+		return nil
+	}
+	sel, err := f.lane.dst.Select(f.wire)
+	var e *imapconn.Error
+	if errors.As(err, &e) && !temporary(e) {
+		f.rec.Pairs = nil // it is gone there too
+		return f.save()
+	}
+	if err != nil {
+		return inside("destination", err)
+	}
+	if sel.UIDValidity != f.rec.DstValidity {
+		return nil
+	}
+	for _, r := range f.rec.Pairs {
+		for i := range r.N {
+			f.rec.Gone = append(f.rec.Gone, r.Src+i)
+		}
+	}
+	moved, err := f.movedAway()
+	if err != nil {
+		return inside("destination", err)
+	}
+	del := slices.DeleteFunc(slices.Clone(f.rec.Gone), func(u uint32) bool {
+		d, ok := f.rec.Pairs.dest(u)
+		return !ok || !moved[d]
+	})
+	f.rec.Gone = nil
+	return inside("destination", f.expunge(del, len(del)))
+}
+
+// lookMissing finds the folders that the ledger knows and the source does not
+// list any more. It is asked once more before that is believed.
+func (p *pass) lookMissing() error {
+	if !p.deletes() || len(p.o.Only) > 0 {
+		return nil
+	}
+	listed := map[string]bool{atticSource: true}
+	for _, pr := range slices.Concat(p.pairings, p.outside) {
+		listed[pr.src.Wire] = true
+	}
+	missing := p.book.others(listed)
+	if len(missing) == 0 {
+		return nil
+	}
+	again, err := p.srcBox.List()
+	if err != nil {
+		return inside("source", err)
+	}
+	for _, d := range again {
+		listed[d.Wire] = d.Selectable() || listed[d.Wire]
+	}
+	p.again = true
+	p.missing = slices.DeleteFunc(missing, func(wire string) bool { return listed[wire] })
+	return nil
+}
+
+// others gives the folders that the ledger knows beside those, sorted.
+func (b *book) others(listed map[string]bool) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []string
+	for name := range b.data {
+		escaped, ok := strings.CutPrefix(name, folderPrefix)
+		wire, err := url.PathUnescape(escaped)
+		if ok && err == nil && !listed[wire] {
+			out = append(out, wire)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
