@@ -51,16 +51,25 @@ func (f *folderRun) screen(msgs []*incoming) []*incoming {
 	var out []*incoming
 	limit := f.lane.dst.Limit()
 	for _, m := range msgs {
-		switch {
-		case m.body.size == 0:
-			f.refuse(m, "an empty message cannot be appended (RFC 3502, 6.3.11)")
-		case limit > 0 && m.body.size > limit:
-			f.refuse(m, fmt.Sprintf("it has %d octets, the destination takes %d (APPENDLIMIT)", m.body.size, limit)).tooBig = true
-		default:
-			out = append(out, m)
+		if text := unfit(m.body.size, limit); text != "" {
+			f.refuse(m, text).tooBig = m.body.size > 0
+			continue
 		}
+		out = append(out, m)
 	}
 	return out
+}
+
+// unfit tells why a message of this size need not be offered to a destination
+// that announces a limit (0: none); "" when nothing speaks against it.
+func unfit(size, limit int64) string {
+	switch {
+	case size == 0:
+		return "an empty message cannot be appended (RFC 3502, 6.3.11)"
+	case limit > 0 && size > limit:
+		return fmt.Sprintf("it has %d octets, the destination takes %d (APPENDLIMIT)", size, limit)
+	}
+	return ""
 }
 
 func (f *folderRun) refuse(m *incoming, text string) *refusal {

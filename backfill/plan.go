@@ -15,20 +15,29 @@ type Plan struct {
 	Folders  []PlanFolder `json:"folders"`
 	Messages int          `json:"messages"` // on the source, in all folders that are copied
 	Filtered int          `json:"filtered"` // of them and of other folders, left out by the filter
-	// Bytes on the source; 0 when the server does not tell (RFC 8438).
-	Bytes    int64     `json:"bytes"`
+	Bytes    int64        `json:"bytes"`    // of Messages
+	// Copy are those that a pass would copy, as far as that is known before they
+	// are read: what lies on the destination already is recognised by content.
+	Copy      int   `json:"copy"`
+	CopyBytes int64 `json:"copy_bytes"`
+	// Refused are messages that the destination does not take, by what it
+	// announces or by what it said in an earlier pass; a pass wraps them.
+	Refused  int       `json:"refused"`
 	Problems []Problem `json:"problems,omitempty"`
 }
 
 // PlanFolder is a folder and its place on the destination.
 type PlanFolder struct {
-	Source   string `json:"source"`
-	Dest     string `json:"dest"`
-	Create   bool   `json:"create"` // it is not there yet
-	Messages int    `json:"messages"`
-	Bytes    int64  `json:"bytes"`              // 0 when the server does not tell
-	Paired   int    `json:"paired"`             // messages that the ledger knows on both sides
-	Filtered int    `json:"filtered,omitempty"` // messages that the filter leaves out
+	Source    string `json:"source"`
+	Dest      string `json:"dest"`
+	Create    bool   `json:"create"` // it is not there yet
+	Messages  int    `json:"messages"`
+	Bytes     int64  `json:"bytes"`
+	Copy      int    `json:"copy"`
+	CopyBytes int64  `json:"copy_bytes"`
+	Refused   int    `json:"refused,omitempty"`
+	Paired    int    `json:"paired"`             // messages that the ledger knows on both sides
+	Filtered  int    `json:"filtered,omitempty"` // messages that the filter leaves out
 }
 
 // Plan logs in to both sides and says which folders a pass would copy, and
@@ -50,54 +59,81 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 		p.leaveOut(pr, n)
 	}
 	plan.Problems = p.report.Problems
-	if c.Filter.messages() {
-		p.src = p.srcBox.NewReader()
-	}
+	p.src = p.srcBox.NewReader()
 	for _, pr := range p.pairings {
 		if err := errs[pr.src.Wire]; err != nil {
 			plan.Problems = append(plan.Problems, Problem{Folder: pr.src.Name, Class: ClassUnreadable, Text: err.Error()})
 		}
-		f, err := p.planFolder(pr, stats[pr.src.Wire])
-		if err != nil {
+		f, problems, err := p.planFolder(pr, stats[pr.src.Wire])
+		if skippable(err) {
+			plan.Problems = append(plan.Problems, Problem{Folder: pr.src.Name, Class: ClassUnreadable, Text: err.Error()})
+		} else if err != nil {
 			return plan, fmt.Errorf("plan %s: folder %q: %w", job.User, pr.src.Name, err)
 		}
 		if f.Filtered > 0 {
 			plan.Problems = append(plan.Problems, omitted(pr.src.Name, f.Filtered, false))
 		}
+		plan.Problems = append(plan.Problems, problems...)
 		plan.Folders = append(plan.Folders, f)
 		plan.Filtered += f.Filtered
+		plan.Copy += f.Copy
+		plan.CopyBytes += f.CopyBytes
+		plan.Refused += f.Refused
 		plan.Messages += f.Messages
 		plan.Bytes += f.Bytes
 	}
 	return plan, nil
 }
 
-// planFolder says what becomes of a folder. To count what the filter leaves out
-// of it takes a list of its messages.
-func (p *pass) planFolder(pr pairing, st imapconn.Status) (PlanFolder, error) {
+// planFolder says what becomes of a folder. It takes a list of its messages, as a
+// pass over it would.
+func (p *pass) planFolder(pr pairing, st imapconn.Status) (PlanFolder, []Problem, error) {
 	f := PlanFolder{Source: pr.src.Name, Dest: pr.name, Create: !pr.exists, Messages: int(st.Messages), Bytes: st.Size}
 	rec, err := p.book.record(pr.src.Wire)
 	if err != nil {
-		return f, err
+		return f, nil, err
 	}
 	f.Paired = rec.Pairs.count()
-	if p.src == nil || st.Messages == 0 {
-		return f, nil
+	if st.Messages == 0 {
+		return f, nil, nil
 	}
 	sel, err := p.src.Select(pr.src)
 	if err != nil {
-		return f, inside("source", err)
+		return f, nil, inside("source", err)
 	}
-	metas, _, err := p.src.ListAll(p.c.Filter.items(imapconn.Items{}))
+	metas, _, err := p.src.ListAll(p.c.Filter.items(imapconn.Items{Size: true}))
 	if err != nil {
-		return f, inside("source", err)
+		return f, nil, inside("source", err)
 	}
-	known := rec.Pairs
-	if sel.UIDValidity != rec.SrcValidity {
-		known = nil
+	var known pairs
+	refused := map[uint32]*refusal{}
+	if sel.UIDValidity == rec.SrcValidity {
+		known, refused = rec.Pairs, rec.Refused
 	}
-	_, f.Filtered = p.left(metas, known)
-	return f, nil
+	f.Messages, f.Bytes = len(metas), 0
+	for _, m := range metas {
+		f.Bytes += m.Size
+	}
+	metas, f.Filtered = p.left(metas, known)
+	problems := newGroups(pr.src.Name)
+	limit := p.dst.Limit()
+	for _, m := range metas {
+		if _, paired := known.dest(m.UID); paired {
+			continue
+		}
+		text := unfit(m.Size, limit)
+		if r := refused[m.UID]; r != nil {
+			text = r.Text
+		}
+		if text != "" {
+			f.Refused++
+			problems.add(m.UID, ClassRefused, text)
+			continue
+		}
+		f.Copy++
+		f.CopyBytes += m.Size
+	}
+	return f, problems.list, nil
 }
 
 func sourceWires(ps ...[]pairing) []string {

@@ -14,6 +14,8 @@ type backfillRunCmd struct {
 	Addresses []string `arg:"" optional:"" name:"address" help:"Addresses of users."`
 	File      string   `help:"File with an address per line (- is standard input)."`
 	NoWait    bool     `help:"Return at once; see: backfill status."`
+	DryRun    bool     `help:"Say what would be copied, made, renamed, refused and left out, and change nothing."`
+	AtOnce    int      `default:"4" help:"With --dry-run: users looked at at once (${default})."`
 	jsonFlag
 }
 
@@ -22,6 +24,9 @@ func (c *backfillRunCmd) Run(a *app) error {
 	addresses, err := namedUsers("backfill run", c.Addresses, c.File)
 	if err != nil {
 		return err
+	}
+	if c.DryRun {
+		return c.dryRun(a, addresses)
 	}
 	client, err := a.client()
 	if err != nil {

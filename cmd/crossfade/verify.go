@@ -133,8 +133,8 @@ func (v *verifying) finish() error {
 	return v.results.err("verified")
 }
 
-// problemsShown bounds the lines for one class of problems: the certificate has
-// all.
+// problemsShown bounds the lines for one class of problems: certificates and --json
+// have all.
 const problemsShown = 10
 
 func (a *app) printVerification(v backfill.Verification, page string) error {
@@ -146,8 +146,17 @@ func (a *app) printVerification(v backfill.Verification, page string) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	a.printProblems(v.Problems)
+	if page != "" {
+		fmt.Fprintf(a.stdout, "  certificate: %s\n", clean(page))
+	}
+	return nil
+}
+
+// printProblems prints problems, a few of each class.
+func (a *app) printProblems(problems []backfill.Problem) {
 	printed, left := map[string]int{}, map[string]int{}
-	for _, p := range v.Problems {
+	for _, p := range problems {
 		if printed[p.Class]++; printed[p.Class] > problemsShown {
 			left[p.Class] += max(p.Count, 1)
 			continue
@@ -159,10 +168,6 @@ func (a *app) printVerification(v backfill.Verification, page string) error {
 			fmt.Fprintf(a.stdout, "  %s: %d more\n", class, left[class])
 		}
 	}
-	if page != "" {
-		fmt.Fprintf(a.stdout, "  certificate: %s\n", clean(page))
-	}
-	return nil
 }
 
 // otherwise names what became of messages that are neither matched as they are

@@ -36,7 +36,9 @@ func TestCommandsOfReadme(t *testing.T) {
 	c.run(1, "user", "import", w.dir+"/bad.csv").wantErr(t, "3")
 	c.ok("user", "list").lacks(t, w.users[2])
 
+	c.ok("backfill", "run", "--dry-run", anna).want(t, "9 messages", "9 to copy")
 	c.ok("backfill", "run", anna)
+	c.ok("backfill", "run", "--dry-run", anna).want(t, " 0 to copy")
 	c.ok("backfill", "status").want(t, anna, "ready")
 	c.ok("backfill", "verify", anna, "--out", w.dir+"/certificates")
 	c.ok("backfill", "verify", "--check", w.dir+"/certificates/"+anna+".json").want(t, "INBOX")
