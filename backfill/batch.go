@@ -180,7 +180,10 @@ func (f *folderRun) appendAll(msgs []*incoming) error {
 	if taken, terr := f.appendPlain(msgs[0], e); taken || terr != nil {
 		return terr
 	}
-	if f.lane.refusedInRow++; f.lane.refusedInRow >= refusedTooOften {
+	if !aboutMessage(e) {
+		f.lane.refusedInRow++
+	}
+	if f.lane.refusedInRow >= refusedTooOften {
 		f.forgetRefused()
 		return fmt.Errorf("append: %d messages in a row were refused, so it is not the messages: %w", f.lane.refusedInRow, err)
 	}
@@ -249,6 +252,20 @@ func (f *folderRun) appendPlain(m *incoming, cause *imapconn.Error) (taken bool,
 		return true, f.appended([]*incoming{m}, done)
 	}
 	return false, nil
+}
+
+// aboutMessage tells whether the words of a refusal are about the message: any
+// number of those may come in a row, as from a folder of mail that a broken
+// program wrote, or of large ones. The words are Cyrus's ("Message contains
+// invalid header"), Dovecot's and Exchange's.
+func aboutMessage(e *imapconn.Error) bool {
+	switch e.Code {
+	case "TOOBIG", "PARSE", "BADCHARSET", "UNKNOWN-CTE":
+		return true
+	}
+	text := strings.ToLower(e.Text)
+	return slices.ContainsFunc([]string{"message contains", "message size", "message too large", "message is too large", "message too big", "invalid message"},
+		func(w string) bool { return strings.Contains(text, w) })
 }
 
 // forgetRefused has all refused messages of the folder offered again.
@@ -324,9 +341,27 @@ func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
 	if done.UIDValidity != f.rec.DstValidity {
 		return fmt.Errorf("append: %w: from %d to %d", imapconn.ErrChanged, f.rec.DstValidity, done.UIDValidity)
 	}
+	if !ascending(f.uidNext, done.UIDs) {
+		f.rec.Pending.told = append(f.rec.Pending.told, done.UIDs...)
+		return nil
+	}
 	for i, m := range msgs {
 		f.rec.paired(m.meta.UID, done.UIDs[i], m.id.Loose)
 		f.uidNext = max(f.uidNext, done.UIDs[i]+1)
 	}
 	return nil
+}
+
+// ascending tells whether UIDs are what RFC 4315 promises for new messages:
+// each above the one before, the first not below the UIDNEXT of before. A server
+// that names others may have found that it has such a message already, or may
+// be mistaken: what those UIDs are is looked up by content.
+func ascending(next uint32, uids []uint32) bool {
+	for _, uid := range uids {
+		if uid < next {
+			return false
+		}
+		next = uid + 1
+	}
+	return true
 }

@@ -72,6 +72,8 @@ type journal struct {
 	UIDNext  uint32  `json:"uidnext"`
 	Entries  []entry `json:"entries"`
 	At       int64   `json:"at"` // when it was written, in milliseconds of Unix time
+
+	told []uint32 // UIDs that the destination told and that are not believed
 }
 
 type entry struct {

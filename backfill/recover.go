@@ -120,6 +120,9 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 	if err != nil {
 		return err
 	}
+	uids = append(uids, j.told...)
+	slices.Sort(uids)
+	uids = slices.Compact(uids)
 	paired := f.rec.Pairs.dests()
 	uids = slices.DeleteFunc(uids, func(u uint32) bool { return paired[u] })
 	t := &fetcher{}
