@@ -1,6 +1,7 @@
-// Package backfill copies mailboxes from one IMAP server to another: plan,
-// copy, ledger, verify. It knows nothing of routing or of states; whoever
-// calls it says which user, from where, to where.
+// Package backfill copies mailboxes from one IMAP server to another, or from
+// another [Source] to an IMAP server: plan, copy, ledger, verify. It knows
+// nothing of routing or of states; whoever calls it says which user, from where,
+// to where.
 //
 // # What is one message
 //
@@ -22,7 +23,7 @@
 // UIDNEXT on, pairs what it recognises, and appends the rest. Records of the
 // ledger are JSON, one for each folder of the source ("folder/NAME", with runs
 // of pairs as "1:5000>1") and one for the flags last agreed on
-// ("flags/NAME").
+// ("flags/NAME"). Sources without UIDs have theirs in "numbers/NAME" ([Numbers]).
 //
 // # What is carried over
 //

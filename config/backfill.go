@@ -143,7 +143,7 @@ func (c *Config) backfillWarnings() []string {
 	if b.DeleteCeiling.Percent > 50 {
 		warn("backfill.delete_ceiling: with %s an old mailbox that was emptied by mistake is emptied on new too", b.DeleteCeiling)
 	}
-	if c.Backends.Old.IMAP.IsZero() || c.Backends.New.IMAP.IsZero() {
+	if !c.Backends.Old.Readable() || c.Backends.New.IMAP.IsZero() {
 		return out
 	}
 	most := max(min(c.Backends.Old.MaxIMAPConnections, c.Backends.New.MaxIMAPConnections/2), 1)

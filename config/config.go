@@ -100,7 +100,8 @@ type Backends struct {
 type Backend struct {
 	SMTP               Endpoint   `yaml:"smtp" doc:"Where mail is delivered: smtp:// (TLS when offered), smtp+starttls:// (TLS required), smtps://, smtp+insecure:// (never TLS), lmtp:// or lmtp+unix:///path. Default ports 25, 465 (smtps) and 24 (lmtp). Required."`
 	IMAP               Endpoint   `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
-	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server. Required with imap."`
+	Mailbox            Mailbox    `yaml:"mailbox" doc:"With old, and instead of imap: mailboxes that are read from the disk or over POP3. maildir:///srv/vmail/{domain}/{local}/Maildir, with ?layout=fs or ?layout=maildir++ where a tree looks like both; mbox:///home/{local}/mail, with ?inbox=/var/mail/{local} where the INBOX is elsewhere; pop3s://host, pop3+starttls://host or pop3+insecure://host (default ports 995 and 110; imap_login says how to log in). {user} is the user's login on old, {local} and {domain} are its parts. Nothing is ever written there. docs/backfill.md says what each kind carries over."`
+	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
 	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
 	MaxConnections     int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
 	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections to this side at once. Moving a user takes one to old and two to new: with fewer, fewer users than cutover.concurrency are moved at a time."`

@@ -264,12 +264,7 @@ func (k *checker) backend(key string, b *Backend) {
 	if !b.IMAP.IsZero() && b.IMAP.Protocol != ProtocolIMAP {
 		k.fail(key+".imap", "%s:// is not for mailboxes: use one of %s", b.IMAP.Scheme, schemeNames(ProtocolIMAP))
 	}
-	switch {
-	case !b.IMAP.IsZero() && b.IMAPLogin == nil:
-		k.fail(key+".imap_login", "missing: imap needs a login, such as {user: master, password_file: ./master.pw}")
-	case b.IMAP.IsZero() && b.IMAPLogin != nil:
-		k.fail(key+".imap_login", "a login without a server: set %s.imap, or remove this", key)
-	}
+	k.mailbox(key, b)
 	if b.IMAPLogin != nil {
 		k.login(key+".imap_login", b.IMAPLogin)
 	}

@@ -45,6 +45,9 @@ func (b *Backend) warnings(key string) []string {
 	if !b.IMAP.IsZero() && b.IMAP.TLS == TLSNone && !b.IMAP.Loopback() {
 		out = append(out, fmt.Sprintf("%s.imap: passwords and mailboxes cross the network to %s readable", key, b.IMAP.Address))
 	}
+	if b.Mailbox.Kind == MailboxPOP3 && b.Mailbox.TLS == TLSNone && !b.Mailbox.Loopback() {
+		out = append(out, fmt.Sprintf("%s.mailbox: passwords and mailboxes cross the network to %s readable", key, b.Mailbox.Address))
+	}
 	return out
 }
 

@@ -41,7 +41,7 @@ func (m Maildir) Open(ctx context.Context, n *backfill.Numbers) (backfill.Mailbo
 	}
 	t := &mdTree{ctx: ctx, root: root, place: m.Place, numbers: n, layout: m.Layout}
 	// An empty mount point must not look like an empty mailbox.
-	if !isMaildir(root, ".") && !isMaildir(root, "INBOX") {
+	if !isMaildir(root, ".") && !isMaildir(root, "INBOX") && !servedBefore(root) {
 		root.Close()
 		return nil, fmt.Errorf("open %s: there is no Maildir (no new/ and cur/): is the path right, and is the file system mounted?", m.Place)
 	}
@@ -109,6 +109,15 @@ func isMaildir(root *os.Root, dir string) bool {
 		}
 	}
 	return false
+}
+
+// servedBefore tells whether a server left notes of its own: Dovecot makes new/ and
+// cur/ when the first mail comes.
+func servedBefore(root *os.Root) bool {
+	entries, err := readDir(root, ".")
+	return err == nil && slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return strings.HasPrefix(e.Name(), "dovecot") || strings.HasPrefix(e.Name(), "courier") || e.Name() == "maildirfolder" || e.Name() == "subscriptions"
+	})
 }
 
 func readDir(root *os.Root, dir string) ([]fs.DirEntry, error) {
@@ -209,7 +218,7 @@ func (t *mdTree) List() ([]imapconn.Folder, error) {
 		out = append(out, f)
 		return nil
 	}
-	if isMaildir(t.root, ".") {
+	if isMaildir(t.root, ".") || !slices.Contains(dirs, "INBOX") { // there is one, with or without mail
 		if err := add(".", "INBOX"); err != nil {
 			return nil, err
 		}

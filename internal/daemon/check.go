@@ -141,7 +141,7 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route) Finding {
 }
 
 func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
-	if cfg.Backends.Old.IMAP.IsZero() || cfg.Backends.New.IMAP.IsZero() {
+	if !cfg.Backends.Old.Readable() || cfg.Backends.New.IMAP.IsZero() {
 		return []Finding{{What: "imap", OK: true, Text: "warning: not configured for both sides: users cannot be copied, only set by force"}}
 	}
 	sides, err := loadIMAP(cfg)
@@ -149,11 +149,15 @@ func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
 		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
 	}
 	if user == "" {
-		return []Finding{{What: "imap", OK: true, Text: "logins were not tried: name somebody with --user"}}
+		out := []Finding{{What: "imap", OK: true, Text: "logins were not tried: name somebody with --user"}}
+		return append(out, checkBase(cfg.Backends.Old.Mailbox)...)
 	}
 	job, err := (&mailboxes{sides: atomicSides(sides)}).Job(router.User{Address: user})
 	if err != nil {
 		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
+	}
+	if job.From != nil {
+		return []Finding{checkSource(ctx, cfg.Backends.Old.Mailbox, job), checkLogin(ctx, "new", job.Dest)}
 	}
 	return []Finding{checkLogin(ctx, "old", job.Source), checkLogin(ctx, "new", job.Dest)}
 }

@@ -41,11 +41,15 @@ type imapSide struct {
 	password config.Secret
 	users    config.UserLogins
 	tokens   *token.Source
+	mailbox  config.Mailbox // what is read instead of IMAP; old only
 }
 
 // Job implements cutover.Mailboxes.
 func (m *mailboxes) Job(u router.User) (backfill.Job, error) {
 	s := m.sides.Load()
+	if !s.old.mailbox.IsZero() {
+		return s.jobFrom(u)
+	}
 	src, err := s.old.account(u.Address, u.OldLogin)
 	if err != nil {
 		return backfill.Job{}, err
@@ -60,7 +64,7 @@ func (m *mailboxes) Job(u router.User) (backfill.Job, error) {
 // account makes the login for one user; login is the name he has on this side
 // where it is not his address.
 func (s imapSide) account(address, login string) (imapconn.Account, error) {
-	if s.server.Address == "" {
+	if s.server.Address == "" && s.mailbox.Kind != config.MailboxPOP3 {
 		return imapconn.Account{}, fmt.Errorf("backends.%s has no imap: without it nothing can be copied; set users by `user set STATE --force`", s.name)
 	}
 	if login == "" {
@@ -99,11 +103,14 @@ func loadIMAP(cfg *config.Config) (*imapSides, error) {
 }
 
 func loadSide(name string, b config.Backend) (imapSide, error) {
-	s := imapSide{name: name}
-	if b.IMAP.IsZero() {
+	s := imapSide{name: name, mailbox: b.Mailbox}
+	host := b.IMAP.Host
+	if b.Mailbox.Kind == config.MailboxPOP3 {
+		host = b.Mailbox.Host
+	} else if b.IMAP.IsZero() {
 		return s, nil
 	}
-	tlsConf, err := backendTLS(b.TLS, b.IMAP.Host)
+	tlsConf, err := backendTLS(b.TLS, host)
 	if err != nil {
 		return s, fmt.Errorf("backends.%s.tls: %w", name, err)
 	}
