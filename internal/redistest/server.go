@@ -28,29 +28,53 @@ type Server struct {
 	// Dir is its directory: its AOF lies there, and its log.
 	Dir string
 
-	t    testing.TB
-	args []string
-	conf string // its file, where it needs one
-	bus  string // the port of a cluster's node for the others
-	pass string
-	tls  *tls.Config
+	t       testing.TB
+	program string
+	args    []string
+	conf    string // its file, where it needs one
+	bus     string // the port of a cluster's node for the others
+	pass    string
+	tls     *tls.Config
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{} // closed when cmd has ended
 }
 
-// binary gives the path of redis-server.
+// binary gives the path of redis-server: CROSSFADE_REDIS_SERVER where it is set,
+// so that all tests can be run on another server that speaks the protocol.
 func binary(t testing.TB) string {
 	t.Helper()
-	path, err := exec.LookPath("redis-server")
+	name := "redis-server"
+	if other := os.Getenv("CROSSFADE_REDIS_SERVER"); other != "" {
+		name = other
+	}
+	path, err := exec.LookPath(name)
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("redis-server is not installed")
+			t.Fatalf("%s is not installed", name)
 		}
-		t.Skip("redis-server is not installed: the Redis store is NOT tested")
+		t.Skipf("%s is not installed: the Redis store is NOT tested", name)
 	}
 	return path
+}
+
+// valkeyDir is where .ci/run unpacks Debian's backport of Valkey.
+const valkeyDir = "/usr/local/lib/redis-servers/valkey/usr/bin"
+
+// valkey gives the path of a valkey-server, which has what came with Redis 7.2.
+func valkey(t testing.TB) string {
+	t.Helper()
+	for _, name := range []string{"valkey-server", filepath.Join(valkeyDir, "valkey-server")} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CROSSFADE_VALKEY") == "required" {
+		t.Fatal("valkey-server is not installed")
+	}
+	t.Skip("valkey-server is not installed: WAITAOF is tested against a stand-in only")
+	return ""
 }
 
 // durable are the settings that the store demands, and what makes tests quick.
@@ -65,22 +89,28 @@ var durable = []string{
 // elsewhere.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	return start(t, nil, args)
+	return start(t, binary(t), nil, args)
+}
+
+// StartValkey starts a valkey-server like Start; without one the test is skipped,
+// and fails where CROSSFADE_VALKEY is "required".
+func StartValkey(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, valkey(t), nil, args)
 }
 
 // StartTLS starts a server that speaks TLS only and demands a certificate of
 // its clients. Add "--tls-auth-clients", "no" to let them go without.
 func StartTLS(t testing.TB, c *Certs, args ...string) *Server {
 	t.Helper()
-	return start(t, c, args)
+	return start(t, binary(t), c, args)
 }
 
-func start(t testing.TB, c *Certs, args []string) *Server {
+func start(t testing.TB, program string, c *Certs, args []string) *Server {
 	t.Helper()
-	binary(t)
 	var err error
 	for range 5 { // another process may have taken the port meanwhile
-		s := &Server{t: t, Dir: t.TempDir(), args: slices.Concat(durable, args)}
+		s := &Server{t: t, program: program, Dir: t.TempDir(), args: slices.Concat(durable, args)}
 		if i := slices.Index(args, "--requirepass"); i >= 0 {
 			s.pass = args[i+1]
 		}
@@ -121,7 +151,7 @@ func (s *Server) run() error {
 	if s.conf != "" {
 		args = append([]string{s.conf}, args...)
 	}
-	cmd := exec.Command(binary(s.t), args...)
+	cmd := exec.Command(s.program, args...)
 	cmd.SysProcAttr = endWithUs()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start redis-server: %w", err)

@@ -77,7 +77,7 @@ func (s *Server) sentinel(name string, quorum int) *Server {
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	out := &Server{t: s.t, Dir: dir, Addr: net.JoinHostPort("127.0.0.1", own), args: []string{"--sentinel"}, conf: path}
+	out := &Server{t: s.t, program: s.program, Dir: dir, Addr: net.JoinHostPort("127.0.0.1", own), args: []string{"--sentinel"}, conf: path}
 	if err := out.run(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -204,7 +205,7 @@ func (s *Server) rightKind(f facts) error {
 	if f["run_id"] == "" {
 		return fmt.Errorf("%w: INFO has no run_id: is it a Redis?", errRefused)
 	}
-	mode := f["redis_mode"]
+	mode := cmp.Or(f["redis_mode"], f["server_mode"]) // as Valkey calls it
 	switch {
 	case mode == "sentinel":
 		return fmt.Errorf("%w: that is a sentinel: write %s with the name of the master behind the hosts", errRefused, s.otherScheme(kindSentinel))

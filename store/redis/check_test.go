@@ -3,10 +3,12 @@ package redis
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +69,7 @@ func TestRefused(t *testing.T) {
 		}, want: []string{"NOPERM", "docs/redis.md"}},
 		{name: "no settings before 7.2", prep: func(t *testing.T, s *redistest.Server) string {
 			s.User("u", "on >wr0ng ~* &* +@all -config")
-			return "redis://u:wr0ng@" + s.Addr
+			return strings.Replace(withVersion(t, s, "7.0.15").URL(), "redis://", "redis://u:wr0ng@", 1)
 		}, want: []string{"cannot be read", "no WAITAOF", "durability: service"}},
 		{name: "strangers", prep: func(t *testing.T, s *redistest.Server) string {
 			s.Must("SET", "session:1", "x")
@@ -94,13 +96,7 @@ func TestRefused(t *testing.T) {
 		{name: "no such master", prep: func(t *testing.T, s *redistest.Server) string {
 			return "redis+sentinel://" + s.StartSentinels("m", 1, 1).Nodes[0].Addr + "/other"
 		}, want: []string{"no master named other"}},
-		{name: "old", prep: func(t *testing.T, s *redistest.Server) string {
-			p := redistest.NewProxy(t, s.Addr)
-			p.Hook(func(cmd []string, reply []byte) ([]byte, bool) {
-				return bytes.ReplaceAll(reply, []byte("redis_version:7.0"), []byte("redis_version:6.2")), true
-			})
-			return p.URL()
-		}, want: []string{"7.0 or newer"}},
+		{name: "old", prep: func(t *testing.T, s *redistest.Server) string { return withVersion(t, s, "6.2.7").URL() }, want: []string{"7.0 or newer"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -256,6 +252,66 @@ func TestMigrate(t *testing.T) {
 	if schemaVersion != len(migrations)+1 {
 		t.Errorf("schema %d has %d migrations", schemaVersion, len(migrations))
 	}
+}
+
+// withVersion has a server say that it is of another version of Redis.
+func withVersion(t *testing.T, s *redistest.Server, version string) *redistest.Proxy {
+	t.Helper()
+	p := redistest.NewProxy(t, s.Addr)
+	said := regexp.MustCompile(`redis_version:\d+\.\d+\.\d+`)
+	p.Hook(func(cmd []string, reply []byte) ([]byte, bool) {
+		if !strings.EqualFold(cmd[0], "INFO") {
+			return reply, true
+		}
+		head, info, _ := bytes.Cut(reply, []byte("\r\n"))
+		info = bytes.TrimSuffix(said.ReplaceAll(info, []byte("redis_version:"+version)), []byte("\r\n"))
+		return fmt.Appendf(nil, "%c%d\r\n%s\r\n", head[0], len(info), info), true
+	})
+	return p
+}
+
+// TestWaitAOFValkey: a Valkey whose settings may not be read, which has the
+// WAITAOF of Redis 7.2.
+func TestWaitAOFValkey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	r := redistest.StartValkey(t)
+	p := redistest.NewProxy(t, r.Addr)
+	r.User("u", "on >pw ~* &* +@all -config")
+	as := func(p *redistest.Proxy) string { return strings.Replace(p.URL(), "redis://", "redis://u:pw@", 1) }
+	rep, err := inspect(t, as(p), DialOptions{})
+	if err != nil || rep.Masters[0].Sync != "WAITAOF" || !strings.HasPrefix(rep.Masters[0].Version, "Valkey ") {
+		t.Fatalf("%v, %+v", err, rep)
+	}
+	s := nodeOn(t, as(p), "a")
+	p.Count(func(cmd []string) bool { return strings.EqualFold(cmd[0], "WAITAOF") })
+	put(t, s, 5)
+	large := make([]byte, 400<<10)
+	_, _ = rand.Read(large)
+	env, _ := letter("a@x")
+	if err := s.Put(ctx, env, bytes.NewReader(large)); err != nil {
+		t.Fatal(err)
+	}
+	if n := p.Replies(); n < 6 {
+		t.Errorf("6 messages were stored with %d waits", n)
+	}
+	// The AOF is taken away: what is written is on no disk.
+	r.Must("CONFIG", "SET", "appendonly", "no")
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	env, body := letter("b@x")
+	if err := s.Put(short, env, body); err == nil {
+		t.Fatal("a message was taken without an AOF")
+	}
+	none := redistest.StartValkey(t, "--appendonly", "no")
+	none.User("u", "on >pw ~* &* +@all -config")
+	if _, err := inspect(t, as(redistest.NewProxy(t, none.Addr)), DialOptions{}); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "appendonly") {
+		t.Errorf("without an AOF: %v", err)
+	}
+	// Synced once a second, each promise waits for it.
+	lazy := redistest.StartValkey(t, "--appendfsync", "everysec")
+	lazy.User("u", "on >pw ~* &* +@all -config")
+	put(t, nodeOn(t, as(redistest.NewProxy(t, lazy.Addr)), "a"), 2)
 }
 
 // TestWaitAOF: where settings may not be read, each write waits for WAITAOF. The
