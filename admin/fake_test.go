@@ -190,6 +190,7 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 type memConductor struct {
 	mu       sync.Mutex
 	requests []cutover.Request
+	paused   []cutover.Pause
 	err      error
 }
 
@@ -221,6 +222,16 @@ func (c *memConductor) StatusOf(user string) (cutover.Status, bool) {
 func (c *memConductor) RunBackfill(ctx context.Context, user, by string) error {
 	return c.Start(ctx, cutover.Request{User: user, By: by, Sync: true})
 }
+func (c *memConductor) Pause(_ context.Context, p cutover.Pause) error {
+	c.paused = append(c.paused, p)
+	return c.err
+}
+func (c *memConductor) Resume(_ context.Context, wave string) (bool, error) {
+	n := len(c.paused)
+	c.paused = slices.DeleteFunc(c.paused, func(p cutover.Pause) bool { return p.Wave == wave })
+	return len(c.paused) < n, c.err
+}
+func (c *memConductor) Pauses() []cutover.Pause { return c.paused }
 func (c *memConductor) Plan(_ context.Context, user string) (backfill.Plan, error) {
 	return backfill.Plan{User: user, Messages: 3, Folders: []backfill.PlanFolder{{Source: "INBOX", Dest: "INBOX", Messages: 3}}}, c.err
 }

@@ -22,7 +22,8 @@ type MoveRequest struct {
 
 // Moves lists the users that the conductor knows of.
 type Moves struct {
-	Moves []cutover.Status `json:"moves"`
+	Moves  []cutover.Status `json:"moves"`
+	Paused []cutover.Pause  `json:"paused,omitempty" doc:"What of the backfill an operator has paused."`
 }
 
 // WaveStarted says which users of a wave are on their way.
@@ -51,6 +52,7 @@ func asked(b *MoveRequest) MoveRequest {
 }
 
 func (s *Server) registerMoves() {
+	s.registerPause()
 	register(s, op{method: http.MethodPost, path: "/v1/users/{address}/cutover", id: "start-cutover", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted,
 		summary: "Move a user to new, with his mail", detail: "Answers when the request is durable; GET shows how it goes. A user in no table is made, as coming from old."}, s.startCutover)
 	register(s, op{method: http.MethodGet, path: "/v1/users/{address}/cutover", id: "get-cutover", tag: tagMoves, role: RoleRead,
@@ -230,6 +232,7 @@ func (s *Server) listMoves(context.Context, *struct{}) (*body[Moves], error) {
 	out := Moves{Moves: []cutover.Status{}}
 	if s.cfg.Conductor != nil {
 		out.Moves = append(out.Moves, s.cfg.Conductor.Status()...)
+		out.Paused = s.cfg.Conductor.Pauses()
 	}
 	return &body[Moves]{out}, nil
 }

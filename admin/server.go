@@ -49,6 +49,9 @@ type ConductorAPI interface {
 	Status() []cutover.Status
 	StatusOf(user string) (cutover.Status, bool)
 	RunBackfill(ctx context.Context, user, by string) error
+	Pause(ctx context.Context, p cutover.Pause) error
+	Resume(ctx context.Context, wave string) (bool, error)
+	Pauses() []cutover.Pause
 	Plan(ctx context.Context, user string) (backfill.Plan, error)
 	Verify(ctx context.Context, user string) (backfill.Verification, error)
 	Inventory(ctx context.Context, user string) (backfill.Inventory, error)

@@ -229,7 +229,7 @@ var contractPaths = []string{
 	"PUT /v1/users/{address}/state", "GET /v1/users/{address}/history", "POST /v1/users/{address}/cutover", "POST /v1/waves/{name}/cutover",
 	"GET /v1/route", "GET /v1/queue", "GET /v1/queue/{id}", "DELETE /v1/queue/{id}", "POST /v1/queue/{id}/retry", "POST /v1/queue/{id}/hold",
 	"POST /v1/queue/{id}/release", "POST /v1/queue/{id}/park", "POST /v1/queue/{id}/reroute", "POST /v1/queue:apply", "GET /v1/queue/{id}/message",
-	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify",
+	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify", "POST /v1/backfill:pause", "POST /v1/backfill:resume",
 	"GET /v1/backfill/{address}/plan", "POST /v1/backfill/{address}/inventory", "GET /v1/stats", "GET /v1/events",
 	"POST /v1/reload", "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/audit", "GET /v1/backends",
 }
@@ -643,6 +643,16 @@ func (b *memBackends) Resume(_ context.Context, r mail.Route, by string) error {
 func TestBackends(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Backends = &memBackends{paused: map[mail.Route]string{}} })
 	c, ctx := r.client(operateToken), t.Context()
+	paused, err := c.PauseBackfill(ctx, BackfillPause{Wave: "w1", Reason: "office hours"})
+	if err != nil || len(paused) != 1 || paused[0].Wave != "w1" || paused[0].By != "olga" || paused[0].Reason != "office hours" {
+		t.Errorf("pause: %+v %v", paused, err)
+	}
+	if _, err := c.ResumeBackfill(ctx, ""); err == nil || !strings.Contains(err.Error(), "is not paused for everybody") {
+		t.Errorf("a resume of what was not paused: %v", err)
+	}
+	if paused, err = c.ResumeBackfill(ctx, "w1"); err != nil || len(paused) != 0 {
+		t.Errorf("resume: %+v %v", paused, err)
+	}
 	check(t, c.PauseBackend(ctx, mail.New, "repair"))
 	list, err := c.Backends(ctx)
 	if err != nil || list[1].State != "paused" || list[1].Reason != "olga: repair" {

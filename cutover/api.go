@@ -58,6 +58,8 @@ type Status struct {
 	Updated  time.Time     `json:"updated"`
 	Next     time.Time     `json:"next,omitzero"`
 	Flip     bool          `json:"flip"` // asked to go on to new
+	// Paused says who paused the copying for this user, and why.
+	Paused string `json:"paused,omitempty"`
 }
 
 // Active tells whether the conductor still works on the user.

@@ -82,8 +82,11 @@ type Passed struct {
 // Run; its other methods may be called from any goroutine before and during
 // Run.
 type Conductor struct {
-	cfg   Config
-	slots chan struct{}
+	cfg    Config
+	places *places
+
+	pauseMu sync.Mutex
+	pauses  []Pause
 
 	// asking is held by Start and Cancel, one at a time: a request must not be
 	// noted for a move that is being taken back, nor forgotten behind it.
@@ -115,10 +118,15 @@ func New(cfg Config) *Conductor {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Conductor{
-		cfg: cfg, slots: make(chan struct{}, cfg.Concurrency), users: map[string]*move{}, wake: make(chan struct{}, 1),
+	c := &Conductor{
+		cfg: cfg, places: &places{all: cfg.Concurrency}, users: map[string]*move{}, wake: make(chan struct{}, 1),
 		lookNow: make(chan struct{}, 1), keepNow: make(chan struct{}, 1),
 	}
+	c.places.paused = func(wave string) bool {
+		_, yes := c.pausedBy(wave)
+		return yes
+	}
+	return c
 }
 
 // Run takes up the users whom an earlier process left in syncing, ready or
@@ -127,6 +135,10 @@ func New(cfg Config) *Conductor {
 func (c *Conductor) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if err := c.readPauses(ctx); err != nil {
+		return fmt.Errorf("cutover: %w", err)
+	}
+	wg.Go(func() { c.watchPauses(ctx) })
 	if c.cfg.Owners != nil {
 		wg.Go(func() { c.share(ctx) })
 	} else if err := c.recover(ctx); err != nil {

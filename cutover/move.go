@@ -43,6 +43,10 @@ type move struct {
 	// changed says that the status is not published yet.
 	changed bool
 
+	wave     string                  // of the user, as read last
+	size     int64                   // octets in his mailbox, as far as known
+	stopPass context.CancelCauseFunc // ends a pass when a pause begins; nil: none runs
+
 	told []backfill.Problem // by Hooks.Passed; the goroutine's own
 
 	stake stake // in the user, where nodes share the work
@@ -163,6 +167,8 @@ func (m *move) run(ctx context.Context) {
 			return
 		case errors.Is(err, errYield):
 			cancel()
+		case errors.Is(err, errPaused):
+			// He waits for a place, which he gets when the pause is over.
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
 		case err != nil:
@@ -228,10 +234,14 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading the user: %w", err)
 	}
+	m.mu.Lock()
+	m.wave = u.Wave
+	m.mu.Unlock()
 	m.note(func(s *Status) { s.State = u.State })
+	m.followPause()
 	switch u.State {
 	case router.StateSyncing:
-		return 0, m.inSlot(ctx, func() error { return m.sync(ctx, u) })
+		return 0, m.inSlot(ctx, workFirst, func() error { return m.sync(ctx, u) })
 	case router.StateReady:
 		return m.ready(ctx, u)
 	case router.StateCutover:
@@ -264,21 +274,24 @@ func (m *move) heldByHand(ctx context.Context, u router.User) (bool, error) {
 }
 
 // inSlot runs f when one of the places for users at work is free.
-func (m *move) inSlot(ctx context.Context, f func() error) error {
-	select {
-	case m.c.slots <- struct{}{}:
-	default:
+func (m *move) inSlot(ctx context.Context, w work, f func() error) error {
+	m.mu.Lock()
+	t := turn{work: w, wave: m.wave, size: m.size}
+	m.mu.Unlock()
+	if u := m.snapshot().State; !pausable(u) {
+		t.wave, t.exempt = "", true
+	}
+	err := m.c.places.take(ctx, t, func() {
 		m.phase(PhaseWaiting)
-		select {
-		case m.c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		m.followPause()
+	})
+	if err != nil {
+		return err
 	}
 	m.setPlaced(true)
 	defer func() {
 		m.setPlaced(false)
-		<-m.c.slots
+		m.c.places.giveBack()
 		if m.c.cfg.Owners != nil {
 			token(m.c.lookNow) // for somebody who waits for it
 		}
@@ -306,14 +319,19 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 			return backfill.Report{}, err
 		}
 	}
+	pctx, over := m.interruptible(ctx, u)
+	defer over()
 	reads := u.State != router.StateNew // he reads old until then
 	began := time.Now()
-	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
+	rep, err := m.c.cfg.Copier.Pass(pctx, job, backfill.Options{
 		Final:     final,
 		Restore:   reads,
 		Deletions: reads,
 		Progress:  func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
 	})
+	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
+		err = errPaused
+	}
 	m.passed(began, rep, err)
 	if err != nil {
 		return rep, fmt.Errorf("copying: %w", err)
@@ -380,12 +398,12 @@ func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) 
 	flip := !req.Sync || m.c.cfg.AutoApprove
 	wait := time.Until(u.NotBefore)
 	if flip && wait <= 0 {
-		if m.c.cfg.Owners != nil && len(m.c.slots) == cap(m.c.slots) {
+		if m.c.cfg.Owners != nil && m.c.places.free() == 0 {
 			return 0, errYield
 		}
-		return 0, m.inSlot(ctx, func() error { return m.flip(ctx, u) })
+		return 0, m.inSlot(ctx, workFlip, func() error { return m.flip(ctx, u) })
 	}
-	err := m.inSlot(ctx, func() error {
+	err := m.inSlot(ctx, workTail, func() error {
 		_, err := m.pass(ctx, u, false)
 		return err
 	})
@@ -406,7 +424,7 @@ func (m *move) flipped(ctx context.Context, u router.User) (time.Duration, error
 		m.phase(PhaseDone)
 		return wait, nil
 	}
-	err := m.inSlot(ctx, func() error {
+	err := m.inSlot(ctx, workFlip, func() error {
 		_, err := m.pass(ctx, u, true)
 		return err
 	})

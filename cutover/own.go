@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -229,20 +230,33 @@ func (c *Conductor) takeUp(ctx context.Context) error {
 	if err != nil || len(free) == 0 {
 		return err
 	}
-	places := c.places()
+	places := c.freePlaces()
 	var want []string
+	var waves []string // of those who need a place, as they are in rest
+	rest := map[string][]string{}
 	for _, user := range free {
-		needs, err := c.needsPlace(ctx, user)
+		u, needs, err := c.needsPlace(ctx, user)
 		if err != nil {
 			return err
 		}
-		if needs {
-			if places <= 0 {
-				continue // another node has room, or we have in a while
-			}
-			places--
+		if !needs {
+			want = append(want, user)
+			continue
 		}
-		want = append(want, user)
+		if _, paused := c.pausedBy(u.Wave); paused {
+			continue
+		}
+		if rest[u.Wave] == nil {
+			waves = append(waves, u.Wave)
+		}
+		rest[u.Wave] = append(rest[u.Wave], user)
+	}
+	slices.SortFunc(waves, compareWaves)
+	for _, wave := range waves {
+		// Another node has room for the others, or we have in a while.
+		n := min(max(places, 0), len(rest[wave]))
+		want = append(want, rest[wave][:n]...)
+		places -= n
 	}
 	if len(want) == 0 {
 		return nil
@@ -262,23 +276,23 @@ func (c *Conductor) takeUp(ctx context.Context) error {
 
 // needsPlace tells whether a user is to be copied or flipped at once, which
 // takes one of the places.
-func (c *Conductor) needsPlace(ctx context.Context, user string) (bool, error) {
+func (c *Conductor) needsPlace(ctx context.Context, user string) (router.User, bool, error) {
 	u, err := c.cfg.Table.User(ctx, user)
 	switch {
 	case errors.Is(err, router.ErrNoUser):
-		return false, nil
+		return u, false, nil
 	case err != nil:
-		return false, fmt.Errorf("reading the user %s: %w", user, err)
+		return u, false, fmt.Errorf("reading the user %s: %w", user, err)
 	case u.State != router.StateReady:
-		return u.State == router.StateSyncing, nil
+		return u, u.State == router.StateSyncing, nil
 	}
 	req, _, err := c.loadRequest(ctx, user)
-	return (!req.Sync || c.cfg.AutoApprove) && time.Until(u.NotBefore) <= 0, err
+	return u, (!req.Sync || c.cfg.AutoApprove) && time.Until(u.NotBefore) <= 0, err
 }
 
-// places counts the places that are neither taken nor waited for.
-func (c *Conductor) places() int {
-	free := c.cfg.Concurrency - len(c.slots)
+// freePlaces counts the places that are neither taken nor waited for.
+func (c *Conductor) freePlaces() int {
+	free := c.places.free()
 	for _, m := range c.moves() {
 		if m.queued() {
 			free--
@@ -292,7 +306,7 @@ func (m *move) queued() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
-	return !m.placed && (s.State == router.StateSyncing || s.State == router.StateReady && s.Flip && s.Phase == PhaseWaiting)
+	return !m.placed && s.Paused == "" && (s.State == router.StateSyncing || s.State == router.StateReady && s.Flip && s.Phase == PhaseWaiting)
 }
 
 // moves lists those that are not finished.

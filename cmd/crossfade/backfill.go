@@ -7,6 +7,8 @@ import (
 type backfillCmd struct {
 	Status moveStatusCmd     `cmd:"" help:"Show how copies go."`
 	Run    backfillRunCmd    `cmd:"" help:"Copy users' mail until it is in sync, and do not flip."`
+	Pause  backfillPauseCmd  `cmd:"" help:"Copy no mail for now, for everybody or for a wave. Who is held goes on."`
+	Resume backfillResumeCmd `cmd:"" help:"End a pause."`
 	Verify backfillVerifyCmd `cmd:"" help:"Compare both mailboxes of users, message by message, and write certificates."`
 }
 

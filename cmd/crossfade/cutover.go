@@ -236,6 +236,9 @@ func (a *app) printMoves(moves []cutover.Status) error {
 			held = s.HoldTime.Round(10 * time.Millisecond).String()
 		}
 		problem := s.Err
+		if s.Paused != "" {
+			problem = "paused: " + s.Paused
+		}
 		if problem == "" && len(s.Problems) > 0 {
 			problem = count(len(s.Problems), "message needs attention", "messages need attention")
 		}
