@@ -158,6 +158,68 @@ func TestFolderNameThatIsRefused(t *testing.T) {
 	}
 }
 
+// TestNamesBeyondLimits: a destination that takes neither long nor deep names gets
+// every folder all the same, each its own, and keeps them so.
+func TestNamesBeyondLimits(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	long := strings.Repeat("Lange Betreffzeile ", 6)
+	names := []string{long + "1", long + "2", "a.b.c.d.e.f", "a.b.c.d.e-f", "Grüße.Ordner"}
+	for i, f := range names {
+		put(t, src, user, "INBOX."+f, letters(2*i, 2*i+2, 10)...)
+	}
+	g := newGate(t, dst.IMAPAddr, func(cmd string) string {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(cmd), "CREATE "); ok && (len(name) > 100 || strings.Count(name, "/") > 3) {
+			return instead + `CREATE ""`
+		}
+		return ""
+	})
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	job.Dest.Server.Address = g.addr
+	r := mustPass(t, c, job, backfill.Options{})
+	got := holds(t, dst, user, false)
+	if r.Copied != 10 || len(got) != 6 || len(problems(r, backfill.ClassName)) != 4 {
+		t.Errorf("%v, %+v", folders(got), r)
+	}
+	for f, msgs := range got {
+		if f != "INBOX" && len(msgs) != 2 {
+			t.Errorf("%q has %d messages", f, len(msgs))
+		}
+	}
+	if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() || len(problems(r, backfill.ClassName)) > 0 {
+		t.Errorf("%+v", r)
+	}
+	if v, err := c.Verify(t.Context(), job); err != nil || !v.OK() {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// TestPlanSaysThatItWillNotFit before a pass finds out.
+func TestPlanSaysThatItWillNotFit(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	quota := "mail_plugins = $mail_plugins quota\nprotocol imap {\n mail_plugins = $mail_plugins imap_quota\n}\n" +
+		"plugin {\n quota = count:User quota\n quota_vsizes = yes\n quota_rule = *:storage=20K\n}\n"
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Extra: quota}))
+	put(t, src, user, "INBOX", letters(0, 10, 1000)...)
+	put(t, dst, user, "INBOX", letters(50, 51, 1000)...)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	plan, err := c.Plan(t.Context(), job)
+	if err != nil || plan.QuotaLeft == nil || *plan.QuotaLeft < 18<<10 || *plan.QuotaLeft >= 20<<10 || len(plan.Problems) != 0 {
+		t.Errorf("%+v, %v", plan, err)
+	}
+	put(t, src, user, "INBOX.more", letters(20, 30, 1000)...)
+	plan, err = c.Plan(t.Context(), job)
+	if p := problems(backfill.Report{Problems: plan.Problems}, backfill.ClassQuota); err != nil || len(p) != 1 || !strings.Contains(p[0], "raise it") {
+		t.Errorf("%+v, %v", plan, err)
+	}
+	c.Filter.Exclude = []string{"INBOX.more"}
+	if plan, err = c.Plan(t.Context(), job); err != nil || len(problems(backfill.Report{Problems: plan.Problems}, backfill.ClassQuota)) > 0 {
+		t.Errorf("with what does not fit left out: %+v, %v", plan, err)
+	}
+}
+
 func testSubscriptionsAreCarriedOnce(t *testing.T, src, dst *realtest.Dovecot, user string) {
 	put(t, src, user, "INBOX.abonniert")
 	put(t, src, user, "INBOX.nicht")

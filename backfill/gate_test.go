@@ -35,6 +35,9 @@ const (
 	drop = "\x00"
 	// loseAnswer lets the command through and ends the connection at once.
 	loseAnswer = "\x01"
+	// instead, with a command behind it, sends the server that one: its answer comes
+	// in turn, when commands are sent without waiting.
+	instead = "\x02"
 )
 
 func newGate(t *testing.T, server string, answer func(cmd string) string) *gate {
@@ -99,6 +102,9 @@ func (g *gate) serve(c, s net.Conn) {
 		}
 		tag, rest, _ := strings.Cut(cmd.String(), " ")
 		switch answer := g.answer(rest); {
+		case strings.HasPrefix(answer, instead):
+			cmd.Reset()
+			fmt.Fprintf(&cmd, "%s %s\r\n", tag, answer[len(instead):])
 		case answer == drop:
 			return
 		case answer == loseAnswer:

@@ -1,6 +1,8 @@
 package backfill
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
@@ -339,6 +341,50 @@ func (m *mapper) clean(level string) string {
 		return r
 	}, level)
 	return level
+}
+
+const (
+	shortLevel = 64 // octets of a level on the wire that every server takes
+	fewLevels  = 3
+)
+
+// otherNames are names for a folder whose own is refused, the likest first:
+// without what servers dislike, then with short levels, then with few of them.
+// What is cut off is told apart by a sum.
+func otherNames(name string, ns imapconn.Namespaces) []string {
+	plain := plainName(name, ns.Prefix, ns.Delim)
+	out := []string{plain}
+	path := levels(imapconn.Folder{Name: plain}, ns)
+	sum := sha256.Sum256([]byte(name))
+	tag := "-" + hex.EncodeToString(sum[:4])
+	short := slices.Clone(path)
+	for i, l := range short {
+		short[i] = cutLevel(l, shortLevel, tag)
+	}
+	if !slices.Equal(short, path) {
+		out = append(out, ns.Prefix+strings.Join(short, ns.Delim))
+	}
+	if len(path) > fewLevels {
+		last := cutLevel(strings.Join(path[fewLevels-1:], "-"), shortLevel, tag)
+		if !strings.HasSuffix(last, tag) {
+			last += tag
+		}
+		out = append(out, ns.Prefix+strings.Join(append(short[:fewLevels-1:fewLevels-1], last), ns.Delim))
+	}
+	return out
+}
+
+// cutLevel cuts a level that is longer than most octets on the wire, and puts tag
+// behind what is left.
+func cutLevel(level string, most int, tag string) string {
+	if len(imapconn.EncodeName(level)) <= most {
+		return level
+	}
+	r := []rune(level)
+	for len(r) > 0 && len(imapconn.EncodeName(string(r)+tag)) > most {
+		r = r[:len(r)-1]
+	}
+	return string(r) + tag
 }
 
 // plainName is another name for a folder whose own is refused: what servers

@@ -22,8 +22,11 @@ type Plan struct {
 	CopyBytes int64 `json:"copy_bytes"`
 	// Refused are messages that the destination does not take, by what it
 	// announces or by what it said in an earlier pass; a pass wraps them.
-	Refused  int       `json:"refused"`
-	Problems []Problem `json:"problems,omitempty"`
+	Refused int `json:"refused"`
+	// QuotaLeft is how many octets the quota of the destination still takes (RFC
+	// 9208); nil when it has none, or does not tell.
+	QuotaLeft *int64    `json:"quota_left,omitempty"`
+	Problems  []Problem `json:"problems,omitempty"`
 }
 
 // PlanFolder is a folder and its place on the destination.
@@ -81,6 +84,9 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 		plan.Refused += f.Refused
 		plan.Messages += f.Messages
 		plan.Bytes += f.Bytes
+	}
+	if err := p.quota(&plan); err != nil {
+		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}
 	return plan, nil
 }
