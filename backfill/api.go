@@ -61,6 +61,9 @@ type Progress struct {
 	MessagesDone int    `json:"messages_done"`
 	Bytes        int64  `json:"bytes"`
 	BytesDone    int64  `json:"bytes_done"`
+	// The rates are those of the last ten seconds.
+	MessagesPerSecond float64 `json:"messages_per_second,omitempty"`
+	BytesPerSecond    float64 `json:"bytes_per_second,omitempty"`
 }
 
 // Problem is a message, a folder or a flag that could not be carried over as

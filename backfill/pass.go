@@ -50,6 +50,7 @@ type pass struct {
 	report   Report
 	progress Progress
 	shown    time.Time
+	speed    speed
 	arrivals arrivals
 	again    bool // something was copied before this pass
 }
@@ -221,6 +222,7 @@ func (p *pass) show(now bool) {
 		return
 	}
 	p.shown = time.Now()
+	p.speed.note(p.shown, &p.progress)
 	p.o.Progress(p.progress)
 }
 

@@ -377,3 +377,17 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestSizeOfALargeMailbox holds docs/backfill.md to its figure.
+func TestSizeOfALargeMailbox(t *testing.T) {
+	const n = 50_000
+	v := backfill.Verification{User: "a@b"}
+	for f := range 20 {
+		h := backfill.Holding{Folder: fmt.Sprint("folder ", f), Messages: n / 20, Keys: make([]byte, n/20*backfill.KeyOctets), UIDs: "1:2500", Digest: strings.Repeat("0", 64)}
+		v.Holds = append(v.Holds, h)
+	}
+	_, data := sealed(t, v)
+	if len(data) > 600_000 {
+		t.Errorf("%d octets", len(data))
+	}
+}

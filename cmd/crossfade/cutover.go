@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"crossfade/admin"
 	"crossfade/cutover"
@@ -226,33 +225,4 @@ func (c *moveStatusCmd) Run(a *app) error {
 		return a.printJSON(append([]cutover.Status{}, moves...))
 	}
 	return a.printMoves(moves)
-}
-
-func (a *app) printMoves(moves []cutover.Status) error {
-	t := newTable(a.stdout, "USER", "STATE", "PHASE", "PROGRESS", "COPIED", "HELD", "TRIES", "NEXT", "PROBLEM")
-	for _, s := range moves {
-		held := ""
-		if s.HoldTime > 0 {
-			held = s.HoldTime.Round(10 * time.Millisecond).String()
-		}
-		problem := s.Err
-		if s.Paused != "" {
-			problem = "paused: " + s.Paused
-		}
-		if problem == "" && len(s.Problems) > 0 {
-			problem = count(len(s.Problems), "message needs attention", "messages need attention")
-		}
-		t.row(s.User, string(s.State), string(s.Phase), progressText(s), fmt.Sprintf("%d (%s)", s.Copied, size(s.Bytes)),
-			held, fmt.Sprint(s.Attempts), moment(s.Next), clip(problem, 100))
-	}
-	return t.flush()
-}
-
-// progressText says how far the present pass has come.
-func progressText(s cutover.Status) string {
-	p := s.Progress
-	if p.Messages == 0 || !s.Active() {
-		return ""
-	}
-	return fmt.Sprintf("%d/%d", p.MessagesDone, p.Messages)
 }

@@ -147,11 +147,12 @@ func count(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// terminal gives the width of the terminal that w is, and 0 when it is none.
-func terminal(w io.Writer) int {
+// terminal gives the columns and lines of the terminal that w is, and 0 when it
+// is none.
+func terminal(w io.Writer) (width, height int) {
 	f, ok := w.(*os.File)
 	if !ok {
-		return 0
+		return 0, 0
 	}
-	return terminalWidth(f)
+	return terminalSize(f)
 }

@@ -108,14 +108,3 @@ func (p *plans) printTotal() {
 		fmt.Fprintf(p.app.stdout, "all: %s\n", text)
 	}
 }
-
-// classText counts problems by class, in the order of the classes.
-func classText(classes map[string]int) string {
-	var parts []string
-	for _, class := range backfill.Classes() {
-		if n := classes[class]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, class))
-		}
-	}
-	return strings.Join(parts, ", ")
-}

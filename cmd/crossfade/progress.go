@@ -9,12 +9,16 @@ import (
 // progress shows how far long work has come: a bar on a terminal that is drawn
 // over, and plain lines anywhere else.
 type progress struct {
-	w     io.Writer
-	width int // of the terminal; 0: none
-	drawn bool
+	w             io.Writer
+	width, height int // of the terminal; 0: none
+	drawn         int // lines
 }
 
-func newProgress(w io.Writer) progress { return progress{w: w, width: terminal(w)} }
+func newProgress(w io.Writer) progress {
+	p := progress{w: w}
+	p.width, p.height = terminal(w)
+	return p
+}
 
 // line prints a step. On a terminal the bar says enough.
 func (p *progress) line(text string) {
@@ -23,21 +27,47 @@ func (p *progress) line(text string) {
 	}
 }
 
-// bar draws the bar; elsewhere it does nothing.
-func (p *progress) bar(text string) {
+// bar draws one line; elsewhere it does nothing.
+func (p *progress) bar(text string) { p.block([]string{text}) }
+
+// block draws lines over those before, in one write, so that nothing flickers.
+// The cursor stays behind the last one.
+func (p *progress) block(lines []string) {
 	if p.width == 0 {
 		return
 	}
-	fmt.Fprintf(p.w, "\r\x1b[K%s", clip(clean(text), p.width-1))
-	p.drawn = true
+	var b strings.Builder
+	b.WriteString(p.up())
+	for i, text := range lines {
+		if i > 0 {
+			b.WriteString("\r\n")
+		}
+		b.WriteString("\x1b[K" + clip(clean(text), p.width-1))
+	}
+	if p.drawn > len(lines) {
+		b.WriteString("\x1b[J") // there were more lines before
+	}
+	fmt.Fprint(p.w, b.String())
+	p.drawn = len(lines)
 }
 
-// clear takes the bar away, so that a line can be printed.
-func (p *progress) clear() {
-	if p.drawn {
-		fmt.Fprint(p.w, "\r\x1b[K")
-		p.drawn = false
+// up moves to the beginning of the first line that is drawn.
+func (p *progress) up() string {
+	if p.drawn > 1 {
+		return fmt.Sprintf("\r\x1b[%dA", p.drawn-1)
 	}
+	return "\r"
+}
+
+// clear takes the lines away, so that others can be printed.
+func (p *progress) clear() {
+	switch {
+	case p.drawn == 1:
+		fmt.Fprint(p.w, "\r\x1b[K")
+	case p.drawn > 1:
+		fmt.Fprint(p.w, p.up()+"\x1b[J")
+	}
+	p.drawn = 0
 }
 
 func (p *progress) end() { p.clear() }

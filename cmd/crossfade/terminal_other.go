@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// terminalWidth treats everything as a file: progress is printed as lines.
-func terminalWidth(*os.File) int { return 0 }
+// terminalSize treats everything as a file: progress is printed as lines.
+func terminalSize(*os.File) (width, height int) { return 0, 0 }

@@ -3,19 +3,18 @@
 package main
 
 import (
+	"cmp"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// terminalWidth gives the columns of a terminal, and 0 for anything else.
-func terminalWidth(f *os.File) int {
+// terminalSize gives the columns and lines of a terminal, and 0 for anything
+// else.
+func terminalSize(f *os.File) (width, height int) {
 	ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	if ws.Col == 0 {
-		return 80
-	}
-	return int(ws.Col)
+	return cmp.Or(int(ws.Col), 80), cmp.Or(int(ws.Row), 24)
 }

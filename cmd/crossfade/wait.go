@@ -29,7 +29,8 @@ type wait struct {
 	before  map[string]time.Time // Updated, of an end that was known before
 	results results
 	shown   progress
-	lost    int // looks in a row that failed
+	logged  time.Time // when plain lines last said how far it is
+	lost    int       // looks in a row that failed
 }
 
 // newWait is made before the moves are asked for: an end that is known by then
@@ -154,7 +155,7 @@ func (w *wait) look() error {
 		}
 		w.judge(u, s)
 	}
-	w.shown.bar(w.sum())
+	w.show(time.Now())
 	return nil
 }
 
@@ -229,23 +230,8 @@ func doneText(s cutover.Status) string {
 	if s.HoldTime > 0 {
 		text += ", mail held for " + s.HoldTime.Round(10*time.Millisecond).String()
 	}
-	if len(s.Problems) > 0 {
-		text += ", " + count(len(s.Problems), "message needs attention", "messages need attention")
+	if problems := problemText(s); problems != "" {
+		text += ", " + problems
 	}
 	return text
-}
-
-// sum is the progress of all users together.
-func (w *wait) sum() string {
-	var done, messages int
-	for u := range w.waiting {
-		p := w.last[u].Progress
-		done, messages = done+p.MessagesDone, messages+p.Messages
-	}
-	all := len(w.users)
-	text := fmt.Sprintf("%d/%d users", all-len(w.waiting), all)
-	if messages > 0 {
-		text += fmt.Sprintf(", this pass %d/%d messages", done, messages)
-	}
-	return barText(all-len(w.waiting), all, done, messages) + " " + text
 }

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"crossfade/backfill"
+	"crossfade/cutover"
+)
+
+func (a *app) printMoves(moves []cutover.Status) error {
+	t := newTable(a.stdout, "USER", "STATE", "PHASE", "PROGRESS", "RATE", "LEFT", "COPIED", "THROTTLED", "LAG", "HELD", "TRIES", "NEXT", "PROBLEM")
+	for _, s := range moves {
+		problem := s.Err
+		if s.Paused != "" {
+			problem = "paused: " + s.Paused
+		}
+		if problem == "" {
+			problem = problemText(s)
+		}
+		rate, left := paceText(s)
+		t.row(s.User, string(s.State), string(s.Phase), progressText(s), rate, left, fmt.Sprintf("%d (%s)", s.Copied, size(s.Bytes)),
+			brief(s.Throttled), lagText(s, time.Now()), brief(s.HoldTime), fmt.Sprint(s.Attempts), moment(s.Next), clip(problem, 100))
+	}
+	return t.flush()
+}
+
+// brief prints a length of time, and nothing for none.
+func brief(d time.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	return d.Round(10 * time.Millisecond).String()
+}
+
+// progressText says how far the present pass has come.
+func progressText(s cutover.Status) string {
+	p := s.Progress
+	if p.Messages == 0 || !s.Active() {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", p.MessagesDone, p.Messages)
+}
+
+// paceText says how fast the present pass is, and how long it takes yet.
+func paceText(s cutover.Status) (rate, left string) {
+	if !s.Active() || s.Phase == cutover.PhaseWaiting || s.Progress.MessagesPerSecond <= 0 {
+		return "", ""
+	}
+	if d, ok := s.Progress.Left(); ok {
+		left = lengthOf(d)
+	}
+	return fmt.Sprintf("%.0f/s", s.Progress.MessagesPerSecond), left
+}
+
+// lagText says how far new may be behind old for a user who is kept in sync: the
+// age of the last pass that went through.
+func lagText(s cutover.Status, now time.Time) string {
+	if s.Phase != cutover.PhaseReady && s.Phase != cutover.PhaseFailed || s.Synced.IsZero() {
+		return ""
+	}
+	return lengthOf(max(now.Sub(s.Synced), 0))
+}
+
+// problemText counts problems by class. Of statuses that an older relay wrote
+// the classes are not known.
+func problemText(s cutover.Status) string {
+	classes := s.Classes
+	if len(classes) == 0 {
+		classes = map[string]int{}
+		for _, p := range s.Problems {
+			classes[p.Class] += max(p.Count, 1)
+		}
+	}
+	if text := classText(classes); text != "" {
+		return text
+	}
+	if n := len(s.Problems); n > 0 {
+		return count(n, "problem", "problems")
+	}
+	return ""
+}
+
+// classText counts problems by class, in the order of the classes.
+func classText(classes map[string]int) string {
+	text := ""
+	for _, class := range backfill.Classes() {
+		if n := classes[class]; n > 0 {
+			if text != "" {
+				text += ", "
+			}
+			text += fmt.Sprintf("%d %s", n, class)
+		}
+	}
+	return text
+}
