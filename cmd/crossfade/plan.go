@@ -80,6 +80,9 @@ func (a *app) printPlan(plan backfill.Plan) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if plan.QuotaLeft != nil {
+		fmt.Fprintf(a.stdout, "  quota: new has room for %s\n", size(*plan.QuotaLeft))
+	}
 	a.printProblems(plan.Problems)
 	return nil
 }
