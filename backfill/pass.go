@@ -283,6 +283,9 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := p.carryRights(all); err != nil {
+		return nil, nil, err
+	}
 	for _, pr := range p.outside {
 		p.leaveOut(pr, countOf(p.srcSide.status, pr))
 	}

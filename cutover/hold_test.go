@@ -214,7 +214,7 @@ func TestCancelComesTooLate(t *testing.T) {
 }
 
 // Until the flip what is gone from new is copied again; afterwards the user has
-// deleted it.
+// deleted it, and what he deletes on old must not be deleted there.
 func TestRestoreEndsWithTheFlip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab, cop := newTable(), &copier{}
@@ -224,7 +224,7 @@ func TestRestoreEndsWithTheFlip(t *testing.T) {
 		cop.mu.Lock()
 		defer cop.mu.Unlock()
 		for i, o := range cop.options {
-			if last := i == len(cop.options)-1; o.Restore == last {
+			if last := i == len(cop.options)-1; o.Restore == last || o.Deletions == last {
 				t.Errorf("pass %d of %d: %+v", i+1, len(cop.options), o)
 			}
 		}
