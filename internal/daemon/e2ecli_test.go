@@ -2,8 +2,12 @@ package daemon_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -11,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"crossfade/admin"
 	"crossfade/internal/mailtest/realtest"
 )
 
@@ -36,9 +41,11 @@ func TestCommandsOfReadme(t *testing.T) {
 	c.run(1, "user", "import", w.dir+"/bad.csv").wantErr(t, "3")
 	c.ok("user", "list").lacks(t, w.users[2])
 
-	c.ok("backfill", "run", "--dry-run", anna).want(t, "9 messages", "9 to copy")
+	past := len(w.old.MaildirFiles(t, anna))
+	c.ok("backfill", "run", "--dry-run", anna).want(t, fmt.Sprintf("%d to copy", past), "INBOX.Lists", "made")
 	c.ok("backfill", "run", anna)
 	c.ok("backfill", "run", "--dry-run", anna).want(t, " 0 to copy")
+	w.counted(t, "http://"+api, anna, past)
 	c.ok("backfill", "status").want(t, anna, "ready")
 	c.ok("backfill", "verify", anna, "--out", w.dir+"/certificates")
 	c.ok("backfill", "verify", "--check", w.dir+"/certificates/"+anna+".json").want(t, "INBOX")
@@ -71,6 +78,39 @@ func TestCommandsOfReadme(t *testing.T) {
 		t.Errorf("the relay ended with %d after SIGTERM", code)
 	}
 	c.run(1, "queue", "list").wantErr(t, "cannot reach")
+}
+
+// counted looks at what metrics and events say of a copy.
+func (w *world) counted(t *testing.T, url, user string, copied int) {
+	t.Helper()
+	resp, err := http.Get(url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{fmt.Sprintf("crossfade_backfill_messages_total %d", copied), `crossfade_backfill_passes_total{result="failed"} 0`,
+		`crossfade_backfill_connections_open{side="old"}`, `crossfade_backfill_connections_open{side="new"}`} {
+		if !strings.Contains(string(text), line) {
+			t.Errorf("/metrics lacks %s", line)
+		}
+	}
+	found := errors.New("found")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err = w.dial(url).Listen(ctx, 1, nil, func(e admin.Event) error {
+		var p admin.PassEvent
+		if e.Kind == admin.EventPass && json.Unmarshal(e.Data, &p) == nil && p.User == user && p.Copied == copied {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		t.Errorf("no event tells of the pass: %v", err)
+	}
 }
 
 // waiting looks at mail that cannot be delivered with the commands of the
