@@ -48,13 +48,24 @@ func (r *record) paired(src, dst uint32, loose key) {
 }
 
 // arrivals are the contents that were paired in this pass, as a multiset: what is
-// gone from one folder and among them was moved and not deleted.
-type arrivals map[key]int
+// gone from one folder and among them was moved and not deleted. Only what has the
+// size of one of them is read to find out.
+type arrivals struct {
+	keys  map[key]int
+	sizes map[int64]bool
+}
 
 func (p *pass) arrived(id identity) {
-	if p.again && p.deletes() {
-		p.tally(func(*Report, *Progress) { p.arrivals[id.Loose]++ })
+	if !p.again || !p.deletes() {
+		return
 	}
+	p.tally(func(*Report, *Progress) {
+		if p.arrivals.keys == nil {
+			p.arrivals = arrivals{map[key]int{}, map[int64]bool{}}
+		}
+		p.arrivals.keys[id.Loose]++
+		p.arrivals.sizes[id.Size] = true
+	})
 }
 
 // noteGone keeps in the record which copied messages the source does not list
@@ -271,7 +282,7 @@ func (f *folderRun) expunge(del uidSet, moved int) error {
 // another folder in this pass: by content, each once.
 func (f *folderRun) movedAway() (map[uint32]bool, error) {
 	moved := map[uint32]bool{}
-	if len(f.p.arrivals) == 0 {
+	if len(f.p.arrivals.keys) == 0 {
 		return moved, nil
 	}
 	var uids []uint32
@@ -288,13 +299,23 @@ func (f *folderRun) movedAway() (map[uint32]bool, error) {
 	if there.UIDValidity != f.rec.DstValidity {
 		return nil, fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
 	}
+	metas, err := f.lane.dstReader.ListThese(uids, imapconn.Items{Size: true})
+	if err != nil {
+		return nil, err
+	}
+	uids = uids[:0]
+	for _, m := range metas {
+		if f.p.arrivals.sizes[m.Size] {
+			uids = append(uids, m.UID)
+		}
+	}
 	t := &fetcher{}
 	if _, err := f.lane.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
 		return nil, err
 	}
 	for _, m := range t.msgs {
-		if f.p.arrivals[m.id.Loose] > 0 {
-			f.p.arrivals[m.id.Loose]--
+		if f.p.arrivals.keys[m.id.Loose] > 0 {
+			f.p.arrivals.keys[m.id.Loose]--
 			moved[m.meta.UID] = true
 		}
 	}
@@ -390,8 +411,12 @@ func (p *pass) vanished() error {
 			return folderError(f, err)
 		}
 		if n := rec.Pairs.count(); n > 0 {
-			p.problem(Problem{Folder: name, Class: ClassDeletions,
-				Text: fmt.Sprintf("the folder is gone from the source: its %d messages stay in %q on the destination", n, f.name)})
+			// Looked into once it is looked into again only when a folder is new.
+			rec.Stays = &stays{Text: fmt.Sprintf("the folder is gone from the source: its %d messages stay in %q on the destination", n, f.name)}
+			p.problem(Problem{Folder: name, Class: ClassDeletions, Text: rec.Stays.Text})
+		}
+		if err := f.save(); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -400,7 +425,7 @@ func (p *pass) vanished() error {
 // moveFolder deletes the copies of a vanished folder whose messages came to
 // another one.
 func (f *folderRun) moveFolder() error {
-	if len(f.p.arrivals) == 0 || !f.lane.dst.Has("UIDPLUS") {
+	if len(f.p.arrivals.keys) == 0 || !f.lane.dst.Has("UIDPLUS") || f.rec.Stays != nil && !f.p.fresh {
 		return nil
 	}
 	sel, err := f.lane.dst.Select(f.wire)

@@ -168,6 +168,18 @@ func TestFolderGoneFromTheSource(t *testing.T) {
 	if got := holds(t, dst, user, false); len(got["x"]) != 2 {
 		t.Errorf("%v", got)
 	}
+	// What stays there costs nothing when other mail comes.
+	var read atomic.Int64
+	job.Dest.Server.Address = newGate(t, dst.IMAPAddr, func(cmd string) string {
+		if strings.Contains(cmd, "BODY.PEEK[]") {
+			read.Add(1)
+		}
+		return ""
+	}).addr
+	put(t, src, user, "INBOX", letter(3, 100), letter(77, 2000))
+	if r := mustPass(t, c, job, reads); r.Copied != 2 || read.Load() != 0 || r.Moved != 0 {
+		t.Errorf("%+v, bodies were asked for %d times", r, read.Load())
+	}
 }
 
 // TestSourceThatForgets: a list that is short, a search that leaves UIDs out and a

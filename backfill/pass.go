@@ -53,6 +53,7 @@ type pass struct {
 	speed    speed
 	arrivals arrivals
 	again    bool // something was copied before this pass
+	fresh    bool // a folder is new to the ledger
 }
 
 // Pass copies what is new on the source, and the changes of flags, to the
@@ -86,7 +87,7 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 // start logs in to both sides and finds out which folders go where. A pass that
 // copies writes to the ledger already here.
 func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*pass, error) {
-	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}, arrivals: arrivals{}, dry: !copies}
+	p := &pass{c: c, ctx: ctx, job: job, o: o, log: c.Log, lane: &lane{}, dry: !copies}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -291,6 +292,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	}
 	for _, f := range all {
 		p.again = p.again || len(f.rec.Pairs) > 0
+		p.fresh = p.fresh || f.rec.SrcValidity == 0
 		f.status = p.srcSide.status[f.src.Wire]
 		switch {
 		case f.unmade:
