@@ -196,9 +196,10 @@ type Copier struct {
 	// together; zero means 64 MiB.
 	MemoryBytes int64
 	// Connections bounds how many folders of one mailbox are copied at once, each
-	// over up to two connections to either side; zero means 3. More than one are
-	// used where there is enough to copy, and a third only where the second
-	// brought something.
+	// over one connection to the source and up to two to the destination; zero
+	// means 4. More than one are used where there is enough to copy, and more than
+	// two only where the second brought something, or where a server is so distant
+	// that the pass mostly waits.
 	Connections int
 	// SourceRates and DestRates bound what is read and what is appended.
 	SourceRates, DestRates Rates

@@ -133,7 +133,7 @@ func (f *folderRun) appendEach(msgs []*incoming) error {
 			f.p.throttle.eased()
 		}
 		if slower != nil {
-			if err := f.p.throttle.Pause(f.p.ctx, slower); err != nil {
+			if err := f.p.pauseDest(slower); err != nil {
 				return fmt.Errorf("append: %w", err)
 			}
 		}
@@ -210,7 +210,7 @@ func (f *folderRun) offer(out []imapconn.Outgoing) (imapconn.Appended, error) {
 		if _, slower := imapconn.Throttled(err); !slower || !errors.As(err, &e) {
 			return done, err
 		}
-		if err := f.p.throttle.Pause(f.p.ctx, err); err != nil {
+		if err := f.p.pauseDest(err); err != nil {
 			return done, err
 		}
 	}

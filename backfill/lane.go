@@ -14,7 +14,7 @@ import (
 const (
 	// defaultConnections keeps a mailbox below the ten connections for one user
 	// that servers allow by default: a lane has up to four.
-	defaultConnections = 3
+	defaultConnections = 4
 	growEvery          = time.Second
 	manyFolders        = 6
 	// growth is what the last lane must have brought for one more to be opened.
@@ -22,7 +22,6 @@ const (
 	// farAway is the round trip from which on waiting, and not work, is what a
 	// pass consists of: more connections are opened, and at once.
 	farAway  = 15 * time.Millisecond
-	farLanes = 4
 	farEarly = 4 // folders from which on lanes are opened before anything is known of them
 )
 
@@ -35,6 +34,7 @@ type lane struct {
 	dstReader *imapconn.Reader
 	// refusals in a row: too many mean that the destination takes nothing.
 	refusedInRow int
+	release      func() // of the connections' share of all; nil for the first lane
 }
 
 func (l *lane) close() {
@@ -47,11 +47,14 @@ func (l *lane) close() {
 	if l.dst != nil {
 		l.dst.Close()
 	}
+	if l.release != nil {
+		l.release()
+	}
 }
 
-// openLane connects to both sides at once.
+// openLane connects to both sides at once, over connections that sitMore took.
 func (p *pass) openLane() (*lane, error) {
-	l := &lane{dstReader: p.reader(p.job.Dest, nil)}
+	l := &lane{dstReader: p.reader(p.job.Dest, nil), release: p.standMore}
 	if _, ok := p.srcBox.(*imapMailbox); ok {
 		l.src = p.reader(p.job.Source, nil) // its session is the first lane's, and may be at work
 	} else {
@@ -60,11 +63,14 @@ func (p *pass) openLane() (*lane, error) {
 	err := both(func() error {
 		// The source may as well be connected to when the first folder is read.
 		if r, ok := l.src.(interface{ Connect() error }); ok {
-			return r.Connect()
+			err := r.Connect()
+			p.c.together().srcSeats.refused(err, srcSeats)
+			return err
 		}
 		return nil
 	}, func() (err error) {
 		l.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest)
+		p.c.together().dstSeats.refused(err, dstSeats)
 		return err
 	})
 	if err != nil {
@@ -86,11 +92,8 @@ func (p *pass) measure() {
 
 // mostLanes is how many folders may be copied at once.
 func (p *pass) mostLanes() int {
-	switch {
-	case p.c.Connections > 0:
+	if p.c.Connections > 0 {
 		return p.c.Connections
-	case p.far:
-		return farLanes
 	}
 	return defaultConnections
 }
@@ -110,6 +113,9 @@ func (p *pass) openEarly() {
 		return
 	}
 	for range p.mostLanes() - 1 {
+		if !p.sitMore() {
+			return
+		}
 		s := &spare{done: make(chan struct{})}
 		p.spares = append(p.spares, s)
 		go func() {
@@ -119,19 +125,23 @@ func (p *pass) openEarly() {
 	}
 }
 
-// spareLane gives a lane that was opened early, or opens one.
-func (p *pass) spareLane() (*lane, error) {
+// spareLane gives what opens one more lane, or waits for one that is being opened
+// already; nil when others need the connections.
+func (p *pass) spareLane() func() (*lane, error) {
 	p.mu.Lock()
-	var s *spare
-	if n := len(p.spares); n > 0 {
-		s, p.spares = p.spares[0], p.spares[1:]
+	defer p.mu.Unlock()
+	if len(p.spares) > 0 {
+		s := p.spares[0]
+		p.spares = p.spares[1:]
+		return func() (*lane, error) {
+			<-s.done
+			return s.l, s.err
+		}
 	}
-	p.mu.Unlock()
-	if s == nil {
-		return p.openLane()
+	if !p.sitMore() {
+		return nil
 	}
-	<-s.done
-	return s.l, s.err
+	return p.openLane
 }
 
 // closeSpares gives up the lanes that nobody needed.
@@ -147,8 +157,17 @@ func (p *pass) closeSpares() {
 // reader makes a reader that waits when its server wants it slower.
 func (p *pass) reader(acct imapconn.Account, s *imapconn.Session) *imapconn.Reader {
 	r := imapconn.NewReader(p.ctx, &p.c.Dialer, acct, s)
-	r.Pauser = &p.throttle
+	server := &p.c.together().dstSeats
+	if acct.Server.Address == p.job.Source.Server.Address && p.job.From == nil {
+		server = &p.c.together().srcSeats
+	}
+	r.Pauser = pauser{&p.throttle, server}
 	return r
+}
+
+// pauseDest waits when the destination wants it slower.
+func (p *pass) pauseDest(cause error) error {
+	return pauser{&p.throttle, &p.c.together().dstSeats}.Pause(p.ctx, cause)
 }
 
 // errStopped ends the work of a lane after another lane's failed.
@@ -188,7 +207,7 @@ func (p *pass) work(runs []*folderRun, failed error) error {
 
 // lane works until nothing is left.
 func (w *crew) lane(l *lane) {
-	for f := w.take(); f != nil; f = w.take() {
+	for f := w.next(l); f != nil; f = w.next(l) {
 		f.lane = l
 		w.p.tally(func(_ *Report, g *Progress) { g.Folder = f.src.Name })
 		w.p.show(false)
@@ -196,6 +215,18 @@ func (w *crew) lane(l *lane) {
 		w.p.tally(func(_ *Report, g *Progress) { g.FoldersDone++ })
 		w.p.crash("between-folders")
 	}
+}
+
+// next gives the lane its next folder. A lane that is not the first ends when
+// others need its connections.
+func (w *crew) next(l *lane) *folderRun {
+	if l.release != nil && w.p.crowded() {
+		w.mu.Lock()
+		w.lanes--
+		w.mu.Unlock()
+		return nil
+	}
+	return w.take()
 }
 
 func (w *crew) take() *folderRun {
@@ -237,9 +268,13 @@ func (w *crew) hire() bool {
 	if w.full || w.fatal != nil || w.lanes >= w.p.mostLanes() || len(w.runs) <= 1 || !enough || w.p.throttle.times() > 0 {
 		return false
 	}
+	open := w.p.spareLane()
+	if open == nil {
+		return false
+	}
 	w.lanes++
 	w.wg.Go(func() {
-		l, err := w.p.spareLane()
+		l, err := open()
 		if err != nil {
 			w.p.log.Info("no further connection: the pass goes on with those it has", "user", w.p.job.User, "error", err)
 			w.mu.Lock()

@@ -40,6 +40,8 @@ type pass struct {
 	*lane    // the first one
 	spares   []*spare
 	far      bool // see measure
+	srcTaken bool // see sit
+	dstTaken bool
 	throttle throttle
 	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
@@ -101,7 +103,11 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 	if p.book, err = openBook(ctx, c.Ledger, job.User); err != nil {
 		return nil, err
 	}
-	if err := p.connect(); err != nil {
+	err = p.sit()
+	if err == nil {
+		err = p.connect()
+	}
+	if err != nil {
 		p.close()
 		return nil, err
 	}
@@ -157,6 +163,7 @@ func (p *pass) connect() error {
 func (p *pass) enter(acct imapconn.Account, known []string) (*imapconn.Session, looked, error) {
 	s, err := p.c.Dialer.Open(p.ctx, acct)
 	if err != nil {
+		p.c.together().dstSeats.refused(err, dstSeats)
 		return nil, looked{}, err
 	}
 	there, err := survey(s, known)
@@ -188,6 +195,7 @@ func (p *pass) close() {
 	if p.srcBox != nil {
 		p.srcBox.Close()
 	}
+	p.stand()
 }
 
 func (p *pass) crash(name string) {

@@ -186,3 +186,21 @@ func TestRoundTrips(t *testing.T) {
 		}
 	}
 }
+
+// TestServerTakesFewConnections: a server that refuses further connections gets
+// none, and everything is copied all the same.
+func TestServerTakesFewConnections(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Extra: "protocol imap {\n  mail_max_userip_connections = 2\n}\n"}))
+	for i := range 8 {
+		put(t, src, user, fmt.Sprintf("INBOX.Folder%d", i), letters(20*i, 20*i+20, 300)...)
+	}
+	job := jobOf(src, dst)
+	job.Source.Server.Address = newFarAway(t, src.IMAPAddr, 40*time.Millisecond).addr // so that lanes are opened
+	c := copier(t, newLedger(t))
+	if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 160 {
+		t.Errorf("%d copied, want 160", r.Copied)
+	}
+	same(t, holds(t, src, user, true), holds(t, dst, user, true))
+}

@@ -13,6 +13,16 @@ const defaultMemory = 64 << 20
 type Shared struct {
 	memory   *budget
 	src, dst *bucket
+
+	srcSeats, dstSeats seats
+}
+
+// SetConnections bounds the connections to both sides of all users together; 0
+// means no bound. One lane of a pass counts as one to the source and two to the
+// destination.
+func (s *Shared) SetConnections(source, dest int) {
+	s.srcSeats.setAll(source)
+	s.dstSeats.setAll(dest)
 }
 
 // NewShared makes it for so many octets of messages in memory (0: 64 MiB) and
@@ -54,6 +64,9 @@ func (c *Copier) batchMessages() int {
 // takeSource waits until messages may be read, takeDest until they may be
 // appended: first what the user is allowed, then what all are.
 func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
+	if err := p.c.together().srcSeats.calm(ctx); err != nil {
+		return err
+	}
 	if err := p.srcRate.take(ctx, n, octets); err != nil {
 		return err
 	}
@@ -61,6 +74,9 @@ func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
 }
 
 func (p *pass) takeDest(ctx context.Context, n int, octets int64) error {
+	if err := p.c.together().dstSeats.calm(ctx); err != nil {
+		return err
+	}
 	if err := p.dstRate.take(ctx, n, octets); err != nil {
 		return err
 	}

@@ -60,6 +60,7 @@ func (p *pass) openSource() (Mailbox, error) {
 	}
 	s, err := p.c.Dialer.Open(p.ctx, p.job.Source)
 	if err != nil {
+		p.c.together().srcSeats.refused(err, srcSeats)
 		return nil, err
 	}
 	return &imapMailbox{Session: s, p: p}, nil

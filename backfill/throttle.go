@@ -38,7 +38,12 @@ func (t *throttle) Pause(ctx context.Context, cause error) error {
 	if err != nil {
 		return err
 	}
-	timer := time.NewTimer(wait)
+	return t.wait(ctx, wait)
+}
+
+// wait waits for as long as note said.
+func (t *throttle) wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -50,7 +50,7 @@ type BackfillRate struct {
 }
 
 func defaultBackfill() Backfill {
-	return Backfill{Connections: 3, Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), DeleteCeiling: Share{Percent: 10}}
+	return Backfill{Connections: 4, Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), DeleteCeiling: Share{Percent: 10}}
 }
 
 // UsersAtOnce is how many users are worked on at the same time: backfill.users_at_once, or else cutover.concurrency.

@@ -55,7 +55,7 @@ backends:
 	}{
 		{"defaults", "", nil},
 		{"users", "backfill: {users_at_once: 9}", []string{
-			"backfill.users_at_once: 9 users need more than backends.old.max_imap_connections (6) and backends.new.max_imap_connections (8) allow: 4 at a time"}},
+			"backfill.users_at_once: 9 users need more than backends.old.max_imap_connections (6) and backends.new.max_imap_connections (40) allow: 6 at a time"}},
 		{"tail", "backfill: {tail_interval: 2h}", []string{
 			"backfill.tail_interval: mail that arrived on old within 2h before a flip is copied while the user's mail is held"}},
 		{"patience", "backfill: {patience: 20m}", []string{

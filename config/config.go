@@ -104,7 +104,7 @@ type Backend struct {
 	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
 	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
 	MaxConnections     int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
-	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections to this side at once. Moving a user takes one to old and two to new: with fewer, fewer users than cutover.concurrency are moved at a time."`
+	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections of the backfill to this side at once, of all users together, on each node. A user takes one to old and two to new, and as many again for each further folder that is copied at once while nobody waits for them: with fewer, fewer users than cutover.concurrency are moved at a time. A server that refuses one is asked for fewer for ten minutes."`
 }
 
 // BackendTLS says how a backend's certificate is checked, for SMTP and IMAP alike.
@@ -140,7 +140,7 @@ type Queue struct {
 // Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains
 // and both backends' smtp are set.
 func Default() *Config {
-	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 8}
+	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 40}
 	return &Config{
 		Store: "./data",
 		Redis: Redis{Durability: "verified", Queue: "q"},

@@ -59,6 +59,23 @@ func Throttled(err error) (wait time.Duration, ok bool) {
 	return suggestedWait(text), true
 }
 
+// everybodyWords are what servers say when it is not one account that asks too
+// much of them, in lower case.
+var everybodyWords = []string{
+	"server busy", "server is busy", "server too busy", "system load", "overloaded", "system resources", "from your ip", "from this ip", "from your host",
+	"per ip", "ip address", "tenant", "organization", "all users",
+}
+
+// Everybody tells whether a server that wants less to be asked of it, see
+// [Throttled], means all its users, and not only the account it says it to.
+func Everybody(err error) bool {
+	if _, ok := Throttled(err); !ok {
+		return false
+	}
+	text := strings.ToLower(err.Error())
+	return slices.ContainsFunc(everybodyWords, func(w string) bool { return strings.Contains(text, w) })
+}
+
 // suggestedWait reads a time that a server names; numbers without a unit are
 // milliseconds, as Exchange means them.
 func suggestedWait(text string) time.Duration {

@@ -42,6 +42,7 @@ func (c *copiers) Inventory(ctx context.Context, job backfill.Job) (backfill.Inv
 func (d *Daemon) openCopier() {
 	b := d.cfg.Backfill
 	d.copier = &copiers{shared: backfill.NewShared(int64(b.Memory), rates(b.Rates.Old).All, rates(b.Rates.New).All)}
+	d.copier.shared.SetConnections(d.cfg.Backends.Old.MaxIMAPConnections, d.cfg.Backends.New.MaxIMAPConnections)
 	d.copier.now.Store(d.newCopier(d.cfg))
 }
 

@@ -1,0 +1,254 @@
+package backfill
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"crossfade/backfill/imapconn"
+)
+
+const (
+	// srcSeats and dstSeats are the connections of one lane: the destination is
+	// written to over one and looked into over another.
+	srcSeats = 1
+	dstSeats = 2
+	// lowTime is how long a server that refused a connection is asked for fewer.
+	lowTime  = 10 * time.Minute
+	seatLook = 10 * time.Second
+)
+
+// seats are the connections to one server that all passes share. A pass waits
+// for those of its first lane, and takes those of more lanes only while nobody
+// waits.
+type seats struct {
+	mu      sync.Mutex
+	all     int // 0: no bound
+	taken   int
+	low     int // the bound until lowEnd, where the server refused more
+	lowEnd  time.Time
+	waiting []*seatWait
+	paused  time.Time // until then nobody asks anything of the server
+}
+
+type seatWait struct {
+	n     int
+	ready chan struct{}
+}
+
+func (s *seats) setAll(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = n
+	s.hand()
+}
+
+func (s *seats) fits(n int) bool {
+	limit := s.all
+	if time.Now().Before(s.lowEnd) && (limit == 0 || s.low < limit) {
+		limit = s.low
+	}
+	return limit == 0 || s.taken == 0 || s.taken+n <= limit
+}
+
+func (s *seats) hand() {
+	for len(s.waiting) > 0 && s.fits(s.waiting[0].n) {
+		w := s.waiting[0]
+		s.waiting = s.waiting[1:]
+		s.taken += w.n
+		close(w.ready)
+	}
+}
+
+// take waits for n connections. Who is in a hurry goes before all others.
+func (s *seats) take(ctx context.Context, n int, hurry bool) error {
+	s.mu.Lock()
+	w := &seatWait{n: n, ready: make(chan struct{})}
+	if hurry {
+		s.waiting = slices.Insert(s.waiting, 0, w)
+	} else {
+		s.waiting = append(s.waiting, w)
+	}
+	s.hand()
+	s.mu.Unlock()
+	look := time.NewTicker(seatLook) // a lower bound ends by itself
+	defer look.Stop()
+	for {
+		select {
+		case <-w.ready:
+			return nil
+		case <-look.C:
+			s.mu.Lock()
+			s.hand()
+			s.mu.Unlock()
+		case <-ctx.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if i := slices.Index(s.waiting, w); i >= 0 {
+				s.waiting = slices.Delete(s.waiting, i, i+1)
+			} else {
+				s.taken -= n // they were given just now
+			}
+			s.hand()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// try takes n connections when they are free and nobody waits.
+func (s *seats) try(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) > 0 || !s.fits(n) {
+		return false
+	}
+	s.taken += n
+	return true
+}
+
+func (s *seats) give(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken -= n
+	s.hand()
+}
+
+// crowded tells whether somebody waits, or there are more connections than the
+// server is asked for now.
+func (s *seats) crowded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting) > 0 || !s.fits(0)
+}
+
+// refused lowers the bound for a while when err says that the server wants fewer
+// connections; n of those that are taken could not be opened.
+func (s *seats) refused(err error, n int) {
+	if !tooMany(err) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.low, s.lowEnd = max(s.taken-n, 1), time.Now().Add(lowTime)
+}
+
+// tooMany tells whether a server refused a connection because it has enough of
+// them.
+func tooMany(err error) bool {
+	if err == nil {
+		return false
+	}
+	var login *imapconn.LoginError
+	_, throttled := imapconn.Throttled(err)
+	return throttled || errors.As(err, &login) && login.Busy() ||
+		strings.Contains(strings.ToLower(err.Error()), "maximum number of connections")
+}
+
+// slow has everybody wait who is about to ask the server for something.
+func (s *seats) slow(wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end := time.Now().Add(wait); end.After(s.paused) {
+		s.paused = end
+	}
+}
+
+// calm waits until the server may be asked again.
+func (s *seats) calm(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		left := time.Until(s.paused)
+		s.mu.Unlock()
+		if left <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// sit takes the connections of the pass's first lane to both servers. Who holds
+// those to the destination never waits for one.
+func (p *pass) sit() error {
+	all := p.c.together()
+	if p.job.From == nil {
+		if err := all.srcSeats.take(p.ctx, srcSeats, p.o.Final); err != nil {
+			return err
+		}
+		p.srcTaken = true
+	}
+	if err := all.dstSeats.take(p.ctx, dstSeats, p.o.Final); err != nil {
+		return err
+	}
+	p.dstTaken = true
+	return nil
+}
+
+// stand gives them back.
+func (p *pass) stand() {
+	all := p.c.together()
+	if p.srcTaken {
+		all.srcSeats.give(srcSeats)
+	}
+	if p.dstTaken {
+		all.dstSeats.give(dstSeats)
+	}
+	p.srcTaken, p.dstTaken = false, false
+}
+
+// sitMore takes the connections of one more lane, if they are to be had.
+func (p *pass) sitMore() bool {
+	all := p.c.together()
+	if p.job.From == nil && !all.srcSeats.try(srcSeats) {
+		return false
+	}
+	if all.dstSeats.try(dstSeats) {
+		return true
+	}
+	if p.job.From == nil {
+		all.srcSeats.give(srcSeats)
+	}
+	return false
+}
+
+func (p *pass) standMore() {
+	all := p.c.together()
+	if p.job.From == nil {
+		all.srcSeats.give(srcSeats)
+	}
+	all.dstSeats.give(dstSeats)
+}
+
+// crowded tells whether others wait for connections that this pass could do
+// without.
+func (p *pass) crowded() bool {
+	all := p.c.together()
+	return p.job.From == nil && all.srcSeats.crowded() || all.dstSeats.crowded()
+}
+
+// pauser waits for one pass when its server wants it slower, and has all others
+// wait too when what the server says concerns more than this account.
+type pauser struct {
+	*throttle
+	server *seats
+}
+
+// Pause implements [imapconn.Pauser].
+func (t pauser) Pause(ctx context.Context, cause error) error {
+	wait, err := t.note(cause)
+	if err != nil {
+		return err
+	}
+	if imapconn.Everybody(cause) {
+		t.server.slow(wait)
+	}
+	return t.wait(ctx, wait)
+}

@@ -1,0 +1,125 @@
+package backfill
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"crossfade/backfill/imapconn"
+)
+
+// TestSeatsAreShared: nobody gets more than there are, who is in a hurry goes
+// first, and further lanes get none while somebody waits.
+func TestSeatsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &seats{all: 4}
+		if err := errors.Join(s.take(t.Context(), 2, false), s.take(t.Context(), 2, false)); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		wait := func(ctx context.Context, name string, hurry bool) {
+			go func() {
+				if s.take(ctx, 2, hurry) == nil {
+					got = append(got, name)
+				}
+			}()
+			synctest.Wait()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		wait(ctx, "gone", false)
+		wait(t.Context(), "user", false)
+		wait(t.Context(), "held", true)
+		if s.try(1) || !s.crowded() || len(got) > 0 {
+			t.Fatalf("more than all: %v", got)
+		}
+		cancel()
+		synctest.Wait()
+		s.give(2)
+		synctest.Wait()
+		s.give(2)
+		synctest.Wait()
+		if len(got) != 2 || got[0] != "held" || got[1] != "user" || s.crowded() || s.taken != 4 {
+			t.Errorf("%v, %d taken", got, s.taken)
+		}
+	})
+}
+
+// TestSeatsAfterARefusal: a server that refuses a connection is asked for fewer
+// for a while, and then for as many as before.
+func TestSeatsAfterARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &seats{all: 40}
+		for range 3 {
+			if err := s.take(t.Context(), 2, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.refused(errors.New("connection refused"), 2) // it is down: that says nothing of how many it takes
+		if !s.try(2) {
+			t.Fatal("the bound was lowered")
+		}
+		s.refused(&imapconn.LoginError{Answer: imapconn.Error{Text: "Maximum number of connections from user+IP exceeded"}}, 2)
+		s.give(2)
+		if s.try(1) {
+			t.Error("a connection more than the server took")
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.take(t.Context(), 2, false) }()
+		time.Sleep(lowTime - time.Second)
+		select {
+		case <-done:
+			t.Error("it got one while the bound was low")
+		default:
+		}
+		time.Sleep(time.Minute)
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("the bound stays low")
+		}
+	})
+}
+
+// TestOneUserIsEnoughForASmallBound: a bound below what a user needs lets one
+// through at a time.
+func TestOneUserIsEnoughForASmallBound(t *testing.T) {
+	s := &seats{all: 1}
+	if err := s.take(t.Context(), 2, false); err != nil || s.try(1) {
+		t.Errorf("%v, or a second one got through", err)
+	}
+}
+
+// TestServerSlowsEverybody: what a server says of itself holds for all passes,
+// what it says of an account for that one.
+func TestServerSlowsEverybody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &seats{}
+		for text, all := range map[string]bool{
+			"[THROTTLED] Account exceeded command or bandwidth limits": false,
+			"[UNAVAILABLE] Server Busy, retry after 30 seconds":        true,
+		} {
+			began := time.Now()
+			if err := (pauser{&throttle{}, s}).Pause(t.Context(), &imapconn.Error{Status: "NO", Text: text}); err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(began)
+			s.mu.Lock()
+			until := s.paused
+			s.mu.Unlock()
+			if (!until.IsZero() && !until.Before(began.Add(took))) != all {
+				t.Errorf("%q: others wait until %v", text, until)
+			}
+			s.paused = time.Time{}
+		}
+		s.slow(time.Minute)
+		began := time.Now()
+		if err := s.calm(t.Context()); err != nil || time.Since(began) != time.Minute {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
