@@ -111,8 +111,7 @@ func (r *mdReader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receive
 		}
 		err := r.fetch(uid, it)
 		for try := 0; try < renames && errors.Is(err, fs.ErrNotExist); try++ {
-			// It was renamed, with its flags: where is it now?
-			if err := r.again(); err != nil {
+			if err := r.find(try); err != nil {
 				return nil, err
 			}
 			err = r.fetch(uid, it)
@@ -126,6 +125,24 @@ func (r *mdReader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receive
 		}
 	}
 	return failures, nil
+}
+
+// find looks where messages are now that were renamed, with their flags: by one
+// list of the folder, and in the end by a look that is sure of what is gone.
+func (r *mdReader) find(try int) error {
+	if try >= renames-2 {
+		return r.again()
+	}
+	files, err := r.folder.list()
+	if err != nil {
+		return folderError(r.wire, err)
+	}
+	for base, x := range files {
+		if uid := r.folder.numbered.UIDs[base]; uid != 0 {
+			r.folder.files[base], r.byUID[uid] = x, x
+		}
+	}
+	return nil
 }
 
 func (r *mdReader) fetch(uid uint32, it imapconn.Items) error {
