@@ -58,6 +58,9 @@ type Status struct {
 	Updated  time.Time     `json:"updated"`
 	Next     time.Time     `json:"next,omitzero"`
 	Flip     bool          `json:"flip"` // asked to go on to new
+	// ETA is when the pass under way will be through, by how fast it was so far;
+	// zero when that cannot be said.
+	ETA time.Time `json:"eta,omitzero"`
 	// Paused says who paused the copying for this user, and why.
 	Paused string `json:"paused,omitempty"`
 }

@@ -139,6 +139,9 @@ func (c *Conductor) Run(ctx context.Context) error {
 		return fmt.Errorf("cutover: %w", err)
 	}
 	wg.Go(func() { c.watchPauses(ctx) })
+	if c.cfg.Looker != nil {
+		wg.Go(func() { c.sizing(ctx) })
+	}
 	if c.cfg.Owners != nil {
 		wg.Go(func() { c.share(ctx) })
 	} else if err := c.recover(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/backfill"
@@ -44,7 +45,8 @@ type move struct {
 	changed bool
 
 	wave     string                  // of the user, as read last
-	size     int64                   // octets in his mailbox, as far as known
+	size     atomic.Int64            // octets in his mailbox, as far as known
+	sized    bool                    // somebody looked, or need not any more
 	stopPass context.CancelCauseFunc // ends a pass when a pause begins; nil: none runs
 
 	told []backfill.Problem // by Hooks.Passed; the goroutine's own
@@ -276,7 +278,7 @@ func (m *move) heldByHand(ctx context.Context, u router.User) (bool, error) {
 // inSlot runs f when one of the places for users at work is free.
 func (m *move) inSlot(ctx context.Context, w work, f func() error) error {
 	m.mu.Lock()
-	t := turn{work: w, wave: m.wave, size: m.size}
+	t := turn{work: w, wave: m.wave, size: &m.size}
 	m.mu.Unlock()
 	if u := m.snapshot().State; !pausable(u) {
 		t.wave, t.exempt = "", true
@@ -327,11 +329,14 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		Final:     final,
 		Restore:   reads,
 		Deletions: reads,
-		Progress:  func(p backfill.Progress) { m.note(func(s *Status) { s.Progress = p }) },
+		Progress: func(p backfill.Progress) {
+			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
+		},
 	})
 	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
 		err = errPaused
 	}
+	m.note(func(s *Status) { s.ETA = time.Time{} })
 	m.passed(began, rep, err)
 	if err != nil {
 		return rep, fmt.Errorf("copying: %w", err)

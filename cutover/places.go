@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // errPaused ends a pass that an operator wants no more of for now. It is no
@@ -26,9 +27,16 @@ const (
 type turn struct {
 	work work
 	wave string
-	size int64 // octets; 0: not known
+	size *atomic.Int64 // octets, which may become known meanwhile; nil or 0: they are not
 	// exempt is who no pause concerns.
 	exempt bool
+}
+
+func (t turn) octets() int64 {
+	if t.size == nil {
+		return 0
+	}
+	return t.size.Load()
 }
 
 // waiter waits for a place.
@@ -138,7 +146,7 @@ func (p *places) next() *waiter {
 	if p.first%2 == 0 {
 		return slices.MinFunc(able, bySeq)
 	}
-	return slices.MinFunc(able, func(a, b *waiter) int { return cmp.Or(cmp.Compare(b.size, a.size), bySeq(a, b)) })
+	return slices.MinFunc(able, func(a, b *waiter) int { return cmp.Or(cmp.Compare(b.octets(), a.octets()), bySeq(a, b)) })
 }
 
 func bySeq(a, b *waiter) int { return cmp.Compare(a.seq, b.seq) }

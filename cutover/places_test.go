@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,8 +44,8 @@ func TestOrderOfPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := map[string]turn{
 			"tail1": {work: workTail}, "tail2": {work: workTail}, "flip1": {work: workFlip}, "flip2": {work: workFlip, wave: "w9"},
-			"small": {work: workFirst, wave: "w2", size: 10}, "whale": {work: workFirst, wave: "w2", size: 1000}, "unknown": {work: workFirst, wave: "w2"},
-			"large": {work: workFirst, wave: "w2", size: 100}, "later": {work: workFirst, wave: "w10", size: 9999}, "named": {work: workFirst},
+			"small": {work: workFirst, wave: "w2", size: octets(10)}, "whale": {work: workFirst, wave: "w2", size: octets(1000)}, "unknown": {work: workFirst, wave: "w2"},
+			"large": {work: workFirst, wave: "w2", size: octets(100)}, "later": {work: workFirst, wave: "w10", size: octets(9999)}, "named": {work: workFirst},
 		}
 		names := []string{"later", "small", "unknown", "tail1", "large", "whale", "flip1", "named", "tail2", "flip2"}
 		got := strings.Join(order(t, &places{}, names, turns), " ")
@@ -82,10 +83,10 @@ func TestNobodyStarves(t *testing.T) {
 		}
 		for range 20 {
 			go run("tail", turn{work: workTail}, true)
-			go run("whale", turn{work: workFirst, size: 1 << 40}, true)
+			go run("whale", turn{work: workFirst, size: octets(1 << 40)}, true)
 		}
 		time.Sleep(time.Millisecond)
-		go run("small", turn{work: workFirst, size: 1}, false)
+		go run("small", turn{work: workFirst, size: octets(1)}, false)
 		time.Sleep(10 * time.Minute)
 		cancel()
 		synctest.Wait()
@@ -210,4 +211,10 @@ func (c *copier) running() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.atOnce
+}
+
+func octets(n int64) *atomic.Int64 {
+	var v atomic.Int64
+	v.Store(n)
+	return &v
 }
