@@ -33,6 +33,9 @@ type Maildir struct {
 	Layout Layout
 }
 
+// String names the tree in reports and certificates.
+func (m Maildir) String() string { return "maildir " + m.Place.String() }
+
 // Open implements [backfill.Source].
 func (m Maildir) Open(ctx context.Context, n *backfill.Numbers) (backfill.Mailbox, error) {
 	root, err := m.Place.open()

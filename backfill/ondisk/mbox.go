@@ -27,6 +27,9 @@ type Mbox struct {
 	Inbox Place
 }
 
+// String names the tree in reports and certificates.
+func (m Mbox) String() string { return "mbox " + m.Folders.String() }
+
 // Open implements [backfill.Source].
 func (m Mbox) Open(ctx context.Context, n *backfill.Numbers) (backfill.Mailbox, error) {
 	t := &mbTree{ctx: ctx, numbers: n, files: map[string]mbFile{}, known: map[string]*mbState{}}

@@ -122,7 +122,7 @@ func TestMailboxOverPOP3(t *testing.T) {
 	if r := pass(t, l, job(from, dst)); r.Copied != 1 || len(r.Problems) > 0 {
 		t.Errorf("third pass: %+v", r)
 	}
-	if v, err := (&backfill.Copier{Ledger: l}).Verify(t.Context(), job(from, dst)); err != nil || !v.OK() {
+	if v, err := (&backfill.Copier{Ledger: l}).Verify(t.Context(), job(from, dst)); err != nil || !v.OK() || !strings.HasPrefix(v.Source, "pop3 127.0.0.1:") {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 }

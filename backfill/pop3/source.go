@@ -21,6 +21,9 @@ type Source struct {
 	Login  Login
 }
 
+// String names the mailbox in reports and certificates.
+func (s Source) String() string { return "pop3 " + s.Server.Address + " " + s.Login.name() }
+
 // Open implements [backfill.Source].
 func (s Source) Open(ctx context.Context, n *backfill.Numbers) (backfill.Mailbox, error) {
 	b := &box{ctx: ctx, src: s, numbers: n}
