@@ -1,6 +1,7 @@
 package matrix
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -176,7 +177,13 @@ func fill(t testing.TB, s server, user string) {
 			if s.inbox != nil && name == "INBOX" && plant(t, s.inbox(user), m) {
 				continue
 			}
-			if err := put(c, name, m); err != nil {
+			err := put(c, name, m)
+			if err != nil {
+				_ = c.Close()
+				c = s.Login(t, user)
+				err = put(c, name, withCRLF(m)) // Cyrus takes no other line ends
+			}
+			if err != nil {
 				subject, _, _ := strings.Cut(string(m.Body), "\r\n")
 				refused = append(refused, fmt.Sprintf("%.30q (%v)", subject, err))
 				_ = c.Close()
@@ -185,9 +192,14 @@ func fill(t testing.TB, s server, user string) {
 		}
 		_ = c.Close()
 	}
-	if len(refused) > 0 {
-		t.Logf("%s does not take, so nobody has it there: %s", s.name, strings.Join(refused, "; "))
+	if n := len(refused); n > 0 {
+		t.Logf("%s does not take %d, so nobody has them there: %s", s.name, n, strings.Join(refused[:min(n, 10)], "; "))
 	}
+}
+
+func withCRLF(m mailtest.StoredMessage) mailtest.StoredMessage {
+	m.Body = bytes.ReplaceAll(bytes.ReplaceAll(m.Body, []byte("\r\n"), []byte("\n")), []byte("\n"), []byte("\r\n"))
+	return m
 }
 
 func exists(t testing.TB, s server, user, name string) bool {

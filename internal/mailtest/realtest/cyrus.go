@@ -23,6 +23,7 @@ type CyrusOptions struct {
 	// Admin, with AdminPassword (default "adminsecret"), may log in for everybody by PLAIN with the user as
 	// authorization identity (proxyservers).
 	Admin, AdminPassword string
+	QuotaKiB             int // of a new mailbox; 0 is none
 	// Extra is put at the end of imapd.conf.
 	Extra string
 }
@@ -55,7 +56,7 @@ virtdomains: userid
 defaultdomain: cyrus.test
 altnamespace: {{if .O.Classic}}no{{else}}yes{{end}}
 unixhierarchysep: {{if .O.Classic}}no{{else}}yes{{end}}
-autocreate_quota: 0
+autocreate_quota: {{.O.QuotaKiB}}
 autocreate_post: yes
 allowplaintext: yes
 skiplist_unsafe: yes
