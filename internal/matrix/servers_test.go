@@ -15,6 +15,8 @@ type server struct {
 	// that take what is put there; nil for others.
 	inbox  func(user string) string
 	mbsync bool // mbsync is asked about it
+	// keepsDeleted: it has no UIDPLUS, so that deletions cannot be carried over to it.
+	keepsDeleted bool
 }
 
 // bare is what is left of a server's capabilities that has none but those of
@@ -28,7 +30,7 @@ func startServers(t testing.TB) []server {
 	dovecot := func(name string, o realtest.DovecotOptions) server {
 		o.MailFsync = "never"
 		d := realtest.StartDovecot(t, o)
-		s := server{name: name, IMAP: &d.IMAP, mbsync: true}
+		s := server{name: name, IMAP: &d.IMAP, mbsync: true, keepsDeleted: o.Capability == bare}
 		if o.Layout != realtest.Sdbox {
 			s.inbox = func(user string) string { return filepath.Join(d.MailRoot, user, "Maildir") }
 		}
