@@ -41,6 +41,7 @@ func TestCourierFolderThatNobodyOpened(t *testing.T) {
 	if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 12 {
 		t.Errorf("%+v", r)
 	}
+	<-time.After(time.Until(time.Now().Truncate(time.Second).Add(time.Second))) // its UIDVALIDITY was the time, in seconds
 	for _, o := range []backfill.Options{{}, {Final: true}, {Final: true, Restore: true}} {
 		if r := mustPass(t, c, job, o); !r.Clean() {
 			t.Errorf("%+v: %+v", o, r)

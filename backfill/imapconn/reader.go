@@ -34,9 +34,12 @@ type Reader struct {
 
 	folder   Folder
 	selected Selected
-	expected *Items // see Expect
-	ahead    *listing
-	buf      []byte // for copying literals
+	// forgetful is the session's, kept has the folders that were settled.
+	forgetful bool
+	kept      map[string]bool
+	expected  *Items // see Expect
+	ahead     *listing
+	buf       []byte // for copying literals
 }
 
 // NewReader makes a reader. A session that is handed over is used up; nil
@@ -67,6 +70,7 @@ func (r *Reader) adopt(s *Session) {
 	}
 	conn := &handedOver{wire: s.w, r: io.MultiReader(strings.NewReader(greeting), from)}
 	r.client = imapclient.New(conn, nil)
+	r.forgetful = s.forgetful
 	s.broken = errClosed
 }
 
@@ -188,6 +192,12 @@ func (r *Reader) reselect() (Selected, error) {
 	}
 	if r.selected.UIDValidity != 0 && sel.UIDValidity != r.selected.UIDValidity {
 		return sel, fmt.Errorf("folder %q: %w", r.folder.Name, ErrChanged)
+	}
+	if r.forgetful && !r.kept[r.folder.Wire] && young(sel.UIDValidity) {
+		if err := r.keep(); err != nil {
+			return sel, fmt.Errorf("folder %q: %w", r.folder.Name, err)
+		}
+		return r.reselect()
 	}
 	return sel, nil
 }

@@ -24,8 +24,10 @@ type Session struct {
 	buffer int // octets of br and of bw
 	broken error
 	rtt    time.Duration // the shortest so far
-	ctx    context.Context
-	stop   func() bool
+	// forgetful: a UIDVALIDITY that EXAMINE tells may be made up, see Reader.keep.
+	forgetful bool
+	ctx       context.Context
+	stop      func() bool
 }
 
 // Error is a command that the server answered with NO or BAD.
@@ -105,6 +107,7 @@ func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle
 		return fmt.Errorf("the greeting is %s %s", printable(greeting.name), greeting.text)
 	}
 	s.takeCaps(greeting)
+	s.forgetful = strings.Contains(greeting.text, "Courier-IMAP")
 	if s.acct.Server.Mode == TLSStart {
 		if err := s.startTLS(ctx, raw, greeting, idle); err != nil {
 			return err

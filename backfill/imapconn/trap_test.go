@@ -179,3 +179,56 @@ func TestAnswersToLogins(t *testing.T) {
 		}
 	}
 }
+
+// TestReaderHasCourierSettleItsUIDs: until somebody selects the folder, EXAMINE tells another UIDVALIDITY each time. Everything
+// was matched by content again in each pass, and no user of such a folder was ever in sync.
+func TestReaderHasCourierSettleItsUIDs(t *testing.T) {
+	for name, tt := range map[string]struct {
+		greeting string
+		age      time.Duration
+		selects  int
+	}{
+		"Courier, never opened": {"* OK Courier-IMAP ready.\r\n", 0, 1},
+		"Courier, opened once":  {"* OK Courier-IMAP ready.\r\n", 30 * 24 * time.Hour, 0},
+		"another":               {"* OK ready\r\n", 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, 1, 2)
+			f.greeting = tt.greeting
+			now := uint32(time.Now().Add(-tt.age).Unix())
+			f.validity = now
+			examined := 0
+			f.hook = func(_ *fakeConn, _, cmd string) bool {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				switch {
+				case strings.HasPrefix(cmd, "SELECT"):
+					f.validity = now + 100 // for good
+				case strings.HasPrefix(cmd, "EXAMINE") && f.validity < now+100 && tt.selects > 0:
+					examined++
+					f.validity = now + uint32(examined)
+				}
+				return false
+			}
+			r := NewReader(t.Context(), &Dialer{Idle: 2 * time.Second}, f.account(), nil)
+			defer r.Close()
+			first, err := r.Select(Folder{Name: "INBOX", Wire: "INBOX"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := r.Select(Folder{Name: "INBOX", Wire: "INBOX"})
+			if err != nil || again.UIDValidity != first.UIDValidity || first.UIDValidity != f.validity {
+				t.Errorf("%+v, then %+v, %v", first, again, err)
+			}
+			selects := 0
+			for _, cmd := range f.seen() {
+				if strings.HasPrefix(cmd, "SELECT") {
+					selects++
+				}
+			}
+			if selects != tt.selects {
+				t.Errorf("%d SELECT, want %d", selects, tt.selects)
+			}
+		})
+	}
+}
