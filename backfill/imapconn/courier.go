@@ -28,8 +28,12 @@ func (r *Reader) keep() error {
 	return nil
 }
 
+// courierEpoch is what Courier takes off the Unix time for a UIDVALIDITY.
+const courierEpoch = 1_000_000_000
+
 // young tells whether a UIDVALIDITY may be the time of this moment, by a clock
 // that is wrong by no more than an hour.
 func young(validity uint32) bool {
-	return time.Since(time.Unix(int64(validity), 0)).Abs() < time.Hour
+	near := func(sec int64) bool { return time.Since(time.Unix(sec, 0)).Abs() < time.Hour }
+	return near(int64(validity)+courierEpoch) || near(int64(validity))
 }

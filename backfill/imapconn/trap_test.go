@@ -195,7 +195,7 @@ func TestReaderHasCourierSettleItsUIDs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t, 1, 2)
 			f.greeting = tt.greeting
-			now := uint32(time.Now().Add(-tt.age).Unix())
+			now := uint32(time.Now().Add(-tt.age).Unix() - 1_000_000_000)
 			f.validity = now
 			examined := 0
 			f.hook = func(_ *fakeConn, _, cmd string) bool {
