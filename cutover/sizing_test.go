@@ -40,8 +40,15 @@ func TestWhalesFirst(t *testing.T) {
 		}
 		tab, cop := newTable(users...), &copier{took: time.Minute}
 		conduct(t, tab, cop, Config{Concurrency: 1, Looker: known, Tail: 24 * time.Hour})
-		time.Sleep(10 * time.Minute)
+		time.Sleep(20 * time.Minute)
 		passes, most := cop.seen()
+		var turns []string // of the first copies: a user's first pass
+		for _, p := range passes {
+			if !slices.Contains(turns, p) {
+				turns = append(turns, p)
+			}
+		}
+		passes = turns
 		if a, b := slices.Index(passes, "u3@example.org"), slices.Index(passes, "u5@example.org"); most != 1 || len(passes) < 7 || a < 0 || a > 2 || b < 0 || b > 4 {
 			t.Errorf("the whales u3 and u5 had turns %d and %d: %s", a, b, strings.Join(passes, " "))
 		}
