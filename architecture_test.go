@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"backfill/ondisk":         {"backfill", "backfill/imapconn"},
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
 	"backfill/certificate":    {"backfill"},
-	"cutover":                 {"mail", "router", "queue", "backfill"},
+	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover"},
 
 	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},

@@ -51,10 +51,14 @@ type Config struct {
 	AutoApprove bool          // a user who is ready flips without being told
 	MaxHold     time.Duration // 10 minutes: longer, and the user is ready again
 	Concurrency int           // 4 users at once
-	Tail        time.Duration // 1 minute between the passes for a ready user
-	LatePass    time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
-	RetryFirst  time.Duration // 30 seconds after the first failure, doubled up to RetryMax
-	RetryMax    time.Duration // 1 hour
+	Tail        time.Duration // 1 minute between the passes over all folders of a ready user
+	// Watcher tells of changes between those; nil: nobody does. TailPlaces is how
+	// many passes that follow it run at once, beside Concurrency: 2.
+	Watcher    Watcher
+	TailPlaces int
+	LatePass   time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
+	RetryFirst time.Duration // 30 seconds after the first failure, doubled up to RetryMax
+	RetryMax   time.Duration // 1 hour
 
 	Hooks Hooks
 	Log   *slog.Logger
@@ -67,6 +71,9 @@ type Hooks struct {
 	Passed  func(Passed)        // a pass ended, by an error too
 	Flipped func(hold time.Duration)
 	Failed  func() // an attempt failed; it is made again
+	// Lagged: what a Watcher told of was carried; after is the time from the first
+	// signal to the end of the pass.
+	Lagged func(after time.Duration)
 }
 
 // Passed is the end of a pass. With an error Report says what was done before it.
@@ -84,6 +91,7 @@ type Passed struct {
 type Conductor struct {
 	cfg    Config
 	places *places
+	tails  *places // for passes that follow a change in the mailbox of a ready user
 
 	pauseMu sync.Mutex
 	pauses  []Pause
@@ -115,17 +123,21 @@ func New(cfg Config) *Conductor {
 	if cfg.Concurrency <= 0 {
 		cfg.Concurrency = 4
 	}
+	if cfg.TailPlaces <= 0 {
+		cfg.TailPlaces = 2
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Conductor{
-		cfg: cfg, places: &places{all: cfg.Concurrency}, users: map[string]*move{}, wake: make(chan struct{}, 1),
+		cfg: cfg, places: &places{all: cfg.Concurrency}, tails: &places{all: cfg.TailPlaces}, users: map[string]*move{}, wake: make(chan struct{}, 1),
 		lookNow: make(chan struct{}, 1), keepNow: make(chan struct{}, 1),
 	}
 	c.places.paused = func(wave string) bool {
 		_, yes := c.pausedBy(wave)
 		return yes
 	}
+	c.tails.paused = c.places.paused
 	return c
 }
 

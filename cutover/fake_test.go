@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"crossfade/backfill"
+	"crossfade/backfill/imapconn"
 	"crossfade/router"
 )
 
@@ -215,5 +216,7 @@ func (mailboxes) Job(u router.User) (backfill.Job, error) {
 	if strings.HasPrefix(u.Address, "nowhere@") {
 		return backfill.Job{}, errors.New("old has no imap in the configuration")
 	}
-	return backfill.Job{User: u.Address}, nil
+	return backfill.Job{User: u.Address, Source: imapconn.Account{
+		Server: imapconn.Server{Address: "old:143"}, Login: imapconn.Login{User: u.Address},
+	}}, nil
 }

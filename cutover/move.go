@@ -51,13 +51,14 @@ type move struct {
 
 	told []backfill.Problem // by Hooks.Passed; the goroutine's own
 
-	stake stake // in the user, where nodes share the work
+	stake stake  // in the user, where nodes share the work
+	vigil *vigil // over his mailbox, while he is ready
 }
 
 func newMove(c *Conductor, u router.User, req Request) *move {
 	now := time.Now()
 	return &move{
-		c: c, user: u.Address, req: req, again: make(chan struct{}, 1),
+		c: c, user: u.Address, req: req, again: make(chan struct{}, 1), vigil: newVigil(),
 		status:  Status{User: u.Address, State: u.State, Phase: PhaseWaiting, Started: now, Updated: now, Flip: !req.Sync, Node: c.cfg.Node},
 		changed: true,
 	}
@@ -68,6 +69,7 @@ func (m *move) ask(req Request) {
 	m.mu.Lock()
 	m.req = req
 	m.mu.Unlock()
+	m.vigil.wantAll()
 	m.note(func(s *Status) {
 		s.Flip = !req.Sync
 		if !s.Active() {
@@ -153,6 +155,7 @@ func (m *move) run(ctx context.Context) {
 		m.giveUp(true)
 		return
 	}
+	defer m.unwatch()
 	if m.leaving() || m.check() != nil {
 		cancel()
 	}
@@ -176,7 +179,7 @@ func (m *move) run(ctx context.Context) {
 		case err != nil:
 			wait = m.failed(err)
 		}
-		if wait > 0 && !m.sleep(ctx, wait) {
+		if wait > 0 && !m.rest(ctx, wait, err == nil) {
 			break
 		}
 	}
@@ -191,12 +194,21 @@ func (m *move) run(ctx context.Context) {
 var errArrived = errors.New("arrived")
 
 // sleep waits, or less when the request changes; false when ctx ended.
-func (m *move) sleep(ctx context.Context, d time.Duration) bool {
+func (m *move) sleep(ctx context.Context, d time.Duration) bool { return m.rest(ctx, d, false) }
+
+// rest is sleep that ends, with listen, also when the user's mailbox changes.
+func (m *move) rest(ctx context.Context, d time.Duration, listen bool) bool {
+	var stirred chan struct{}
+	if listen {
+		stirred = m.vigil.stirred
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 		return false
+	case <-stirred:
+		return m.vigil.settle(ctx)
 	case <-m.again:
 	case <-t.C:
 	}
@@ -241,6 +253,9 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	m.mu.Unlock()
 	m.note(func(s *Status) { s.State = u.State })
 	m.followPause()
+	if u.State != router.StateReady {
+		m.unwatch()
+	}
 	switch u.State {
 	case router.StateSyncing:
 		return 0, m.inSlot(ctx, workFirst, func() error { return m.sync(ctx, u) })
@@ -307,25 +322,30 @@ func (m *move) setPlaced(yes bool) {
 	m.placed = yes
 }
 
-// pass runs one backfill pass and adds it up.
-func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Report, error) {
+// job says what a pass is to copy, once it may begin.
+func (m *move) job(ctx context.Context, u router.User, final bool) (backfill.Job, error) {
 	job, err := m.c.cfg.Mailboxes.Job(u)
 	if err != nil {
-		return backfill.Report{}, err
+		return job, err
 	}
 	if m.c.cfg.Owners != nil {
 		job.Dest.Guard = m.check // asked before octets are sent, and so after every stop
 	}
 	if u.Deliver == router.DeliverBoth && !final {
-		if err := m.copies(ctx, u); err != nil {
-			return backfill.Report{}, err
-		}
+		return job, m.copies(ctx, u)
 	}
-	pctx, over := m.interruptible(ctx, u)
-	defer over()
+	return job, nil
+}
+
+// pass runs one backfill pass and adds it up.
+func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Report, error) {
+	job, err := m.job(ctx, u, final)
+	if err != nil {
+		return backfill.Report{}, err
+	}
 	reads := u.State != router.StateNew // he reads old until then
 	began := time.Now()
-	rep, err := m.c.cfg.Copier.Pass(pctx, job, backfill.Options{
+	rep, err := m.makePass(ctx, u, job, backfill.Options{
 		Final:     final,
 		Restore:   reads,
 		Deletions: reads,
@@ -333,15 +353,23 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
 		},
 	})
-	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
-		err = errPaused
-	}
 	m.note(func(s *Status) { s.ETA = time.Time{} })
 	m.passed(began, rep, err)
 	if err != nil {
 		return rep, fmt.Errorf("copying: %w", err)
 	}
 	return rep, nil
+}
+
+// makePass runs a pass, which a pause may end.
+func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o backfill.Options) (backfill.Report, error) {
+	pctx, over := m.interruptible(ctx, u)
+	defer over()
+	rep, err := m.c.cfg.Copier.Pass(pctx, job, o)
+	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
+		err = errPaused
+	}
+	return rep, err
 }
 
 // passed adds a pass up and tells of it.
@@ -406,20 +434,18 @@ func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) 
 		if m.c.cfg.Owners != nil && m.c.places.free() == 0 {
 			return 0, errYield
 		}
+		m.unwatch()
 		return 0, m.inSlot(ctx, workFlip, func() error { return m.flip(ctx, u) })
 	}
-	err := m.inSlot(ctx, workTail, func() error {
-		_, err := m.pass(ctx, u, false)
-		return err
-	})
+	next, err := m.follow(ctx, u)
 	if err != nil {
 		return 0, err
 	}
 	m.note(func(s *Status) { s.Phase, s.Err, s.Attempts = PhaseReady, "", 0 })
 	if flip {
-		return min(wait, m.c.cfg.Tail), nil
+		return min(wait, next), nil
 	}
-	return m.c.cfg.Tail, nil
+	return next, nil
 }
 
 // flipped makes the late pass: it catches a delivery to old that was frozen

@@ -134,6 +134,7 @@ func (c *Conductor) pausesChanged() {
 		m.followPause()
 	}
 	c.places.look()
+	c.tails.look()
 }
 
 // watchPauses follows what is said on other nodes.
