@@ -39,6 +39,7 @@ type Metrics struct {
 	Problems    *prometheus.CounterVec // by class: problems of messages and folders, when they are first met
 	Throttled   prometheus.Counter     // seconds that passes waited because a server wanted it
 	Mailboxes   *prometheus.GaugeVec   // by side: IMAP connections open now
+	TailLag     prometheus.Histogram   // seconds from a change on old to the end of the pass that carried it
 	Moves       *prometheus.CounterVec // by result: moves of users that ended
 	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
 }
@@ -70,12 +71,13 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Problems:      prometheus.NewCounterVec(opts("backfill_problems_total", "Messages, folders and flags that could not be carried over as they are, by class, counted when they are first met."), []string{"class"}),
 		Throttled:     prometheus.NewCounter(opts("backfill_throttled_seconds_total", "Time that passes waited because a server wanted less to be asked of it.")),
 		Mailboxes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "crossfade", Name: "backfill_connections_open", Help: "IMAP connections open now, by side."}, []string{"side"}),
+		TailLag:       prometheus.NewHistogram(histogram("backfill_tail_lag_seconds", "Time from the news of a change in the mailbox of a ready user to the end of the pass that carried it.", prometheus.ExponentialBuckets(0.05, 2, 14))),
 		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
 		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
-		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.Moves, m.HoldTime,
+		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -198,6 +200,10 @@ func (m *Metrics) Flipped(hold time.Duration) {
 	m.Moves.WithLabelValues("flipped").Inc()
 	m.HoldTime.Observe(hold.Seconds())
 }
+
+// Lagged observes the time from the news of a change in the mailbox of a ready
+// user to the end of the pass that carried it.
+func (m *Metrics) Lagged(after time.Duration) { m.TailLag.Observe(after.Seconds()) }
 
 // MoveFailed counts an attempt to move a user that ended in an error.
 func (m *Metrics) MoveFailed() { m.Moves.WithLabelValues("failed").Inc() }

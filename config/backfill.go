@@ -15,7 +15,8 @@ type Backfill struct {
 	Connections   int            `yaml:"connections" min:"1" max:"16" doc:"Folders of one mailbox that are copied at once, each over up to two connections to either side. More than one are used where there is enough to copy, and only while each brings something."`
 	Memory        Size           `yaml:"memory" reload:"restart" min:"1MiB" doc:"Octets of messages in memory, of all users together. A message over 1 MiB waits in a file."`
 	Patience      Duration       `yaml:"patience" min:"1s" max:"1d" doc:"How long a pass waits in all for a server that wants less to be asked of it; then it ends, and the next one goes on where it stopped."`
-	TailInterval  Duration       `yaml:"tail_interval" reload:"restart" min:"1s" max:"1d" doc:"Time between two looks at the mailbox of a user who is ready and waits for the flip."`
+	TailInterval  Duration       `yaml:"tail_interval" reload:"restart" min:"1s" max:"1d" doc:"Time between two looks at all folders of a user who is ready and waits for the flip."`
+	TailConns     int            `yaml:"tail_connections" reload:"restart" min:"0" max:"10000" doc:"Connections to old that listen for new mail of users who are ready, beside those of max_imap_connections: it is copied within seconds, and what one of them cannot listen for is asked for each minute. 0 means that nothing listens between two looks."`
 	DeleteCeiling Share          `yaml:"delete_ceiling" doc:"The part of a folder that one pass may delete on new because it was deleted on old; more needs an operator's word and is reported. Ten messages are always within it. Never: what was copied stays."`
 	Filter        BackfillFilter `yaml:"filter" doc:"What of old is left out. What is left out is counted, named in plans, reports and certificates, and does not keep a user from being flipped."`
 	Rates         BackfillRates  `yaml:"rates" doc:"The most that is asked of a server in a second. 0 is no bound: then the servers' own speed is one, and what they say when it is too much."`
@@ -50,7 +51,7 @@ type BackfillRate struct {
 }
 
 func defaultBackfill() Backfill {
-	return Backfill{Connections: 4, Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), DeleteCeiling: Share{Percent: 10}}
+	return Backfill{Connections: 4, Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), TailConns: 50, DeleteCeiling: Share{Percent: 10}}
 }
 
 // UsersAtOnce is how many users are worked on at the same time: backfill.users_at_once, or else cutover.concurrency.

@@ -34,9 +34,9 @@ backfill:
 func TestBackfillReload(t *testing.T) {
 	before := mustParse(t, minimal)
 	after := mustParse(t, minimal+`
-backfill: {users_at_once: 2, connections: 1, memory: 1GiB, patience: 1m, tail_interval: 2m, rates: {old: {bytes: 1MiB}}}
+backfill: {users_at_once: 2, connections: 1, memory: 1GiB, patience: 1m, tail_interval: 2m, tail_connections: 9, rates: {old: {bytes: 1MiB}}}
 `)
-	want := []string{"backfill.users_at_once", "backfill.memory", "backfill.tail_interval"}
+	want := []string{"backfill.users_at_once", "backfill.memory", "backfill.tail_interval", "backfill.tail_connections"}
 	if got := Diff(before, after); !cmp.Equal(got, want) {
 		t.Errorf("a restart is needed for %q, want %q", got, want)
 	}

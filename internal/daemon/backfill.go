@@ -66,6 +66,22 @@ func (d *Daemon) newCopier(cfg *config.Config) *backfill.Copier {
 	}
 }
 
+// newTail makes what listens for changes on old, nil when nothing is to listen.
+func (d *Daemon) newTail() *backfill.Tail {
+	n := d.cfg.Backfill.TailConns
+	if n <= 0 {
+		return nil
+	}
+	polls := min(max(n/10, 1), 4)
+	standing := n - polls
+	if standing == 0 {
+		standing = -1 // none; 0 is the default of the Tail
+	}
+	return backfill.NewTail(backfill.TailConfig{
+		Standing: standing, Polls: polls, Log: d.log, Dialer: imapconn.Dialer{NetDial: d.dialIMAP},
+	})
+}
+
 // dialIMAP connects to a mailbox and counts the connection until it is closed.
 func (d *Daemon) dialIMAP(ctx context.Context, network, address string) (net.Conn, error) {
 	nd := net.Dialer{Timeout: dialTime}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"crossfade/admin"
+	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/mail"
@@ -62,6 +63,7 @@ type Daemon struct {
 	deliverer *relay.Deliverer
 	mailboxes *mailboxes
 	copier    *copiers
+	tail      *backfill.Tail // nil: nothing listens on old
 	conductor *cutover.Conductor
 	admin     *admin.Server
 	audit     *admin.AuditLog
@@ -142,6 +144,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	p := newParts()
 	p.start("delivery", d.deliverer.Run)
 	p.start("cutover", d.conductor.Run)
+	if d.tail != nil {
+		p.start("tail", d.tail.Run)
+	}
 	p.start("admin API", func(ctx context.Context) error { return d.admin.Serve(ctx, d.adminListener) })
 	for _, l := range d.smtpListeners {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
@@ -182,6 +187,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.openCopier()
+	d.tail = d.newTail()
 	d.conductor = d.newConductor()
 	if err := d.openAdmin(); err != nil {
 		return err

@@ -187,8 +187,11 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 				d.metrics.Backfilled(p)
 				d.events.Passed(p)
 			},
-			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed,
+			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed, Lagged: d.metrics.Lagged,
 		},
+	}
+	if d.tail != nil {
+		cfg.Watcher = d.tail
 	}
 	d.shareUsers(&cfg)
 	return cutover.New(cfg)
