@@ -210,8 +210,9 @@ type tailServer struct {
 	pollBound int // on polls
 	raise     time.Time
 	warned    bool // of a bound that was lowered
-	// pollsRefused counts polls in a row for which the server had no connection.
-	pollsRefused int
+	// lastRefused is whom the server had no connection for when he was polled.
+	lastRefused *watching
+	pollNext    time.Time // no poll before
 
 	// After failures to connect nobody tries before until, and then one at a time
 	// until it works again.

@@ -69,17 +69,23 @@ func (c *postConn) say(format string, a ...any) {
 }
 
 func (p *post) serve(c *postConn, full bool) {
-	defer func() {
-		c.Close()
+	leave := sync.OnceFunc(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.open--
+	})
+	defer func() {
+		c.Close()
+		leave()
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		delete(p.conns, c)
 		if p.idlers[c.user] == c {
 			delete(p.idlers, c.user)
 		}
 	}()
 	if full && !strings.HasPrefix(p.refuse, "NO") {
+		leave()
 		c.say("* BYE %s\r\n", p.refuse)
 		return
 	}
@@ -98,8 +104,12 @@ func (p *post) serve(c *postConn, full bool) {
 			continue
 		}
 		if full {
+			leave()
 			c.say("%s %s\r\n", tag, p.refuse)
 			return
+		}
+		if cmd == "LOGOUT" {
+			leave() // before the client can know, and come back
 		}
 		p.answer(c, br, tag, cmd)
 		if cmd == "LOGOUT" {

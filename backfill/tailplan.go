@@ -202,6 +202,10 @@ func (s *tailServer) quietest() *watching {
 
 // planPolls begins the polls that are due, as far as the bounds allow.
 func (s *tailServer) planPolls(ctx context.Context, now time.Time, soon func(time.Time)) {
+	if now.Before(s.pollNext) {
+		soon(s.pollNext)
+		return
+	}
 	for len(s.queue) > 0 && s.polls < s.pollBound {
 		w := s.queue[0]
 		if now.Before(w.due) {

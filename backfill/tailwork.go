@@ -19,8 +19,9 @@ const (
 	// between two tries of a mailbox, too.
 	manyFailures = 5
 	benchTime    = 15 * time.Minute
-	// manyRefused polls in a row, and a standing connection makes room for them.
-	manyRefused = 2
+	// closeTime is how long a server that has few connections for us may take to
+	// see that one of them is closed.
+	closeTime = 50 * time.Millisecond
 )
 
 // stand watches a folder over a connection of its own until the connection
@@ -129,6 +130,9 @@ func (s *tailServer) poll(ctx context.Context, w *watching) {
 	defer s.t.mu.Unlock()
 	defer s.poke()
 	s.polls--
+	if s.lowered() {
+		s.pollNext = time.Now().Add(closeTime)
+	}
 	s.polled++
 	now := time.Now()
 	switch {
@@ -139,7 +143,7 @@ func (s *tailServer) poll(ctx context.Context, w *watching) {
 	case err != nil:
 		s.judge(w, err, opened, now)
 	default:
-		w.failures, s.pollsRefused = 0, 0
+		w.failures = 0
 		s.push(w, now.Add(s.t.cfg.Every))
 		if w.active.After(before) && !now.Before(w.benched) {
 			s.makeRoom(w, now)
@@ -181,7 +185,7 @@ func (s *tailServer) judge(w *watching, err error, opened bool, now time.Time) {
 	switch wait, throttled := imapconn.Throttled(err); {
 	case throttled && !unavailable(err):
 		s.refused(w, wait, now, err)
-		s.push(w, now.Add(max(s.backoff(w.failures), s.t.cfg.Every)))
+		s.push(w, now.Add(s.backoff(w.failures))) // soon: it waited for its turn already
 	case !offline(err) && !unavailable(err): // the server is there; it is this mailbox that does not work
 		if w.failures == 1 {
 			log.Warn("tail: a mailbox cannot be watched; trying again")
@@ -225,13 +229,11 @@ func (s *tailServer) refused(w *watching, wait time.Duration, now time.Time, err
 	least := min(s.bound, 1)
 	taken := len(s.stands)
 	if w.place == polling {
-		s.pollBound = max(s.polls, 1)
-		// A poll needs one connection, too. A single refusal may come from one that
-		// the server has not seen closed yet.
-		if s.pollsRefused++; s.pollsRefused >= manyRefused {
-			s.pollsRefused = 0
+		// Polls need connections, too. The refusals of a single mailbox may be its own.
+		if s.pollBound == 1 && s.lastRefused != nil && s.lastRefused != w {
 			taken = min(taken, s.bound-1)
 		}
+		s.pollBound, s.lastRefused = max(s.polls, 1), w
 	}
 	s.bound = min(s.bound, max(taken, least))
 	if q := s.quietest(); q != nil && len(s.stands) > s.bound {
