@@ -138,8 +138,26 @@ func (c *Client) Moves(ctx context.Context) ([]cutover.Status, error) {
 
 // RunBackfill asks for a user's mail to be copied until it is in sync.
 func (c *Client) RunBackfill(ctx context.Context, address string) (cutover.Status, error) {
+	return c.RunBackfillWith(ctx, address, BackfillRun{})
+}
+
+// BackfillRun is what an operator may say for the next pass of a user.
+type BackfillRun struct {
+	AllowDeletions bool // no ceiling on deletions
+	RetryRefused   bool // offer refused messages again as they are
+}
+
+// RunBackfillWith is RunBackfill with more to say.
+func (c *Client) RunBackfillWith(ctx context.Context, address string, run BackfillRun) (cutover.Status, error) {
 	var out cutover.Status
-	err := c.do(ctx, call{method: http.MethodPost, path: "/v1/backfill/" + part(address) + "/run"}, nil, &out)
+	q := url.Values{}
+	if run.AllowDeletions {
+		q.Set("allow_deletions", "true")
+	}
+	if run.RetryRefused {
+		q.Set("retry_refused", "true")
+	}
+	err := c.do(ctx, call{method: http.MethodPost, path: "/v1/backfill/" + part(address) + "/run", query: q}, nil, &out)
 	return out, err
 }
 

@@ -112,8 +112,14 @@ func (s *Server) start(ctx context.Context, action string, req cutover.Request) 
 	}
 	req.By = callerOf(ctx).name
 	rec := Record{Action: action, Object: req.User, Reason: req.Reason, Detail: map[string]any{"sync": req.Sync}}
+	if req.AllowDeletions {
+		rec.Detail["allow_deletions"] = true
+	}
+	if req.RetryRefused {
+		rec.Detail["retry_refused"] = true
+	}
 	return s.change(ctx, rec, func(ctx context.Context, _ *Record) error {
-		if action == "run-backfill" {
+		if action == "run-backfill" && !req.AllowDeletions && !req.RetryRefused {
 			return conductorError(c.RunBackfill(ctx, req.User, req.By))
 		}
 		return conductorError(c.Start(ctx, req))
@@ -237,12 +243,18 @@ func (s *Server) listMoves(context.Context, *struct{}) (*body[Moves], error) {
 	return &body[Moves]{out}, nil
 }
 
-func (s *Server) runBackfill(ctx context.Context, in *UserPath) (*body[cutover.Status], error) {
+type runInput struct {
+	UserPath
+	AllowDeletions bool `query:"allow_deletions" doc:"Lift the ceiling on deletions for one pass: somebody has looked at what was deleted on old."`
+	RetryRefused   bool `query:"retry_refused" doc:"Offer the messages again, as they are, that new refused."`
+}
+
+func (s *Server) runBackfill(ctx context.Context, in *runInput) (*body[cutover.Status], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx, "run-backfill", cutover.Request{User: key, Sync: true}); err != nil {
+	if err := s.start(ctx, "run-backfill", cutover.Request{User: key, Sync: true, AllowDeletions: in.AllowDeletions, RetryRefused: in.RetryRefused}); err != nil {
 		return nil, err
 	}
 	return &body[cutover.Status]{s.statusOf(key)}, nil

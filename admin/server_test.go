@@ -501,6 +501,12 @@ func TestMoves(t *testing.T) {
 	if _, err := c.RunBackfill(ctx, "cleo@example.org"); err != nil || !r.conductor.requests[2].Sync {
 		t.Errorf("run: %v, requests %+v", err, r.conductor.requests)
 	}
+	if _, err := c.RunBackfillWith(ctx, "cleo@example.org", BackfillRun{AllowDeletions: true}); err != nil {
+		t.Error(err)
+	}
+	if last := r.conductor.requests[len(r.conductor.requests)-1]; !last.Sync || !last.AllowDeletions || last.RetryRefused {
+		t.Errorf("allowed: %+v", last)
+	}
 	plan, err := c.Plan(ctx, "cleo@example.org")
 	if err != nil || plan.User != "cleo@example.org" || plan.Messages != 3 {
 		t.Errorf("%+v %v", plan, err)

@@ -29,6 +29,10 @@ type Request struct {
 	Reason string
 	// Sync stops at ready; otherwise the user goes all the way to new.
 	Sync bool
+	// AllowDeletions lifts the ceiling on deletions, and RetryRefused offers the
+	// messages again that new refused: for the next pass that ends well, see
+	// [backfill.Options].
+	AllowDeletions, RetryRefused bool
 }
 
 // Status is where the conductor stands with one user.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,6 +228,47 @@ func TestRestoreEndsWithTheFlip(t *testing.T) {
 			if last := i == len(cop.options)-1; o.Restore == last || o.Deletions == last {
 				t.Errorf("pass %d of %d: %+v", i+1, len(cop.options), o)
 			}
+		}
+	})
+}
+
+// What an operator allows holds for one pass that ends well, and no longer, also
+// after a restart.
+func TestAllowedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(), &copier{}
+		var fail atomic.Bool
+		fail.Store(true)
+		cop.pass = func(string, int, bool) (backfill.Report, error) {
+			if fail.Load() {
+				return backfill.Report{}, errors.New("not now")
+			}
+			return backfill.Report{}, nil
+		}
+		c := conduct(t, tab, cop, Config{})
+		if err := c.Start(t.Context(), Request{User: alice, By: "op", Sync: true, AllowDeletions: true, RetryRefused: true}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		fail.Store(false)
+		time.Sleep(2 * time.Hour)
+		req, asked, err := c.loadRequest(t.Context(), alice)
+		if err != nil || !asked || req.AllowDeletions || req.RetryRefused {
+			t.Errorf("on record: %+v, %v, %v", req, asked, err)
+		}
+		cop.mu.Lock()
+		defer cop.mu.Unlock()
+		allowed := 0
+		for i, o := range cop.options {
+			if o.AllowDeletions != o.RetryRefused || o.AllowDeletions && i > 0 && !cop.options[i-1].AllowDeletions {
+				t.Errorf("pass %d: %+v", i, o)
+			}
+			if o.AllowDeletions {
+				allowed++
+			}
+		}
+		if allowed < 2 || allowed == len(cop.options) {
+			t.Errorf("allowed in %d of %d passes", allowed, len(cop.options))
 		}
 	})
 }

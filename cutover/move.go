@@ -344,11 +344,14 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		return backfill.Report{}, err
 	}
 	reads := u.State != router.StateNew // he reads old until then
+	req := m.request()
 	began := time.Now()
 	rep, err := m.makePass(ctx, u, job, backfill.Options{
-		Final:     final,
-		Restore:   reads,
-		Deletions: reads,
+		Final:          final,
+		Restore:        reads,
+		Deletions:      reads,
+		AllowDeletions: req.AllowDeletions && reads,
+		RetryRefused:   req.RetryRefused,
 		Progress: func(p backfill.Progress) {
 			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
 		},
@@ -358,6 +361,7 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	if err != nil {
 		return rep, fmt.Errorf("copying: %w", err)
 	}
+	m.used(ctx, req)
 	return rep, nil
 }
 

@@ -15,6 +15,8 @@ type stored struct {
 	By     string `json:"by,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	Sync   bool   `json:"sync,omitempty"`
+	Allow  bool   `json:"allow_deletions,omitempty"`
+	Retry  bool   `json:"retry_refused,omitempty"`
 }
 
 // saveRequest keeps req over a restart. A request by nobody is forgotten.
@@ -22,7 +24,7 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 	if req.By == "" {
 		return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", nil)
 	}
-	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync})
+	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused})
 	if err != nil {
 		return fmt.Errorf("encoding the request: %w", err)
 	}
@@ -45,5 +47,25 @@ func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, 
 	if err := json.Unmarshal(data, &s); err != nil {
 		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
-	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync}, true, nil
+	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry}, true, nil
+}
+
+// used takes back what was said for one pass, after it.
+func (m *move) used(ctx context.Context, req Request) {
+	if !req.AllowDeletions && !req.RetryRefused {
+		return
+	}
+	m.c.asking.Lock()
+	defer m.c.asking.Unlock()
+	m.mu.Lock()
+	if m.req != req {
+		m.mu.Unlock()
+		return // asked anew meanwhile
+	}
+	m.req.AllowDeletions, m.req.RetryRefused = false, false
+	req = m.req
+	m.mu.Unlock()
+	if err := m.c.saveRequest(ctx, req); err != nil {
+		m.c.cfg.Log.Warn("cutover: what was allowed for one pass stays on record", "user", m.user, "err", err)
+	}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+
+	"crossfade/admin"
 )
 
 type backfillCmd struct {
@@ -17,6 +19,8 @@ type backfillRunCmd struct {
 	File      string   `help:"File with an address per line (- is standard input)."`
 	NoWait    bool     `help:"Return at once; see: backfill status."`
 	DryRun    bool     `help:"Say what would be copied, made, renamed, refused and left out, and change nothing."`
+	Allow     bool     `name:"allow-deletions" help:"Delete on new what was deleted on old, however much it is, in the next pass."`
+	Retry     bool     `name:"retry-refused" help:"Offer again, as they are, the messages that new refused."`
 	AtOnce    int      `default:"4" help:"With --dry-run: users looked at at once (${default})."`
 	jsonFlag
 }
@@ -39,7 +43,7 @@ func (c *backfillRunCmd) Run(a *app) error {
 		return err
 	}
 	for _, address := range addresses {
-		st, err := client.RunBackfill(a.ctx, address)
+		st, err := client.RunBackfillWith(a.ctx, address, admin.BackfillRun{AllowDeletions: c.Allow, RetryRefused: c.Retry})
 		if fatal(a, err) {
 			return fmt.Errorf("starting the copy for %s: %w", address, err)
 		}
