@@ -232,31 +232,36 @@ func readWords(br *bufio.Reader, conn net.Conn) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		line = strings.TrimRight(line, "\r\n")
-		for line = strings.TrimLeft(line, " "); line != ""; line = strings.TrimLeft(line, " ") {
-			if size, isLiteral := strings.CutPrefix(line, "{"); isLiteral {
-				n, err := strconv.Atoi(strings.TrimSuffix(size, "}"))
-				if err != nil || n > 1000 {
-					return nil, fmt.Errorf("a literal that is none: %q", line)
-				}
-				if _, err := io.WriteString(conn, "+ Ready\r\n"); err != nil {
-					return nil, err
-				}
-				b := make([]byte, n)
-				if _, err := io.ReadFull(br, b); err != nil {
-					return nil, err
-				}
-				words, line = append(words, string(b)), ""
-				break
-			}
-			var w string
-			w, line = nextWord(line)
-			words = append(words, w)
-			if line == "" {
-				return words, nil
-			}
+		more, size, err := splitWords(strings.TrimRight(line, "\r\n"))
+		if words = append(words, more...); err != nil || size < 0 {
+			return words, err
 		}
+		if _, err := io.WriteString(conn, "+ Ready\r\n"); err != nil {
+			return nil, err
+		}
+		b := make([]byte, size)
+		if _, err := io.ReadFull(br, b); err != nil {
+			return nil, err
+		}
+		words = append(words, string(b))
 	}
+}
+
+// splitWords takes a line apart; literal is the size of the literal that it ends with, negative when there is none.
+func splitWords(line string) (words []string, literal int, err error) {
+	for line = strings.TrimLeft(line, " "); line != ""; line = strings.TrimLeft(line, " ") {
+		if size, isLiteral := strings.CutPrefix(line, "{"); isLiteral {
+			n, err := strconv.Atoi(strings.TrimSuffix(size, "}"))
+			if err != nil || n < 0 || n > 1000 {
+				return nil, -1, fmt.Errorf("a literal that is none: %q", line)
+			}
+			return words, n, nil
+		}
+		var w string
+		w, line = nextWord(line)
+		words = append(words, w)
+	}
+	return words, -1, nil
 }
 
 // nextWord takes an atom or a quoted string off a line.
