@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"slices"
 	"strings"
 )
@@ -348,66 +347,4 @@ func queueID(header []byte, host string) string {
 		}
 	}
 	return ""
-}
-
-// spoolOver is the size above which a message always waits in a file.
-const spoolOver = 1 << 20
-
-// body holds a message, in memory or in a file that has no name.
-type body struct {
-	mem  []byte
-	file *os.File
-	size int64
-}
-
-func newBody(size int64, inFile bool, dir string) (*body, error) {
-	b := &body{}
-	if !inFile {
-		b.mem = make([]byte, 0, size)
-		return b, nil
-	}
-	f, err := os.CreateTemp(dir, "crossfade-backfill-*")
-	if err != nil {
-		return nil, fmt.Errorf("make room for a message of %d octets: %w", size, err)
-	}
-	// Without a name nothing is left behind, however the process ends.
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make room for a message of %d octets: %w", size, err)
-	}
-	b.file = f
-	return b, nil
-}
-
-func (b *body) Write(p []byte) (int, error) {
-	b.size += int64(len(p))
-	if b.file != nil {
-		return b.file.Write(p)
-	}
-	b.mem = append(b.mem, p...)
-	return len(p), nil
-}
-
-func (b *body) ReadAt(p []byte, off int64) (int, error) {
-	if b.file != nil {
-		return b.file.ReadAt(p, off)
-	}
-	if off >= int64(len(b.mem)) {
-		return 0, io.EOF
-	}
-	n := copy(p, b.mem[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-func (b *body) close() {
-	if b != nil && b.file != nil {
-		b.file.Close()
-		b.file = nil
-	}
-	if b != nil {
-		b.mem = nil
-	}
 }

@@ -29,6 +29,7 @@ type fetcher struct {
 	dir  string
 	keep bool
 	room int64 // octets that may be kept in memory; what is beyond goes to files
+	mem  arena
 
 	h    *hasher
 	open bool // a message has begun and not ended
@@ -50,7 +51,7 @@ func (t *fetcher) Begin(uid uint32, size int64) (io.Writer, error) {
 	var err error
 	// What the server announced in the list may be a lie: what counts is here.
 	file := size > spoolOver || size > t.room
-	if t.cur, err = newBody(size, file, t.dir); err != nil {
+	if t.cur, err = newBody(size, file, t.dir, &t.mem); err != nil {
 		return nil, err
 	}
 	return io.MultiWriter(t.h, t.cur), nil
@@ -63,7 +64,9 @@ func (t *fetcher) End(m imapconn.Meta) error {
 	msg := &incoming{meta: m, id: t.h.sum(), body: t.cur}
 	if t.cur != nil {
 		msg.meta.Size = t.cur.size
-		t.room -= int64(len(t.cur.mem))
+		if t.cur.file == nil {
+			t.room -= t.cur.size
+		}
 	}
 	t.msgs = append(t.msgs, msg)
 	t.open, t.cur = false, nil
@@ -75,6 +78,7 @@ func (t *fetcher) close() {
 	for _, m := range t.msgs {
 		m.body.close()
 	}
+	t.mem.cut(0)
 }
 
 // fetched is a batch that was read from the source.
@@ -128,7 +132,7 @@ func (f *folderRun) release(b *fetched) {
 
 // fetch reads a batch.
 func (f *folderRun) fetch(metas []imapconn.Meta) *fetched {
-	b := &fetched{n: len(metas), t: &fetcher{host: f.p.job.Host, dir: f.p.c.TempDir, keep: true}}
+	b := &fetched{n: len(metas), t: &fetcher{host: f.p.job.Host, dir: f.p.c.TempDir, keep: true, mem: arena{from: &f.p.c.together().bodies}}}
 	uids := make([]uint32, 0, len(metas))
 	var octets, inMemory int64
 	for _, m := range metas {

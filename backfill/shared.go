@@ -12,6 +12,7 @@ const defaultMemory = 64 << 20
 // with other settings takes over from one whose passes still run that way.
 type Shared struct {
 	memory   *budget
+	bodies   pages // what memory stands for
 	src, dst *bucket
 
 	srcSeats, dstSeats seats

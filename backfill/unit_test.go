@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -295,7 +296,7 @@ func TestMapFoldersNeverMerges(t *testing.T) {
 
 func TestBodyInAFile(t *testing.T) {
 	dir := t.TempDir()
-	b, err := newBody(spoolOver+1, true, dir)
+	b, err := newBody(spoolOver+1, true, dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +312,7 @@ func TestBodyInAFile(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	b.close()
-	if _, err := newBody(spoolOver+1, true, dir+"/gone"); err == nil {
+	if _, err := newBody(spoolOver+1, true, dir+"/gone", nil); err == nil {
 		t.Error("no error")
 	}
 }
@@ -338,5 +339,62 @@ func TestForgetRefused(t *testing.T) {
 	f.forgetRefused()
 	if a, b := f.rec.Refused[1], f.rec.Refused[2]; a.Skip != never || b.Skip != 0 || b.Tries != 0 {
 		t.Errorf("%+v, %+v", a, b)
+	}
+}
+
+// TestArena: messages lie in pages as they were written, an attempt that broke
+// off leaves nothing, and all memory comes back.
+func TestArena(t *testing.T) {
+	p := &pages{}
+	for round := range 3 {
+		a := &arena{from: p}
+		var bodies []*body
+		var want [][]byte
+		for i := range 60 {
+			data := make([]byte, rand.IntN(3*pageSize))
+			for j := range data {
+				data[j] = byte(i + j)
+			}
+			b, err := newBody(int64(len(data)), false, "", a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rest := data; len(rest) > 0; {
+				n := min(len(rest), 1+rand.IntN(pageSize))
+				if _, err := b.Write(rest[:n]); err != nil {
+					t.Fatal(err)
+				}
+				rest = rest[n:]
+			}
+			if i%7 == 3 {
+				b.close() // it broke off
+				continue
+			}
+			bodies, want = append(bodies, b), append(want, data)
+		}
+		if _, err := bodies[0].Write([]byte("x")); err == nil {
+			t.Error("a message grew into the one behind it")
+		}
+		for i, b := range bodies {
+			got, err := io.ReadAll(io.NewSectionReader(b, 0, b.size))
+			if err != nil || !bytes.Equal(got, want[i]) {
+				t.Fatalf("round %d, message %d: %d octets of %d, %v", round, i, len(got), len(want[i]), err)
+			}
+		}
+		if used := int64(p.used) * pageSize; used < a.size || used > a.size+pageSize {
+			t.Errorf("%d octets take %d", a.size, used)
+		}
+		for _, b := range bodies[:30] {
+			b.close()
+		}
+		for _, b := range bodies {
+			b.close()
+			b.close()
+		}
+		a.cut(0)
+		a.cut(0)
+		if p.used != 0 || len(p.slabs) > keptSlabs || len(p.free) != len(p.slabs)*slabSize/pageSize {
+			t.Fatalf("afterwards %d pages are used, %d slabs and %d free pages are there", p.used, len(p.slabs), len(p.free))
+		}
 	}
 }

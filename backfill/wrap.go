@@ -41,7 +41,7 @@ func (w *wrapper) build(plain bool, dir string) (*incoming, error) {
 	if !plain {
 		size += o.body.size * 2 / 5
 	}
-	b, err := newBody(size, size > wrapInFile, dir)
+	b, err := newBody(size, size > wrapInFile, dir, &arena{})
 	if err != nil {
 		return nil, err
 	}

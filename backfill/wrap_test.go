@@ -91,7 +91,7 @@ func TestWrapper(t *testing.T) {
 			if clean, _ := sevenBit(strings.NewReader(msg)); plain && !clean {
 				continue
 			}
-			o := &incoming{meta: imapconn.Meta{UID: 7, Date: time.Unix(1e9, 0).UTC()}, id: identityOf(t, "", msg), body: &body{mem: []byte(msg), size: int64(len(msg))}}
+			o := &incoming{meta: imapconn.Meta{UID: 7, Date: time.Unix(1e9, 0).UTC()}, id: identityOf(t, "", msg), body: bodyOf(t, msg)}
 			w := &wrapper{user: "anna@example.org", host: "mx.example.org", folder: "Grüße/" + strings.Repeat("ü", 200), original: o,
 				words: "APPEND: the server answered NO no", now: time.Unix(2e9, 0)}
 			m, err := w.build(plain, t.TempDir())
@@ -134,4 +134,16 @@ func TestRemovePair(t *testing.T) {
 	if string(b) != "3:4>103,6:9>106" || err != nil {
 		t.Errorf("%s, %v", b, err)
 	}
+}
+
+func bodyOf(t testing.TB, msg string) *body {
+	t.Helper()
+	b, err := newBody(int64(len(msg)), false, "", &arena{})
+	if err == nil {
+		_, err = b.Write([]byte(msg))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
