@@ -78,7 +78,7 @@ func (s *Server) conductor() (ConductorAPI, error) {
 	if s.cfg.Conductor != nil {
 		return s.cfg.Conductor, nil
 	}
-	return nil, refused(ProblemNoBackfill, "this relay has no IMAP servers in its configuration (backends.old.imap, backends.new.imap), so it cannot copy mail",
+	return nil, refused(ProblemNoBackfill, "this relay has no mailboxes in its configuration (backends.old.imap or .mailbox, and backends.new.imap), so it cannot copy mail",
 		"configure them; or, when the mail is copied by other means, PUT /v1/users/{address}/state with state new and force (crossfade user set ADDRESS new --force)")
 }
 

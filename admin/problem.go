@@ -30,7 +30,7 @@ const (
 	ProblemWrongEpoch   = "/problems/wrong-epoch"        // 409: somebody else changed the user in between
 	ProblemTransition   = "/problems/no-transition"      // 409: the table of states has no such way
 	ProblemRefused      = "/problems/refused"            // 409: it cannot be done to this user or message
-	ProblemNoBackfill   = "/problems/no-backfill"        // 409: the relay has no IMAP configured
+	ProblemNoBackfill   = "/problems/no-backfill"        // 409: the relay knows no mailboxes
 	ProblemNeedsForce   = "/problems/needs-force"        // 409: only with force
 	ProblemTooLarge     = "/problems/too-large"          // 413
 	ProblemMediaType    = "/problems/media-type"         // 415

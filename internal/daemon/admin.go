@@ -34,7 +34,7 @@ func (d *Daemon) openAdmin() (err error) {
 		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes,
 		Metrics: d.registry, Log: d.log,
 	}
-	if sides := d.mailboxes.sides.Load(); sides.old.server.Address != "" && sides.new.server.Address != "" {
+	if sides := d.mailboxes.sides.Load(); sides.old.readable() && sides.new.readable() {
 		cfg.Conductor = d.conductor
 	}
 	if d.opts.Reload != nil {

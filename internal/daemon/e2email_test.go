@@ -68,8 +68,11 @@ func (b *book) totals() (past, sent int) {
 
 const tokenField = "X-E2e-Token: "
 
-// kinds of messages that compose makes.
-const kinds = 8
+// kinds of messages that compose makes, and the one without a body.
+const (
+	kinds  = 8
+	noBody = 6
+)
 
 // compose makes a message with CRLF line ends; equal arguments give equal
 // messages. It begins with the token field.
@@ -99,7 +102,7 @@ func compose(token, messageID, to string, n int) []byte {
 			b.WriteString(text[:k] + "\n")
 			text = text[k:]
 		}
-	case 6:
+	case noBody:
 		b.WriteString("Subject: no body\n\n")
 	case 7:
 		b.WriteString("Subject: folded\n header\n\tand 8-bit Gr\xc3\xbc\xc3\x9fe\nReceived: from a by b; Sat, 1 Mar 2025 08:00:00 +0000\nDelivered-To: somebody@else.test\n\nspaces at the end   \n\ttab\n")

@@ -95,6 +95,7 @@ type stream struct {
 	book    *book
 	senders int
 	pause   time.Duration
+	bodies  bool // no message without a body: Dovecot gives it an empty line when it writes an mbox
 	retry   bool // the relay dies now and then: try again, as a mail server would
 
 	hot       atomic.Pointer[string] // the user who is being flipped gets more mail than others
@@ -143,6 +144,9 @@ func (s *stream) sender(ctx context.Context, keep bool) error {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		n := int(s.next.Add(1))
+		if s.bodies && n%kinds == noBody {
+			continue
+		}
 		for try := 0; ; try++ {
 			var err error
 			if session == nil {

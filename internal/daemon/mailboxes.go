@@ -61,6 +61,10 @@ func (m *mailboxes) Job(u router.User) (backfill.Job, error) {
 	return backfill.Job{User: u.Address, Source: src, Dest: dst, Host: s.host}, nil
 }
 
+// readable tells whether the configuration says how mailboxes of this side are
+// reached, over IMAP or otherwise.
+func (s imapSide) readable() bool { return s.server.Address != "" || !s.mailbox.IsZero() }
+
 // account makes the login for one user; login is the name he has on this side
 // where it is not his address.
 func (s imapSide) account(address, login string) (imapconn.Account, error) {
