@@ -90,12 +90,16 @@ func (p *pass) measure() {
 	p.far = longest >= farAway
 }
 
-// mostLanes is how many folders may be copied at once.
+// mostLanes is how many folders may be copied at once. Where several mailboxes
+// are copied at a time and the servers are near, these are enough to do: a
+// further connection would cost a login and bring nothing. Distance is waited
+// for in each mailbox by itself.
 func (p *pass) mostLanes() int {
-	if p.c.Connections > 0 {
-		return p.c.Connections
+	most := cmp.Or(max(p.c.Connections, 0), defaultConnections)
+	if n := int(p.c.together().passes.Load()); n > 1 && !p.far {
+		most = max(most/n, 1)
 	}
-	return defaultConnections
+	return most
 }
 
 // spare is a lane that is opened before anybody needs it.

@@ -103,6 +103,7 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 	if p.book, err = openBook(ctx, c.Ledger, job.User); err != nil {
 		return nil, err
 	}
+	c.together().passes.Add(1)
 	err = p.sit()
 	if err == nil {
 		err = p.connect()
@@ -190,6 +191,7 @@ func inside(where string, err error) error {
 }
 
 func (p *pass) close() {
+	p.c.together().passes.Add(-1)
 	p.closeSpares()
 	p.lane.close()
 	if p.srcBox != nil {

@@ -3,6 +3,7 @@ package backfill
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 const defaultMemory = 64 << 20
@@ -16,6 +17,7 @@ type Shared struct {
 	src, dst *bucket
 
 	srcSeats, dstSeats seats
+	passes             atomic.Int32 // under way
 }
 
 // SetConnections bounds the connections to both sides of all users together; 0

@@ -398,3 +398,21 @@ func TestArena(t *testing.T) {
 		}
 	}
 }
+
+// TestLanesAreShared: mailboxes that are copied at the same time share the lanes
+// of one, but for distant servers.
+func TestLanesAreShared(t *testing.T) {
+	for _, tt := range []struct {
+		connections, passes int
+		far                 bool
+		want                int
+	}{
+		{0, 1, false, 4}, {0, 2, false, 2}, {0, 4, false, 1}, {0, 40, false, 1}, {0, 40, true, 4}, {8, 1, false, 8}, {8, 3, false, 2}, {2, 4, true, 2},
+	} {
+		c := &Copier{Connections: tt.connections}
+		c.together().passes.Add(int32(tt.passes))
+		if got := (&pass{c: c, far: tt.far}).mostLanes(); got != tt.want {
+			t.Errorf("connections %d, %d passes, far %v: %d lanes, want %d", tt.connections, tt.passes, tt.far, got, tt.want)
+		}
+	}
+}
