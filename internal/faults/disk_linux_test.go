@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -52,11 +53,32 @@ func plugIn(t testing.TB, held []byte, dir string) *drive {
 		missing(t, "mount a FUSE file system: %v", err)
 	}
 	go d.serve()
+	rescue(t, d.fuse, dir)
 	t.Cleanup(func() { d.pull(dir) })
 	if out, err := exec.Command("mount", "-o", "loop", filepath.Join(d.fuse, "image"), dir).CombinedOutput(); err != nil {
 		missing(t, "mount -o loop: %v\n%s", err, out)
 	}
 	return d
+}
+
+// rescue watches over a drive from another process: should this one die, with
+// threads of it waiting for its own drive, nobody would ever answer them, and
+// each sync on the machine would hang. To unmount by force gives the drive up.
+func rescue(t testing.TB, drive, dir string) {
+	t.Helper()
+	const watch = `while grep -q " $2 fuse " /proc/mounts; do
+		case $(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) in ''|Z) umount -f "$2"; umount -l "$3" "$2"; exit ;; esac
+		sleep 1
+	done`
+	cmd := exec.Command("sh", "-c", watch, "rescue", strconv.Itoa(os.Getpid()), drive, dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 }
 
 // formatted is what a new drive holds.
