@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -43,6 +44,10 @@ type Options struct {
 	// AllowDeletions says that an operator has looked: in this pass there is no
 	// ceiling. It means nothing without Deletions.
 	AllowDeletions bool
+	// MayDelete, when there is one, is asked once more right before anything is
+	// deleted: a pass may take hours, and meanwhile the user may have come to read
+	// the destination. Its error ends the pass, which has copied everything by then.
+	MayDelete func(context.Context) error
 	// Only, when it is not empty, names the folders of the source that the pass
 	// looks at, as its server writes them; others stay as they are, and may differ.
 	// When the ledger knows these folders nothing else is asked for, not even the

@@ -116,12 +116,17 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 	if !p.deletes() || len(p.o.Only) > 0 {
 		return nil // in a pass over some folders, what was moved may not be in its new one
 	}
-	var failed error
-	for _, f := range runs {
-		if len(f.rec.Gone) == 0 {
-			continue
+	gone, failed, err := p.lookAtGone(runs)
+	if err != nil {
+		return err
+	}
+	if len(gone)+len(p.missing) > 0 && p.o.MayDelete != nil {
+		if err := p.o.MayDelete(p.ctx); err != nil {
+			return fmt.Errorf("carry deletions over: %w", err)
 		}
-		f.lane = p.lane
+	}
+	p.doubt = p.doubts()
+	for _, f := range gone {
 		err := f.deleteGone()
 		if err != nil && !skippable(err) {
 			return folderError(f, err)
@@ -136,13 +141,40 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 	return failed
 }
 
-func (f *folderRun) deleteGone() error {
+// lookAtGone finds out of all folders what is gone and what of it was moved,
+// before anything is deleted in the first of them.
+func (p *pass) lookAtGone(runs []*folderRun) (gone []*folderRun, failed, err error) {
+	for _, f := range runs {
+		if len(f.rec.Gone) == 0 {
+			continue
+		}
+		f.lane = p.lane
+		err := f.lookAtGone()
+		if err != nil && !skippable(err) {
+			return nil, nil, folderError(f, err)
+		}
+		if err != nil {
+			failed = errors.Join(failed, folderError(f, err))
+			continue
+		}
+		gone = append(gone, f)
+	}
+	return gone, failed, nil
+}
+
+func (f *folderRun) lookAtGone() error {
 	gone, err := f.confirm()
 	if err != nil {
-		return fmt.Errorf("source: %w", err)
+		return inside("source", err)
 	}
-	f.rec.Gone, f.rec.Stays = gone, nil
-	if len(gone) > 0 {
+	f.rec.Gone = gone
+	f.moved, err = f.movedAway()
+	return inside("destination", err)
+}
+
+func (f *folderRun) deleteGone() error {
+	f.rec.Stays = nil
+	if len(f.rec.Gone) > 0 {
 		if err := f.deleteOn(); err != nil {
 			return fmt.Errorf("destination: %w", err)
 		}
@@ -201,17 +233,23 @@ func (f *folderRun) deleteOn() error {
 	if err != nil {
 		return err
 	}
-	moved, err := f.movedAway()
-	if err != nil {
+	away, del, unproven := f.sort(f.moved, proven)
+	if del, err = f.notLeftOut(del); err != nil {
 		return err
 	}
-	away, del, unproven := f.sort(moved, proven)
 	all := f.rec.Pairs.count()
-	most := max(alwaysDeletes, int(f.p.ceiling()*float64(all)))
-	if over := len(del); over > most && !f.p.o.AllowDeletions {
+	most := f.p.most(all)
+	switch over := len(del); {
+	case over == 0 || f.p.o.AllowDeletions:
+	case over > most:
 		del = nil
-		f.leave("%d of %d messages were deleted on the source, more than the %d that one pass may delete: none was deleted; "+
-			"`crossfade backfill run --allow-deletions %s` deletes them", over, all, most, f.p.job.User)
+		f.leave("%d of %d messages were deleted on the source, more than the %d that one pass may delete: none was deleted; %s deletes them", over, all, most, f.p.allowing())
+	case f.p.doubt.text != "":
+		del = nil
+		f.leave("%d messages were deleted on the source and stay: %s", over, f.p.doubt.text)
+		if f.p.doubt.passing {
+			f.rec.Stays.Ceiling = lookAgain
+		}
 	}
 	if unproven > 0 {
 		f.leave("%d messages were deleted on the source and stay: it cannot be told that their UIDs on the destination still mean the same messages", unproven)
@@ -320,70 +358,6 @@ func (f *folderRun) movedAway() (map[uint32]bool, error) {
 		}
 	}
 	return moved, nil
-}
-
-// proven gives the highest UID of the destination up to which UIDs are known to
-// mean what they meant when they were noted.
-func (f *folderRun) proven() (uint32, error) {
-	if _, err := f.lane.dstReader.Select(f.destFolder()); err != nil {
-		return 0, err
-	}
-	if a := f.rec.Anchor; a != nil {
-		id, there, err := oneIdentity(f.lane.dstReader, a.UID)
-		if err != nil {
-			return 0, err
-		}
-		if there && id.Loose == a.Loose {
-			return a.UID, nil
-		}
-		f.rec.Anchor = nil
-		if there {
-			f.p.log.Warn("a UID of the destination means another message: all are matched by content again", "user", f.p.job.User, "folder", f.src.Name, "uid", a.UID)
-			f.rec.DstValidity = 0
-			return 0, nil
-		}
-	}
-	return f.anew()
-}
-
-// anew looks for another anchor: the highest pair that is on both sides with the
-// same content.
-func (f *folderRun) anew() (uint32, error) {
-	const tries = 5
-	var left []run
-	for _, r := range f.rec.Pairs {
-		for i := range r.N {
-			if _, gone := slices.BinarySearch(f.rec.Gone, r.Src+i); !gone {
-				left = append(left, run{r.Src + i, r.Dst + i, 1})
-			}
-		}
-	}
-	slices.SortFunc(left, func(a, b run) int { return int(int64(b.Dst) - int64(a.Dst)) })
-	for _, r := range left[:min(tries, len(left))] {
-		d, there, err := oneIdentity(f.lane.dstReader, r.Dst)
-		if err != nil {
-			return 0, err
-		}
-		s, is, err := oneIdentity(f.lane.src, r.Src)
-		if err != nil {
-			return 0, err
-		}
-		if there && is && (d.Loose == s.Loose || d.Delivery != (key{}) && d.Delivery == s.Delivery) {
-			f.rec.Anchor = &anchor{r.Dst, d.Loose}
-			return r.Dst, nil
-		}
-	}
-	return 0, nil
-}
-
-// oneIdentity reads one message of the open folder.
-func oneIdentity(r MailReader, uid uint32) (id identity, there bool, err error) {
-	t := &fetcher{}
-	failures, err := r.Fetch([]uint32{uid}, imapconn.Items{Body: true}, t)
-	if err != nil || len(failures) > 0 || len(t.msgs) == 0 {
-		return id, false, err
-	}
-	return t.msgs[0].id, true, nil
 }
 
 // vanished looks after folders that are gone from the source. Nothing of them is

@@ -24,6 +24,7 @@ type folderRun struct {
 	told       map[string]bool // keywords that have a problem already
 	unmade     bool            // it cannot be made on the destination
 	subscribed bool            // in this pass
+	moved      map[uint32]bool // UIDs of the destination, see movedAway
 	failed     bool            // something could not be read: look again
 	isAttic    bool            // it has no source: see attic
 	drops      int             // connections that ended in a row without a message being taken

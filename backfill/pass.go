@@ -29,7 +29,9 @@ type pass struct {
 	book     *book
 	pairings []pairing
 	outside  []pairing // folders that the filter leaves out
-	missing  []string  // folders that the ledger knows and the source does not list
+	every    []*folderRun
+	doubt    doubt
+	missing  []string // folders that the ledger knows and the source does not list
 	srcSide  looked
 	dstSide  looked
 	attic    *attic
@@ -282,6 +284,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 			copied = append(copied, pr.wire)
 		}
 	}
+	p.every = all
 	p.progress.Folders, p.report.Folders = len(all), len(all)
 	err = both(func() error {
 		return inside("source", p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)))

@@ -232,6 +232,41 @@ func TestRestoreEndsWithTheFlip(t *testing.T) {
 	})
 }
 
+// A pass may take hours. When its user was set to another state meanwhile, nothing
+// is deleted any more.
+func TestNobodyDeletesForAUserWhoWasSetNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(), &copier{}
+		var before, after error
+		cop.pass = func(_ string, n int, _ bool) (backfill.Report, error) {
+			if n > 0 {
+				return backfill.Report{}, nil
+			}
+			o := cop.options[0]
+			before = o.MayDelete(t.Context())
+			u, err := tab.User(t.Context(), alice)
+			if err != nil {
+				t.Error(err)
+			}
+			u.State = router.StateNew
+			if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: router.StateSyncing, To: router.StateNew, Forced: true}); err != nil {
+				t.Error(err)
+			}
+			after = o.MayDelete(t.Context())
+			return backfill.Report{}, after
+		}
+		c := conduct(t, tab, cop, Config{})
+		start(t, c, alice, true)
+		time.Sleep(10 * time.Minute)
+		if before != nil || !errors.Is(after, router.ErrEpoch) {
+			t.Errorf("%v, and %v", before, after)
+		}
+		if st, _ := c.StatusOf(alice); st.State != router.StateNew || st.Attempts > 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
 // What an operator allows holds for one pass that ends well, and no longer, also
 // after a restart.
 func TestAllowedOnce(t *testing.T) {

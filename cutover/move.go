@@ -351,6 +351,7 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		Restore:        reads,
 		Deletions:      reads,
 		AllowDeletions: req.AllowDeletions && reads,
+		MayDelete:      func(ctx context.Context) error { return m.stillReads(ctx, u) },
 		RetryRefused:   req.RetryRefused,
 		Progress: func(p backfill.Progress) {
 			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
@@ -363,6 +364,23 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	}
 	m.used(ctx, req)
 	return rep, nil
+}
+
+// stillReads tells whether the user's mailbox is still old's, as it was when a
+// pass began that may have taken hours: who was set new by hand, or taken back,
+// keeps on new what is there.
+func (m *move) stillReads(ctx context.Context, u router.User) error {
+	if err := m.check(); err != nil {
+		return err
+	}
+	now, err := m.c.cfg.Table.User(ctx, u.Address)
+	if err != nil {
+		return fmt.Errorf("reading the user: %w", err)
+	}
+	if now.State != u.State {
+		return fmt.Errorf("%w: the user is %s by now", router.ErrEpoch, now.State)
+	}
+	return nil
 }
 
 // makePass runs a pass, which a pause may end.
