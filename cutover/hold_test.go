@@ -258,6 +258,7 @@ func TestNobodyDeletesForAUserWhoWasSetNew(t *testing.T) {
 		c := conduct(t, tab, cop, Config{})
 		start(t, c, alice, true)
 		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 		if before != nil || !errors.Is(after, router.ErrEpoch) {
 			t.Errorf("%v, and %v", before, after)
 		}
