@@ -44,6 +44,7 @@ type pass struct {
 	far      bool // see measure
 	srcTaken bool // see sit
 	dstTaken bool
+	counted  bool // in Shared.passes
 	throttle throttle
 	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
@@ -106,6 +107,7 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 		return nil, err
 	}
 	c.together().passes.Add(1)
+	p.counted = true
 	err = p.sit()
 	if err == nil {
 		err = p.connect()
@@ -193,7 +195,9 @@ func inside(where string, err error) error {
 }
 
 func (p *pass) close() {
-	p.c.together().passes.Add(-1)
+	if p.counted {
+		p.c.together().passes.Add(-1)
+	}
 	p.closeSpares()
 	p.lane.close()
 	if p.srcBox != nil {

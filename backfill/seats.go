@@ -63,15 +63,18 @@ func (s *seats) hand() {
 	}
 }
 
-// take waits for n connections. Who is in a hurry goes before all others.
+// take waits for n connections. Who is in a hurry waits for nobody, and is above
+// the bound when need be: a user is held, and those who have the connections may
+// copy for hours.
 func (s *seats) take(ctx context.Context, n int, hurry bool) error {
 	s.mu.Lock()
-	w := &seatWait{n: n, ready: make(chan struct{})}
 	if hurry {
-		s.waiting = slices.Insert(s.waiting, 0, w)
-	} else {
-		s.waiting = append(s.waiting, w)
+		s.taken += n
+		s.mu.Unlock()
+		return nil
 	}
+	w := &seatWait{n: n, ready: make(chan struct{})}
+	s.waiting = append(s.waiting, w)
 	s.hand()
 	s.mu.Unlock()
 	look := time.NewTicker(seatLook) // a lower bound ends by itself

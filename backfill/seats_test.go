@@ -10,8 +10,8 @@ import (
 	"crossfade/backfill/imapconn"
 )
 
-// TestSeatsAreShared: nobody gets more than there are, who is in a hurry goes
-// first, and further lanes get none while somebody waits.
+// TestSeatsAreShared: nobody gets more than there are but who is in a hurry, who
+// never waits, and further lanes get none while somebody waits.
 func TestSeatsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &seats{all: 4}
@@ -31,16 +31,19 @@ func TestSeatsAreShared(t *testing.T) {
 		wait(ctx, "gone", false)
 		wait(t.Context(), "user", false)
 		wait(t.Context(), "held", true)
-		if s.try(1) || !s.crowded() || len(got) > 0 {
-			t.Fatalf("more than all: %v", got)
+		if s.try(1) || !s.crowded() || len(got) != 1 || got[0] != "held" || s.taken != 6 {
+			t.Fatalf("%v, %d taken", got, s.taken)
 		}
 		cancel()
 		synctest.Wait()
 		s.give(2)
 		synctest.Wait()
+		if len(got) != 1 || s.taken != 4 {
+			t.Errorf("%v, %d taken", got, s.taken)
+		}
 		s.give(2)
 		synctest.Wait()
-		if len(got) != 2 || got[0] != "held" || got[1] != "user" || s.crowded() || s.taken != 4 {
+		if len(got) != 2 || got[1] != "user" || s.crowded() || s.taken != 4 {
 			t.Errorf("%v, %d taken", got, s.taken)
 		}
 	})
@@ -122,4 +125,36 @@ func TestServerSlowsEverybody(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})
+}
+
+// TestHeldUserHasNoRate: the last passes over a held user are not measured out
+// with the copies of others, which take all that there is.
+func TestHeldUserHasNoRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Copier{Shared: NewShared(0, Rate{Bytes: 1000}, Rate{Messages: 1})}
+		for _, final := range []bool{false, true} {
+			p := &pass{c: c, o: Options{Final: final}}
+			began := time.Now()
+			if err := errors.Join(p.takeSource(t.Context(), 1, 60_000), p.takeDest(t.Context(), 60, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); final != (took == 0) {
+				t.Errorf("final: %v, took %v", final, took)
+			}
+		}
+	})
+}
+
+// TestInventoryCountsAsNoPass: who only looks is not counted as at work, nor
+// taken off those who are.
+func TestInventoryCountsAsNoPass(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := &Copier{}
+	if _, err := c.Inventory(ctx, Job{}); err == nil {
+		t.Fatal("no server, and no error")
+	}
+	if n := c.together().passes.Load(); n != 0 {
+		t.Errorf("%d passes", n)
+	}
 }

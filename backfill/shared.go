@@ -65,10 +65,15 @@ func (c *Copier) batchMessages() int {
 }
 
 // takeSource waits until messages may be read, takeDest until they may be
-// appended: first what the user is allowed, then what all are.
+// appended: first what the user is allowed, then what all are. The last passes
+// over a held user are short and wait for no rate: whole queues of batches of
+// others may be before them.
 func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
 	if err := p.c.together().srcSeats.calm(ctx); err != nil {
 		return err
+	}
+	if p.o.Final {
+		return nil
 	}
 	if err := p.srcRate.take(ctx, n, octets); err != nil {
 		return err
@@ -79,6 +84,9 @@ func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
 func (p *pass) takeDest(ctx context.Context, n int, octets int64) error {
 	if err := p.c.together().dstSeats.calm(ctx); err != nil {
 		return err
+	}
+	if p.o.Final {
+		return nil
 	}
 	if err := p.dstRate.take(ctx, n, octets); err != nil {
 		return err
