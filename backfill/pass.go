@@ -84,7 +84,11 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	if err != nil {
 		return p.report, fmt.Errorf("copy %s: %w", job.User, err)
 	}
-	p.log.Info("pass done", "user", job.User, "folders", p.report.Folders, "copied", p.report.Copied,
+	level := slog.LevelInfo
+	if r := &p.report; r.Copied+r.Adopted+r.Flagged+r.Deleted+r.Moved == 0 {
+		level = slog.LevelDebug // users who are ready have a pass a minute
+	}
+	p.log.Log(ctx, level, "pass done", "user", job.User, "folders", p.report.Folders, "copied", p.report.Copied,
 		"adopted", p.report.Adopted, "flagged", p.report.Flagged, "deleted", p.report.Deleted, "moved", p.report.Moved, "problems", len(p.report.Problems), "took", p.report.Took)
 	return p.report, nil
 }
@@ -221,7 +225,7 @@ func (p *pass) note(pr Problem) {
 
 func (p *pass) problem(pr Problem) {
 	p.note(pr)
-	p.log.Warn("backfill problem", "user", p.job.User, "folder", pr.Folder, "uid", pr.UID, "class", pr.Class, "text", pr.Text)
+	p.log.Debug("backfill problem", "user", p.job.User, "folder", pr.Folder, "uid", pr.UID, "class", pr.Class, "text", pr.Text)
 }
 
 // tally changes or reads what the lanes count together.

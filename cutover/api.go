@@ -86,16 +86,27 @@ func classes(problems []backfill.Problem) map[string]int {
 	return out
 }
 
-// unseen gives the problems that are not among those of before.
+// unseen gives the problems that are not among those of before. A server's words
+// do not count: Dovecot puts into them how long the command took.
 func unseen(now, before []backfill.Problem) (out []backfill.Problem) {
 	known := make(map[backfill.Problem]bool, len(before))
 	for _, p := range before {
+		p.Text = wordsOf(p)
 		known[p] = true
 	}
 	for _, p := range now {
-		if !known[p] {
+		same := p
+		if same.Text = wordsOf(p); !known[same] {
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// wordsOf is the text of a problem when nothing else tells what it is about.
+func wordsOf(p backfill.Problem) string {
+	if p.UID != 0 || p.UIDs != "" {
+		return ""
+	}
+	return p.Text
 }

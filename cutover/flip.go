@@ -161,7 +161,7 @@ func blocking(rep backfill.Report) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d messages cannot be copied, first UID %d in %q (%s: %s): move or delete them on old, or set the user new with force",
+	return fmt.Errorf("%d of the messages cannot be copied, first UID %d in %q (%s: %s): mend what the server complains of, move or delete them on old, or set the user new with force",
 		n, first.UID, first.Folder, first.Class, first.Text)
 }
 

@@ -1,8 +1,12 @@
 package cutover
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"crossfade/backfill"
@@ -47,13 +51,18 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// TestProblemsAreTold counts each problem once, however often passes meet it.
+// TestProblemsAreTold counts and logs each problem once, however often passes meet
+// it and whatever the server adds to its words. They were logged in each pass, once a
+// minute for users who are ready.
 func TestProblemsAreTold(t *testing.T) {
+	took := 0
 	p := func(uid uint32) backfill.Problem {
-		return backfill.Problem{Folder: "INBOX", UID: uid, Class: backfill.ClassRefused, Text: "no"}
+		took++
+		return backfill.Problem{Folder: "INBOX", UID: uid, Class: backfill.ClassRefused, Text: fmt.Sprintf("no (0.00%d secs)", took)}
 	}
+	var log bytes.Buffer
 	var told [][]backfill.Problem
-	m := newMove(New(Config{Hooks: Hooks{Passed: func(p Passed) { told = append(told, p.New) }}}), router.User{Address: "a@b"}, Request{})
+	m := newMove(New(Config{Log: slog.New(slog.NewTextHandler(&log, nil)), Hooks: Hooks{Passed: func(p Passed) { told = append(told, p.New) }}}), router.User{Address: "a@b"}, Request{})
 	for _, pass := range []struct {
 		problems []backfill.Problem
 		err      error
@@ -70,6 +79,9 @@ func TestProblemsAreTold(t *testing.T) {
 		if got := told[len(told)-1]; len(got) != pass.fresh {
 			t.Errorf("pass %d: %v, want %d new", len(told), got, pass.fresh)
 		}
+	}
+	if n := strings.Count(log.String(), "backfill problem"); n != 4 {
+		t.Errorf("%d problems were logged, want 4:\n%s", n, log.String())
 	}
 	if s := m.snapshot(); s.Classes["refused"] != 1 || s.Passes != 6 || s.Synced.IsZero() {
 		t.Errorf("%+v", s)

@@ -396,8 +396,7 @@ func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o 
 
 // passed adds a pass up and tells of it.
 func (m *move) passed(began time.Time, rep backfill.Report, err error) {
-	fresh := unseen(rep.Problems, m.told)
-	m.told = append(m.told, fresh...)
+	fresh := m.firstMet(rep)
 	if err == nil {
 		m.told = rep.Problems
 	}
@@ -413,6 +412,16 @@ func (m *move) passed(began time.Time, rep backfill.Report, err error) {
 	if m.c.cfg.Hooks.Passed != nil {
 		m.c.cfg.Hooks.Passed(Passed{User: m.user, Report: rep, Err: err, New: fresh})
 	}
+}
+
+// firstMet gives and logs the problems that the passes before had not.
+func (m *move) firstMet(rep backfill.Report) []backfill.Problem {
+	fresh := unseen(rep.Problems, m.told)
+	m.told = append(m.told, fresh...)
+	for _, p := range fresh {
+		m.c.cfg.Log.Warn("backfill problem", "user", m.user, "folder", p.Folder, "uid", p.UID, "uids", p.UIDs, "class", p.Class, "text", p.Text)
+	}
+	return fresh
 }
 
 // copies waits until what the relay itself copies to new has arrived. From

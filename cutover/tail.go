@@ -185,8 +185,7 @@ func (m *move) passOver(ctx context.Context, u router.User, only []string) (back
 // passedOver adds a pass over single folders up. The problems of the others stay
 // as they are, until the next pass over all.
 func (m *move) passedOver(rep backfill.Report, err error) {
-	fresh := unseen(rep.Problems, m.told)
-	m.told = append(m.told, fresh...)
+	fresh := m.firstMet(rep)
 	if rep.Copied > 0 || len(fresh) > 0 {
 		m.note(func(s *Status) {
 			s.Passes++

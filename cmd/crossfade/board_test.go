@@ -126,6 +126,26 @@ cleo@example.org  new      done   -         -     -     0 (0 B)         -       
 	}
 }
 
+// TestProblemsInWords: whoever waits for a user, or names one, reads what the
+// servers said; the table only counts it.
+func TestProblemsInWords(t *testing.T) {
+	s := cutover.Status{User: "anna@example.org", State: "ready", Phase: cutover.PhaseReady, Copied: 2, Err: "no flip:\nrefused", Problems: []backfill.Problem{
+		{Folder: "INBOX", UID: 7, Class: "refused", Text: "too large \x1b[2J"}, {Class: "quota", Text: "little room"}}}
+	words := "  INBOX 7: refused: too large \\x1b[2J\n  quota: little room\n"
+	w, out := following(0, 0)
+	w.waiting[s.User] = true
+	w.results.app = w.app
+	w.judge(s.User, s)
+	if want := "anna@example.org: in sync\nanna@example.org: ready, 2 messages copied (0 B), 1 refused, 1 quota\n" + words; out.String() != want {
+		t.Errorf("%q\nwant %q", out, want)
+	}
+	var shown bytes.Buffer
+	(&app{stdout: &shown}).printReasons([]cutover.Status{{User: "bert@example.org"}, s})
+	if want := "anna@example.org:\n  no flip: refused\n" + words; shown.String() != want {
+		t.Errorf("%q\nwant %q", shown.String(), want)
+	}
+}
+
 func TestLengthOf(t *testing.T) {
 	for d, want := range map[time.Duration]string{0: "0s", 1400 * time.Millisecond: "1s", 90 * time.Second: "1m30s", 5 * time.Hour: "5h00m", 100 * time.Hour: "4d04h"} {
 		if got := lengthOf(d); got != want {

@@ -202,7 +202,7 @@ func (r *results) err(verb string) error {
 
 // moveStatusCmd is both `cutover status` and `backfill status`.
 type moveStatusCmd struct {
-	Addresses []string `arg:"" optional:"" name:"address" help:"Only these users."`
+	Addresses []string `arg:"" optional:"" name:"address" help:"Only these users, with all that is known of their problems."`
 	jsonFlag
 }
 
@@ -224,5 +224,9 @@ func (c *moveStatusCmd) Run(a *app) error {
 	if c.JSON {
 		return a.printJSON(append([]cutover.Status{}, moves...))
 	}
-	return a.printMoves(moves)
+	if err := a.printMoves(moves); err != nil || len(c.Addresses) == 0 {
+		return err
+	}
+	a.printReasons(moves)
+	return nil
 }

@@ -83,7 +83,7 @@ func (a *app) printPlan(plan backfill.Plan) error {
 	if plan.QuotaLeft != nil {
 		fmt.Fprintf(a.stdout, "  quota: new has room for %s\n", size(*plan.QuotaLeft))
 	}
-	a.printProblems(plan.Problems)
+	printProblems(a.stdout, plan.Problems)
 	return nil
 }
 

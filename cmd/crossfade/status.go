@@ -25,6 +25,20 @@ func (a *app) printMoves(moves []cutover.Status) error {
 	return t.flush()
 }
 
+// printReasons prints what the table has no room for.
+func (a *app) printReasons(moves []cutover.Status) {
+	for _, s := range moves {
+		if s.Err == "" && len(s.Problems) == 0 {
+			continue
+		}
+		fmt.Fprintf(a.stdout, "%s:\n", clean(s.User))
+		if s.Err != "" {
+			fmt.Fprintf(a.stdout, "  %s\n", clean(s.Err))
+		}
+		printProblems(a.stdout, s.Problems)
+	}
+}
+
 // brief prints a length of time, and nothing for none.
 func brief(d time.Duration) string {
 	if d <= 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"crossfade/admin"
@@ -130,7 +131,7 @@ func (v *verifying) finish() error {
 			return err
 		}
 	}
-	return v.results.err("verified")
+	return v.results.err("found complete")
 }
 
 // problemsShown bounds the lines for one class of problems: certificates and --json
@@ -146,7 +147,7 @@ func (a *app) printVerification(v backfill.Verification, page string) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	a.printProblems(v.Problems)
+	printProblems(a.stdout, v.Problems)
 	if page != "" {
 		fmt.Fprintf(a.stdout, "  certificate: %s\n", clean(page))
 	}
@@ -154,18 +155,22 @@ func (a *app) printVerification(v backfill.Verification, page string) error {
 }
 
 // printProblems prints problems, a few of each class.
-func (a *app) printProblems(problems []backfill.Problem) {
+func printProblems(w io.Writer, problems []backfill.Problem) {
 	printed, left := map[string]int{}, map[string]int{}
 	for _, p := range problems {
 		if printed[p.Class]++; printed[p.Class] > problemsShown {
 			left[p.Class] += max(p.Count, 1)
 			continue
 		}
-		fmt.Fprintf(a.stdout, "  %s%s: %s: %s\n", clean(p.Folder), uidsOf(p), clean(p.Class), clean(p.Text))
+		where := ""
+		if p.Folder != "" {
+			where = clean(p.Folder) + uidsOf(p) + ": "
+		}
+		fmt.Fprintf(w, "  %s%s: %s\n", where, clean(p.Class), clean(p.Text))
 	}
 	for _, class := range backfill.Classes() {
 		if left[class] > 0 {
-			fmt.Fprintf(a.stdout, "  %s: %d more\n", class, left[class])
+			fmt.Fprintf(w, "  %s: %d more\n", class, left[class])
 		}
 	}
 }
@@ -256,7 +261,7 @@ func (c *backfillVerifyCmd) check(a *app) error {
 			return err
 		}
 	}
-	return r.err("compared")
+	return r.err("found complete")
 }
 
 func (a *app) printComparison(c certificate.Comparison) error {

@@ -191,8 +191,10 @@ func (w *wait) judge(user string, s cutover.Status) {
 		w.end(user, "", err)
 	case s.Phase == cutover.PhaseDone:
 		w.end(user, doneText(s), nil)
+		printProblems(w.app.stderr, s.Problems)
 	case s.Phase == cutover.PhaseReady && !w.flip:
 		w.end(user, doneText(s), nil)
+		printProblems(w.app.stderr, s.Problems)
 	}
 }
 

@@ -135,9 +135,29 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route) Finding {
 		return f
 	}
 	f.OK, f.Hint = true, ""
-	f.Text = fmt.Sprintf("connected, encrypted: %t, offers %+v", conn.Encrypted(), conn.Caps())
+	f.Text = "connected" + describeSMTP(conn.Encrypted(), conn.Caps())
 	conn.Quit(ctx)
 	return f
+}
+
+// describeSMTP names what matters of a server's offers in the field's terms.
+func describeSMTP(encrypted bool, c smtpclient.Caps) string {
+	text := ", in clear"
+	if encrypted {
+		text = ", encrypted"
+	}
+	for _, offer := range []struct {
+		has  bool
+		name string
+	}{{c.Pipelining, "PIPELINING"}, {c.EightBitMIME, "8BITMIME"}, {c.SMTPUTF8, "SMTPUTF8"}, {c.DSN, "DSN"}, {c.Chunking, "CHUNKING"}, {c.Enhanced, "ENHANCEDSTATUSCODES"}} {
+		if offer.has {
+			text += ", " + offer.name
+		}
+	}
+	if c.MaxSize > 0 {
+		text += fmt.Sprintf(", SIZE %d", c.MaxSize)
+	}
+	return text
 }
 
 func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
@@ -149,7 +169,7 @@ func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
 		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
 	}
 	if user == "" {
-		out := []Finding{{What: "imap", OK: true, Text: "logins were not tried: name somebody with --user"}}
+		out := []Finding{{What: "imap", OK: true, Text: "warning: neither the mailboxes nor the logins were tried: name somebody with --user"}}
 		return append(out, checkBase(cfg.Backends.Old.Mailbox)...)
 	}
 	job, err := (&mailboxes{sides: atomicSides(sides)}).Job(router.User{Address: user})
@@ -164,7 +184,7 @@ func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
 
 func checkLogin(ctx context.Context, side string, a imapconn.Account) Finding {
 	f := Finding{What: fmt.Sprintf("backends.%s.imap %s", side, a.Server.Address),
-		Hint: "does the login work by hand, and may the master user open this mailbox?"}
+		Hint: "does the user exist there by this name, does the login work by hand, and may a master login open this mailbox?"}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	s, err := (&imapconn.Dialer{}).Open(ctx, a)
