@@ -113,7 +113,7 @@ func (c *candidates) pair(m *incoming, k key) {
 		delete(c.ids, uid)
 		m.done = true
 		c.f.rec.paired(m.meta.UID, uid, there.Loose)
-		c.f.p.arrived(there)
+		c.f.arrived(there)
 		c.f.rec.Foreign.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)
 		delete(c.f.rec.Unread, m.meta.UID)

@@ -11,6 +11,8 @@ import (
 
 	"crossfade/backfill"
 	"crossfade/internal/mailtest/realtest"
+
+	"github.com/emersion/go-imap/v2"
 )
 
 // TestEmptiedMailbox: a source that shows little of a mailbox any more, a bit less
@@ -193,5 +195,35 @@ func TestDeletionsOnAnAlteringServer(t *testing.T) {
 	}
 	if n := holds(t, dst, user, false).count(); n > 10 {
 		t.Errorf("%d messages", n)
+	}
+}
+
+// TestMovedBetweenPasses: a pass over the folder that a message was moved to does
+// not make a deletion of the move: it is above no ceiling, and nothing is there
+// twice.
+func TestMovedBetweenPasses(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 40, 100)...)
+	put(t, src, user, "INBOX.x", letter(90, 100))
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	var all []imap.UID
+	for u := range imap.UID(30) {
+		all = append(all, u+1)
+	}
+	moveMail(t, src, user, "INBOX", "INBOX.x", all...)
+	if r := mustPass(t, c, job, backfill.Options{Only: []string{"INBOX.x"}, Restore: true}); r.Copied != 30 {
+		t.Errorf("%+v", r)
+	}
+	if r := mustPass(t, c, job, reads); r.Moved != 30 || r.Deleted != 0 || len(r.Problems) > 0 {
+		t.Errorf("%+v", r)
+	}
+	same(t, holds(t, src, user, true), holds(t, dst, user, true))
+	// What came once is not taken for what is gone later.
+	deleteMail(t, src, user, "INBOX.x", 2, 3)
+	if r := mustPass(t, c, job, reads); r.Moved != 0 || r.Deleted != 2 {
+		t.Errorf("%+v", r)
 	}
 }

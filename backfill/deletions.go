@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -45,27 +46,6 @@ func (r *record) paired(src, dst uint32, loose key) {
 	if r.Anchor == nil || dst > r.Anchor.UID {
 		r.Anchor = &anchor{dst, loose}
 	}
-}
-
-// arrivals are the contents that were paired in this pass, as a multiset: what is
-// gone from one folder and among them was moved and not deleted. Only what has the
-// size of one of them is read to find out.
-type arrivals struct {
-	keys  map[key]int
-	sizes map[int64]bool
-}
-
-func (p *pass) arrived(id identity) {
-	if !p.again || !p.deletes() {
-		return
-	}
-	p.tally(func(*Report, *Progress) {
-		if p.arrivals.keys == nil {
-			p.arrivals = arrivals{map[key]int{}, map[int64]bool{}}
-		}
-		p.arrivals.keys[id.Loose]++
-		p.arrivals.sizes[id.Size] = true
-	})
 }
 
 // noteGone keeps in the record which copied messages the source does not list
@@ -116,6 +96,7 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 	if !p.deletes() || len(p.o.Only) > 0 {
 		return nil // in a pass over some folders, what was moved may not be in its new one
 	}
+	p.arriveEarlier()
 	gone, failed, err := p.lookAtGone(runs)
 	if err != nil {
 		return err
@@ -135,10 +116,10 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 			failed = errors.Join(failed, folderError(f, err))
 		}
 	}
-	if err := p.vanished(); err != nil {
-		return err
+	if err := p.vanished(); err != nil || failed != nil {
+		return cmp.Or(err, failed)
 	}
-	return failed
+	return p.forgetCame()
 }
 
 // lookAtGone finds out of all folders what is gone and what of it was moved,

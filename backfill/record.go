@@ -44,11 +44,15 @@ type record struct {
 	// Gone are the messages of pairs that the source did not list when the folder
 	// was last looked at, and Stays why their copies are still there.
 	// Watched tells that somebody wanted to know then.
-	Gone    uidSet   `json:"gone,omitempty"`
-	Stays   *stays   `json:"stays,omitempty"`
-	Watched bool     `json:"watched,omitempty"`
-	Anchor  *anchor  `json:"anchor,omitempty"`
-	Rights  *granted `json:"rights,omitempty"`
+	Gone    uidSet  `json:"gone,omitempty"`
+	Stays   *stays  `json:"stays,omitempty"`
+	Watched bool    `json:"watched,omitempty"`
+	Anchor  *anchor `json:"anchor,omitempty"`
+	// Came are messages that came in passes over single folders, since the last
+	// one that carried deletions over: what is gone from another folder since may
+	// be one of them.
+	Came   []came   `json:"came,omitempty"`
+	Rights *granted `json:"rights,omitempty"`
 	// Attic is for the record of the wrapped messages only.
 	Attic []kept `json:"attic,omitempty"`
 }
