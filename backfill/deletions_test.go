@@ -168,6 +168,10 @@ func TestFolderGoneFromTheSource(t *testing.T) {
 	if got := holds(t, dst, user, false); len(got["x"]) != 2 {
 		t.Errorf("%v", got)
 	}
+	v, err := c.Verify(t.Context(), job)
+	if p := problems(backfill.Report{Problems: v.Problems}, backfill.ClassDeletions); err != nil || len(p) != 1 || !strings.Contains(p[0], "2 messages, which were copied, are not compared") {
+		t.Errorf("%+v, %v", v, err)
+	}
 	// What stays there costs nothing when other mail comes.
 	var read atomic.Int64
 	job.Dest.Server.Address = newGate(t, dst.IMAPAddr, func(cmd string) string {

@@ -41,6 +41,9 @@ func (c *Copier) Verify(ctx context.Context, job Job) (Verification, error) {
 		return v, fmt.Errorf("verify %s: %w", job.User, err)
 	}
 	s.judge()
+	if err := p.verifyUnlisted(&v); err != nil {
+		return v, fmt.Errorf("verify %s: %w", job.User, err)
+	}
 	v.Source, v.Dest = job.sourceName(), job.Dest.Server.Address
 	if v.History, err = p.book.history(); err != nil {
 		return v, err
@@ -63,6 +66,26 @@ func (p *pass) verifyOutside(v *Verification) error {
 		v.Problems = append(v.Problems, omitted(pr.src.Name, n, true))
 	}
 	p.src = p.srcBox.NewReader()
+	return nil
+}
+
+// verifyUnlisted names the folders that were copied once and that the source does
+// not list any more: nobody compared what is in them.
+func (p *pass) verifyUnlisted(v *Verification) error {
+	listed := map[string]bool{atticSource: true}
+	for _, pr := range slices.Concat(p.pairings, p.outside) {
+		listed[pr.src.Wire] = true
+	}
+	for _, wire := range p.book.others(listed) {
+		rec, err := p.book.record(wire)
+		if err != nil {
+			return err
+		}
+		if n := rec.Pairs.count(); n > 0 {
+			v.Problems = append(v.Problems, Problem{Folder: nameOf(wire), Count: n, Class: ClassDeletions,
+				Text: fmt.Sprintf("the folder is gone from the source: its %d messages, which were copied, are not compared", n)})
+		}
+	}
 	return nil
 }
 

@@ -33,6 +33,7 @@ var meanings = []struct{ Class, Meaning string }{
 	{backfill.ClassAltered, "on new with what the server itself changed: line ends, NUL"},
 	{backfill.ClassMoved, "in another folder of new"},
 	{backfill.ClassDeleted, "copied, and gone from new since: whoever reads new deleted it"},
+	{backfill.ClassDeletions, "in a folder that was copied once and that old does not list any more: not compared"},
 	{backfill.ClassFiltered, "left out by the filter of the configuration, not compared"},
 }
 
