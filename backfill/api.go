@@ -16,6 +16,9 @@ type Job struct {
 	// From is what is read instead of Source, when the old mailbox is not reached
 	// over IMAP; nil means Source.
 	From Source
+	// Gmail says what becomes of labels when Source is a Gmail mailbox, which its
+	// server tells by itself (X-GM-EXT-1). It means nothing elsewhere.
+	Gmail GmailLabels
 	// Host is our own host name: messages that carry a Received line of ours
 	// with the same queue id are one message delivered to both sides.
 	Host string

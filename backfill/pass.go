@@ -164,6 +164,9 @@ func (p *pass) connect() error {
 	all = p.only(all)
 	p.pairings, p.outside = p.sift(all)
 	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.c.Filter.omitsFolder(x.Folder) })
+	if g, ok := p.srcBox.(*gmailBox); ok {
+		p.report.Problems = append(p.report.Problems, g.notes...)
+	}
 	p.dstReader = p.reader(p.job.Dest, nil)
 	return nil
 }

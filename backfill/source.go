@@ -63,6 +63,13 @@ func (p *pass) openSource() (Mailbox, error) {
 		p.c.together().srcSeats.refused(err, srcSeats)
 		return nil, err
 	}
+	if s.Has(imapconn.GmailExtensions) && p.job.Gmail != GmailOff {
+		b, err := openGmail(p, s)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
 	return &imapMailbox{Session: s, p: p}, nil
 }
 
