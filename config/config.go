@@ -102,9 +102,15 @@ type Backend struct {
 	IMAP               Endpoint   `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
 	Mailbox            Mailbox    `yaml:"mailbox" doc:"With old, and instead of imap: mailboxes that are read from the disk or over POP3. maildir:///srv/vmail/{domain}/{local}/Maildir, with ?layout=fs or ?layout=maildir++ where a tree looks like both; mbox:///home/{local}/mail, with ?inbox=/var/mail/{local} where the INBOX is elsewhere; pop3s://host, pop3+starttls://host or pop3+insecure://host (default ports 995 and 110; imap_login says how to log in). {user} is the user's login on old, {local} and {domain} are its parts. Nothing is ever written there. docs/backfill.md says what each kind carries over."`
 	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
+	Gmail              Gmail      `yaml:"gmail" doc:"With old: how a Gmail mailbox is read. Its server tells by itself that it is one."`
 	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
 	MaxConnections     int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
 	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections of the backfill to this side at once, of all users together, on each node. A user takes one to old and two to new, and as many again for each further folder that is copied at once while nobody waits for them: with fewer, fewer users than cutover.concurrency are moved at a time. A server that refuses one is asked for fewer for ten minutes."`
+}
+
+// Gmail says how mailboxes of Gmail are read.
+type Gmail struct {
+	Labels string `yaml:"labels" enum:"folders|keywords|off" doc:"What becomes of labels: folders (a message is in a folder for each of its labels, and in the archive when it has none), keywords (each message once; users' labels are keywords) or off (as any other server: All Mail has everything once more). Decide before the first copy. docs/servers.md says what each does."`
 }
 
 // BackendTLS says how a backend's certificate is checked, for SMTP and IMAP alike.
@@ -140,7 +146,7 @@ type Queue struct {
 // Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains
 // and both backends' smtp are set.
 func Default() *Config {
-	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 40}
+	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 40, Gmail: Gmail{Labels: "folders"}}
 	return &Config{
 		Store: "./data",
 		Redis: Redis{Durability: "verified", Queue: "q"},

@@ -265,6 +265,9 @@ func (k *checker) backend(key string, b *Backend) {
 		k.fail(key+".imap", "%s:// is not for mailboxes: use one of %s", b.IMAP.Scheme, schemeNames(ProtocolIMAP))
 	}
 	k.mailbox(key, b)
+	if key == "backends.new" && b.Gmail.Labels != "folders" {
+		k.fail(key+".gmail.labels", "labels are read on old, and mail is put into new by folders: remove it, or write it below backends.old")
+	}
 	if b.IMAPLogin != nil {
 		k.login(key+".imap_login", b.IMAPLogin)
 	}

@@ -42,6 +42,7 @@ type imapSide struct {
 	users    config.UserLogins
 	tokens   *token.Source
 	mailbox  config.Mailbox // what is read instead of IMAP; old only
+	gmail    backfill.GmailLabels
 }
 
 // Job implements cutover.Mailboxes.
@@ -58,7 +59,7 @@ func (m *mailboxes) Job(u router.User) (backfill.Job, error) {
 	if err != nil {
 		return backfill.Job{}, err
 	}
-	return backfill.Job{User: u.Address, Source: src, Dest: dst, Host: s.host}, nil
+	return backfill.Job{User: u.Address, Source: src, Dest: dst, Host: s.host, Gmail: s.old.gmail}, nil
 }
 
 // readable tells whether the configuration says how mailboxes of this side are
@@ -107,7 +108,7 @@ func loadIMAP(cfg *config.Config) (*imapSides, error) {
 }
 
 func loadSide(name string, b config.Backend) (imapSide, error) {
-	s := imapSide{name: name, mailbox: b.Mailbox}
+	s := imapSide{name: name, mailbox: b.Mailbox, gmail: backfill.GmailLabels(b.Gmail.Labels)}
 	host := b.IMAP.Host
 	if b.Mailbox.Kind == config.MailboxPOP3 {
 		host = b.Mailbox.Host
