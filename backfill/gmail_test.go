@@ -56,8 +56,12 @@ func gmailJob(g *gmail, dst *realtest.Dovecot, labels backfill.GmailLabels) back
 }
 
 func gmailDest(t *testing.T) *realtest.Dovecot {
-	return realtest.StartDovecot(t, fast(realtest.DovecotOptions{SpecialUse: map[string]string{
+	d := realtest.StartDovecot(t, fast(realtest.DovecotOptions{SpecialUse: map[string]string{
 		"Sent Items": `\Sent`, "Drafts": `\Drafts`, "Deleted Items": `\Trash`, "Junk E-Mail": `\Junk`, "Archiv": `\Archive`}}))
+	// Dovecot 2.3.19 makes the INBOX when it is first opened, and can crash when
+	// other folders are made meanwhile.
+	d.Messages(t, user, "INBOX")
+	return d
 }
 
 func expect(t *testing.T, d *realtest.Dovecot, want map[string][]string) {
