@@ -58,9 +58,11 @@ func gmailJob(g *gmail, dst *realtest.Dovecot, labels backfill.GmailLabels) back
 func gmailDest(t *testing.T) *realtest.Dovecot {
 	d := realtest.StartDovecot(t, fast(realtest.DovecotOptions{SpecialUse: map[string]string{
 		"Sent Items": `\Sent`, "Drafts": `\Drafts`, "Deleted Items": `\Trash`, "Junk E-Mail": `\Junk`, "Archiv": `\Archive`}}))
-	// Dovecot 2.3.19 makes the INBOX when it is first opened, and can crash when
-	// other folders are made meanwhile.
-	d.Messages(t, user, "INBOX")
+	// Dovecot 2.3.19 makes the INBOX and folders of a use when they are first
+	// opened, and crashes now and then when several are opened at once.
+	for _, f := range d.Folders(t, user) {
+		d.Messages(t, user, f)
+	}
 	return d
 }
 
