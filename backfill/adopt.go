@@ -114,6 +114,9 @@ func (c *candidates) pair(m *incoming, k key) {
 		m.done = true
 		c.f.rec.paired(m.meta.UID, uid, there.Loose)
 		c.f.arrived(there)
+		if !c.f.rec.Readopt { // else it was paired before, and may be ours
+			c.f.rec.Adopted.add(m.meta.UID)
+		}
 		c.f.rec.Foreign.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)
 		delete(c.f.rec.Unread, m.meta.UID)

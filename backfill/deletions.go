@@ -214,7 +214,7 @@ func (f *folderRun) deleteOn() error {
 	if err != nil {
 		return err
 	}
-	away, del, unproven := f.sort(f.moved, proven)
+	away, del, left := f.sort(f.moved, proven)
 	if del, err = f.notLeftOut(del); err != nil {
 		return err
 	}
@@ -232,27 +232,38 @@ func (f *folderRun) deleteOn() error {
 			f.rec.Stays.Ceiling = lookAgain
 		}
 	}
-	if unproven > 0 {
-		f.leave("%d messages were deleted on the source and stay: it cannot be told that their UIDs on the destination still mean the same messages", unproven)
+	if left.unproven > 0 {
+		f.leave("%d messages were deleted on the source and stay: it cannot be told that their UIDs on the destination still mean the same messages", left.unproven)
+	}
+	if left.adopted > 0 {
+		f.leave("%d messages were deleted on the source and stay: they were on the destination without having been copied; %s deletes them", left.adopted, f.p.allowing())
 	}
 	return f.expunge(append(away, del...), len(away))
 }
 
+// leftThere counts what is gone and not deleted on the destination.
+type leftThere struct {
+	unproven int // it cannot be known there
+	adopted  int // it was there before it was copied
+}
+
 // sort divides what is gone into what was moved, what was deleted, and how many
-// of it cannot be known on the destination.
-func (f *folderRun) sort(moved map[uint32]bool, proven uint32) (away, del uidSet, unproven int) {
+// of it stay.
+func (f *folderRun) sort(moved map[uint32]bool, proven uint32) (away, del uidSet, left leftThere) {
 	for _, u := range f.rec.Gone {
 		switch d, ok := f.rec.Pairs.dest(u); {
 		case !ok:
 		case moved[d]:
 			away = append(away, u)
 		case d > proven:
-			unproven++
+			left.unproven++
+		case f.rec.Adopted.has(u) && !f.p.o.AllowDeletions:
+			left.adopted++
 		default:
 			del = append(del, u)
 		}
 	}
-	return away, del, unproven
+	return away, del, left
 }
 
 func (f *folderRun) leave(format string, a ...any) {
@@ -288,6 +299,7 @@ func (f *folderRun) expunge(del uidSet, moved int) error {
 	for _, u := range del {
 		f.rec.Pairs.remove(u)
 		f.rec.Gone.remove(u)
+		f.rec.Adopted.remove(u)
 	}
 	if a := f.rec.Anchor; a != nil && slices.Contains(uids, a.UID) {
 		f.rec.Anchor = nil

@@ -105,6 +105,35 @@ func TestDeletions(t *testing.T) {
 	}
 }
 
+// TestAdoptedIsNotDeleted: what was on the destination without us stays there when
+// the source loses it, until an operator says otherwise.
+func TestAdoptedIsNotDeleted(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 20, 100)...)
+	put(t, dst, user, "INBOX", letters(0, 2, 100)...) // as a copy that the relay delivered to both
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	if r := mustPass(t, c, job, reads); r.Adopted != 2 || r.Copied != 18 {
+		t.Fatalf("%+v", r)
+	}
+	deleteMail(t, src, user, "INBOX", 1, 10)
+	for range 2 {
+		r := mustPass(t, c, job, reads)
+		if p := problems(r, backfill.ClassDeletions); len(p) != 1 || !strings.Contains(p[0], "1 messages") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if n := holds(t, dst, user, false).count(); n != 19 {
+		t.Errorf("%d messages", n)
+	}
+	allow := reads
+	allow.AllowDeletions = true
+	if r := mustPass(t, c, job, allow); r.Deleted != 1 || len(r.Problems) > 0 {
+		t.Errorf("allowed: %+v", r)
+	}
+}
+
 // TestMoves: mail that the user files away is in its new folder and no longer in
 // the old one, however much it is, and flags that were changed come with it.
 func TestMoves(t *testing.T) {

@@ -343,7 +343,7 @@ func (f *folderRun) open() error {
 			"source", !srcSame, "destination", !dstSame)
 		r.Readopt = true
 	}
-	r.Pairs, r.Foreign, r.Seen, f.agreed, r.Mark = nil, nil, 0, agreed{}, imapconn.Status{}
+	r.Pairs, r.Foreign, r.Adopted, r.Seen, f.agreed, r.Mark = nil, nil, nil, 0, agreed{}, imapconn.Status{}
 	r.Gone, r.Stays, r.Anchor = nil, nil, nil
 	if !srcSame {
 		r.Refused, r.Unread, r.Pending = nil, nil, nil

@@ -26,6 +26,9 @@ type record struct {
 	// Foreign are messages of the destination with a UID below Seen that are in
 	// no pair.
 	Foreign uidSet `json:"foreign,omitempty"`
+	// Adopted are messages of the source whose copies were on the destination
+	// already: not ours to delete.
+	Adopted uidSet `json:"adopted,omitempty"`
 	Seen    uint32 `json:"seen,omitempty"`
 	// Mark is the state of the source with which the folder was last finished.
 	Mark    imapconn.Status     `json:"mark"`
@@ -270,6 +273,17 @@ func (u *uidSet) UnmarshalText(text []byte) error {
 		}
 	}
 	return nil
+}
+
+func (u *uidSet) add(uid uint32) {
+	if i, ok := slices.BinarySearch(*u, uid); !ok {
+		*u = slices.Insert(*u, i, uid)
+	}
+}
+
+func (u uidSet) has(uid uint32) bool {
+	_, ok := slices.BinarySearch(u, uid)
+	return ok
 }
 
 func (u *uidSet) remove(uid uint32) {
