@@ -83,23 +83,25 @@ func (t *fetcher) close() {
 
 // fetched is a batch that was read from the source.
 type fetched struct {
-	n        int   // messages that were asked for
-	held     int64 // octets of the budget
+	metas    []imapconn.Meta // the messages that were asked for
+	held     int64           // octets of the budget
 	t        *fetcher
 	failures []imapconn.Failure
 	err      error
 }
 
 // copyAll copies messages batch by batch: while one is being appended, the next
-// is being read.
+// is being read, and behind the last one the lane's next folder.
 func (f *folderRun) copyAll(todo []imapconn.Meta) error {
 	batches, stop := make(chan *fetched), make(chan struct{})
+	b := f.firstBatch(todo)
 	go func() {
 		defer close(batches)
 		for len(todo) > 0 {
-			n := f.batchSize(todo)
-			b := f.fetch(todo[:n])
-			todo = todo[n:]
+			if b == nil {
+				b = f.fetch(todo[:f.batchSize(todo)])
+			}
+			todo = todo[len(b.metas):]
 			select {
 			case batches <- b:
 			case <-stop:
@@ -109,7 +111,9 @@ func (f *folderRun) copyAll(todo []imapconn.Meta) error {
 			if b.err != nil {
 				return
 			}
+			b = nil
 		}
+		f.lane.readAhead()
 	}()
 	var err error
 	for b := range batches {
@@ -132,11 +136,9 @@ func (f *folderRun) release(b *fetched) {
 
 // fetch reads a batch.
 func (f *folderRun) fetch(metas []imapconn.Meta) *fetched {
-	b := &fetched{n: len(metas), t: &fetcher{host: f.p.job.Host, dir: f.p.c.TempDir, keep: true, mem: arena{from: &f.p.c.together().bodies}}}
-	uids := make([]uint32, 0, len(metas))
+	b := &fetched{metas: metas, t: &fetcher{host: f.p.job.Host, dir: f.p.c.TempDir, keep: true, mem: arena{from: &f.p.c.together().bodies}}}
 	var octets, inMemory int64
 	for _, m := range metas {
-		uids = append(uids, m.UID)
 		octets += m.Size
 		if m.Size <= spoolOver {
 			inMemory += m.Size
@@ -149,7 +151,7 @@ func (f *folderRun) fetch(metas []imapconn.Meta) *fetched {
 		return b
 	}
 	b.t.room = b.held
-	b.failures, b.err = f.lane.src.Fetch(uids, imapconn.Items{Flags: true, Date: true, Body: true}, b.t)
+	b.failures, b.err = f.lane.src.Fetch(uidsOf(metas), imapconn.Items{Flags: true, Date: true, Body: true}, b.t)
 	slices.SortFunc(b.t.msgs, byUID)
 	return b
 }
@@ -178,7 +180,7 @@ func (f *folderRun) copyBatch(b *fetched) error {
 	if err := f.append(rest); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	f.p.tally(func(_ *Report, g *Progress) { g.MessagesDone += b.n })
+	f.p.tally(func(_ *Report, g *Progress) { g.MessagesDone += len(b.metas) })
 	f.p.show(false)
 	f.p.mark(false)
 	return nil

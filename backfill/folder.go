@@ -27,6 +27,7 @@ type folderRun struct {
 	moved      map[uint32]bool // UIDs of the destination, see movedAway
 	failed     bool            // something could not be read: look again
 	isAttic    bool            // it has no source: see attic
+	reading    *reading        // of the source; nil until it is begun
 	drops      int             // connections that ended in a row without a message being taken
 	// unsaved tells that the record is newer than the ledger. That may last until
 	// the next batch's journal is written: until then the one before it says where
@@ -260,6 +261,10 @@ func (f *folderRun) save() error {
 
 // sync brings one folder of the destination up to date.
 func (f *folderRun) sync() error {
+	if f.reading == nil {
+		f.read()
+	}
+	defer f.forget()
 	if err := f.open(); err != nil {
 		return err
 	}
@@ -269,10 +274,7 @@ func (f *folderRun) sync() error {
 	if err := f.restore(); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	metas, sel, err := f.lane.src.ListAll(f.p.listed())
-	if err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
+	metas := f.reading.metas
 	expected := f.expected()
 	f.noteGone(metas)
 	todo := f.todo(metas)
@@ -284,7 +286,7 @@ func (f *folderRun) sync() error {
 			g.Bytes += m.Size
 		}
 	})
-	err = f.copyAll(todo)
+	err := f.copyAll(todo)
 	if err == nil {
 		err = f.syncFlags(metas)
 	}
@@ -298,7 +300,7 @@ func (f *folderRun) sync() error {
 	if err != nil {
 		return err
 	}
-	return f.finish(sel)
+	return f.finish(f.reading.listed)
 }
 
 // listed is what a folder's list has of each message.
@@ -306,16 +308,12 @@ func (p *pass) listed() imapconn.Items {
 	return p.c.Filter.items(imapconn.Items{Flags: true, Size: true})
 }
 
-// open opens the folder on both sides, and voids the pairs when the UIDs of one
+// open waits until the folder is open on both sides, and voids the pairs when the UIDs of one
 // of them mean other messages now.
 func (f *folderRun) open() error {
-	var ssel imapconn.Selected
-	if r, ok := f.lane.src.(interface{ Expect(imapconn.Items) }); ok {
-		r.Expect(f.p.listed())
-	}
-	err := both(func() (err error) {
-		ssel, err = f.lane.src.Select(f.src)
-		return inside("source", err)
+	err := both(func() error {
+		<-f.reading.done
+		return inside("source", f.reading.err)
 	}, func() (err error) {
 		// The destination's folder is selected before anything is appended to it:
 		// servers are several times faster then.
@@ -325,6 +323,7 @@ func (f *folderRun) open() error {
 	if err != nil {
 		return err
 	}
+	ssel := f.reading.opened
 	f.uidNext = max(f.dsel.UIDNext, 1)
 	if f.agreed, err = f.p.book.agreed(f.src.Wire); err != nil {
 		return err

@@ -47,9 +47,13 @@ func (c *Copier) Inventory(ctx context.Context, job Job) (Inventory, error) {
 	inv := Inventory{User: job.User, At: time.Now().UTC(), Server: job.Dest.Server.Address, Folders: []Holding{}}
 	p := &pass{c: c, ctx: ctx, job: job, log: slog.New(slog.DiscardHandler), lane: &lane{}}
 	p.throttle.patience = c.Patience
+	c.together().passes.Add(1)
 	defer p.close()
 	var err error
-	if p.dst, p.dstSide, err = p.enter(job.Dest, nil); err != nil {
+	if p.dst, err = p.openDest(); err == nil {
+		p.dstSide, err = listFolders(p.dst, nil, false)
+	}
+	if err != nil {
 		return inv, fmt.Errorf("inventory of %s: %w", job.User, err)
 	}
 	p.dstReader = p.reader(job.Dest, nil)

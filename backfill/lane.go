@@ -15,8 +15,13 @@ const (
 	// defaultConnections keeps a mailbox below the ten connections for one user
 	// that servers allow by default: a lane has up to four.
 	defaultConnections = 4
-	growEvery          = time.Second
-	manyFolders        = 6
+	// farConnections and mostFar are for a first copy over a distance, in which
+	// next to no lane looks into the destination: each folder has its own lane
+	// where there are few.
+	farConnections = 5
+	mostFar        = 6
+	growEvery      = time.Second
+	manyFolders    = 6
 	// growth is what the last lane must have brought for one more to be opened.
 	growth = 1.1
 	// farAway is the round trip from which on waiting, and not work, is what a
@@ -34,10 +39,16 @@ type lane struct {
 	dstReader *imapconn.Reader
 	// refusals in a row: too many mean that the destination takes nothing.
 	refusedInRow int
-	release      func() // of the connections' share of all; nil for the first lane
+	release      func()            // of the connections' share of all; nil for the first lane
+	more         func() *folderRun // gives the lane's next folder
+	ahead        *folderRun        // the one that was given already
+	leaving      bool              // no more after that
 }
 
 func (l *lane) close() {
+	if l.ahead != nil {
+		l.ahead.forget()
+	}
 	if l.src != nil {
 		l.src.Close()
 	}
@@ -69,8 +80,7 @@ func (p *pass) openLane() (*lane, error) {
 		}
 		return nil
 	}, func() (err error) {
-		l.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest)
-		p.c.together().dstSeats.refused(err, dstSeats)
+		l.dst, err = p.openDest()
 		return err
 	})
 	if err != nil {
@@ -95,11 +105,30 @@ func (p *pass) measure() {
 // further connection would cost a login and bring nothing. Distance is waited
 // for in each mailbox by itself.
 func (p *pass) mostLanes() int {
-	most := cmp.Or(max(p.c.Connections, 0), defaultConnections)
+	most := cmp.Or(max(p.c.Connections, 0), p.ownLanes())
 	if n := int(p.c.together().passes.Load()); n > 1 && !p.far {
 		most = max(most/n, 1)
 	}
 	return most
+}
+
+// ownLanes is that where nothing is configured.
+func (p *pass) ownLanes() int {
+	if !p.first || !p.far {
+		return defaultConnections
+	}
+	// Mail may be in the folders that are there already, and those are looked into
+	// over a second connection.
+	there := 0
+	for _, pr := range p.pairings {
+		if pr.exists {
+			there++
+		}
+	}
+	if p.pairings != nil && there+mostFar <= 2*farConnections {
+		return mostFar
+	}
+	return farConnections
 }
 
 // spare is a lane that is opened before anybody needs it.
@@ -109,14 +138,24 @@ type spare struct {
 	done chan struct{}
 }
 
-// openEarly opens lanes for the first copy from distant servers while the
-// folders are looked at and made.
-func (p *pass) openEarly() {
-	src, _, err := p.book.folders()
-	if err != nil || len(src) > 0 || len(p.pairings) < farEarly || !p.far {
+// guessDistance is measure before anything was asked for: the servers have
+// greeted, and taken the login. Mailboxes have folders enough for a few lanes,
+// so these are opened before the folders are known.
+func (p *pass) guessDistance() {
+	p.far = p.dst.FirstWait() >= farAway
+	if m, ok := p.srcBox.(*imapMailbox); ok {
+		p.far = p.far || m.FirstWait() >= farAway
+	}
+	p.openEarly(p.mostLanes())
+}
+
+// openEarly opens lanes for the first copy of so many folders from distant
+// servers, while the folders are looked at and made.
+func (p *pass) openEarly(folders int) {
+	if !p.first || !p.far || folders < farEarly {
 		return
 	}
-	for range p.mostLanes() - 1 {
+	for range min(p.mostLanes(), folders) - 1 - len(p.spares) {
 		if !p.sitMore() {
 			return
 		}
@@ -150,12 +189,15 @@ func (p *pass) spareLane() func() (*lane, error) {
 
 // closeSpares gives up the lanes that nobody needed.
 func (p *pass) closeSpares() {
-	for _, s := range p.spares {
+	p.mu.Lock()
+	spares := p.spares
+	p.spares = nil
+	p.mu.Unlock()
+	for _, s := range spares {
 		if <-s.done; s.l != nil {
 			s.l.close()
 		}
 	}
-	p.spares = nil
 }
 
 // reader makes a reader that waits when its server wants it slower.
@@ -196,12 +238,14 @@ type crew struct {
 // when there is enough to do.
 func (p *pass) work(runs []*folderRun, failed error) error {
 	w := &crew{p: p, runs: runs, failed: failed, lanes: 1, over: make(chan struct{})}
-	for _, f := range runs {
+	w.claim()
+	for _, f := range w.runs {
 		w.left += f.expected()
 	}
 	slices.SortStableFunc(w.runs, func(a, b *folderRun) int { return cmp.Compare(b.expected(), a.expected()) })
 	for w.hire() && p.far {
 	}
+	w.wg.Go(p.closeSpares)
 	w.wg.Go(w.govern)
 	w.lane(p.lane)
 	close(w.over)
@@ -209,10 +253,25 @@ func (p *pass) work(runs []*folderRun, failed error) error {
 	return errors.Join(w.failed, w.fatal)
 }
 
+// claim takes the folder that the first lane reads already out of the others, or
+// lets go of it when it could not be made.
+func (w *crew) claim() {
+	first := w.p.ahead
+	if first == nil {
+		return
+	}
+	if i := slices.Index(w.runs, first); i >= 0 {
+		w.runs = slices.Delete(w.runs, i, i+1)
+		return
+	}
+	first.forget()
+	w.p.ahead = nil
+}
+
 // lane works until nothing is left.
 func (w *crew) lane(l *lane) {
-	for f := w.next(l); f != nil; f = w.next(l) {
-		f.lane = l
+	l.more = func() *folderRun { return w.next(l) }
+	for f := w.following(l); f != nil; f = w.following(l) {
 		w.p.tally(func(_ *Report, g *Progress) { g.Folder = f.src.Name })
 		w.p.show(false)
 		w.done(f, f.sync())
@@ -221,16 +280,44 @@ func (w *crew) lane(l *lane) {
 	}
 }
 
+// following gives the lane its next folder: the one that is being read already,
+// if there is one. That one is left alone after another's error, as all others.
+func (w *crew) following(l *lane) *folderRun {
+	f := l.ahead
+	l.ahead = nil
+	if f == nil {
+		return w.next(l)
+	}
+	if w.ended() {
+		f.forget()
+		return nil
+	}
+	return f
+}
+
+func (w *crew) ended() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fatal != nil
+}
+
 // next gives the lane its next folder. A lane that is not the first ends when
 // others need its connections.
 func (w *crew) next(l *lane) *folderRun {
-	if l.release != nil && w.p.crowded() {
+	if !l.leaving && l.release != nil && w.p.crowded() {
 		w.mu.Lock()
 		w.lanes--
 		w.mu.Unlock()
+		l.leaving = true
+	}
+	if l.leaving {
 		return nil
 	}
-	return w.take()
+	f := w.take()
+	if f != nil {
+		f.lane = l
+	}
+	return f
 }
 
 func (w *crew) take() *folderRun {

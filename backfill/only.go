@@ -57,14 +57,7 @@ func (p *pass) connectTo(known []pairing) (err error) {
 	if p.attic, err = openAttic(p); err != nil {
 		return err
 	}
-	err = both(func() (err error) {
-		p.srcBox, err = p.openSource()
-		return inside("source", err)
-	}, func() (err error) {
-		p.dst, err = p.c.Dialer.Open(p.ctx, p.job.Dest)
-		return inside("destination", err)
-	})
-	if err == nil {
+	if err = p.login(); err == nil {
 		p.dstReader = p.reader(p.job.Dest, nil)
 	}
 	return err
@@ -75,7 +68,7 @@ func (p *pass) lookAround(dst *imapconn.Session) (err error) {
 	if !p.narrow {
 		return nil
 	}
-	there, err := survey(dst, nil)
+	there, err := survey(dst, nil, false)
 	if err != nil {
 		return fmt.Errorf("list the folders: %w", err)
 	}

@@ -41,6 +41,7 @@ type pass struct {
 
 	*lane    // the first one
 	spares   []*spare
+	first    bool // the ledger knows no folder yet
 	far      bool // see measure
 	srcTaken bool // see sit
 	dstTaken bool
@@ -134,12 +135,18 @@ func (p *pass) connect() error {
 	if err != nil {
 		return err
 	}
+	if err := p.login(); err != nil {
+		return err
+	}
+	if p.first = len(srcKnown) == 0 && !p.dry; p.first {
+		p.guessDistance()
+	}
 	var src, dst looked
 	err = both(func() (err error) {
-		src, err = p.enterSource(srcKnown)
+		src, err = listFolders(p.srcBox, srcKnown, len(srcKnown) == 0)
 		return inside("source", err)
 	}, func() (err error) {
-		p.dst, dst, err = p.enter(p.job.Dest, dstKnown)
+		dst, err = listFolders(p.dst, dstKnown, false)
 		return inside("destination", err)
 	})
 	if err != nil {
@@ -171,18 +178,31 @@ func (p *pass) connect() error {
 	return nil
 }
 
-// enter logs in and lists the folders, with the status of those that are known.
-func (p *pass) enter(acct imapconn.Account, known []string) (*imapconn.Session, looked, error) {
-	s, err := p.c.Dialer.Open(p.ctx, acct)
+// login connects to both sides.
+func (p *pass) login() error {
+	return both(func() (err error) {
+		p.srcBox, err = p.openSource()
+		return inside("source", err)
+	}, func() (err error) {
+		p.dst, err = p.openDest()
+		return inside("destination", err)
+	})
+}
+
+func (p *pass) openDest() (*imapconn.Session, error) {
+	s, err := p.c.Dialer.Open(p.ctx, p.job.Dest)
+	p.c.together().dstSeats.refused(err, dstSeats)
+	return s, err
+}
+
+// listFolders lists the folders of one side, with the status of those that are known,
+// or of all.
+func listFolders(s folderLister, known []string, all bool) (looked, error) {
+	there, err := survey(s, known, all)
 	if err != nil {
-		p.c.together().dstSeats.refused(err, dstSeats)
-		return nil, looked{}, err
+		return looked{}, fmt.Errorf("list the folders: %w", err)
 	}
-	there, err := survey(s, known)
-	if err != nil {
-		return s, looked{}, fmt.Errorf("list the folders: %w", err)
-	}
-	return s, there, nil
+	return there, nil
 }
 
 // both runs two functions at once: a round trip to one side need not wait for
@@ -253,7 +273,7 @@ func (p *pass) show(now bool) {
 // folders goes through all folders.
 func (p *pass) folders() error {
 	p.measure()
-	p.openEarly()
+	p.openEarly(len(p.pairings))
 	if err := p.attic.review(); err != nil {
 		return err
 	}
@@ -264,7 +284,9 @@ func (p *pass) folders() error {
 	if err := p.lookMissing(); err != nil {
 		return err
 	}
-	p.src = p.srcBox.NewReader()
+	if p.src == nil {
+		p.src = p.srcBox.NewReader()
+	}
 	if err := p.work(slices.Clone(runs), failed); err != nil {
 		return err
 	}
@@ -298,7 +320,11 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 	p.every = all
 	p.progress.Folders, p.report.Folders = len(all), len(all)
 	err = both(func() error {
-		return inside("source", p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)))
+		if err := p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)); err != nil {
+			return inside("source", err)
+		}
+		p.readEarly(all)
+		return nil
 	}, func() (err error) {
 		if err = p.dstSide.statuses(p.dst, copied); err == nil {
 			failed, err = p.prepare(all)

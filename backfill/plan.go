@@ -151,9 +151,9 @@ func sourceWires(ps ...[]pairing) []string {
 }
 
 // survey asks one side for its folders, and for the status of those that are
-// known from earlier passes where that spares a round trip.
-func survey(s folderLister, known []string) (looked, error) {
-	there, err := ask(s, known)
+// known from earlier passes, or of all, where that spares a round trip.
+func survey(s folderLister, known []string, all bool) (looked, error) {
+	there, err := ask(s, known, all)
 	if err != nil {
 		return looked{}, err
 	}
@@ -171,11 +171,11 @@ func survey(s folderLister, known []string) (looked, error) {
 }
 
 // ask asks for all of it at once where it can be.
-func ask(s folderLister, known []string) (there imapconn.Survey, err error) {
+func ask(s folderLister, known []string, all bool) (there imapconn.Survey, err error) {
 	if at, ok := s.(interface {
-		Survey(known []string) (imapconn.Survey, error)
+		Survey(known []string, all bool) (imapconn.Survey, error)
 	}); ok {
-		return at.Survey(known)
+		return at.Survey(known, all)
 	}
 	there.Status, there.Errs = map[string]imapconn.Status{}, map[string]error{}
 	if there.Namespaces, err = s.Namespaces(); err != nil {

@@ -27,8 +27,8 @@ type granted struct {
 // that a change on the destination lasts. A final pass leaves them alone: somebody
 // is held while it runs.
 func (p *pass) carryRights(all []*folderRun) error {
-	src, ok := p.srcBox.(*imapMailbox)
-	able := ok && src.Has("ACL") && p.dst.Has("ACL") && !p.o.Final && len(p.o.Only) == 0
+	able := p.asksRights()
+	src, _ := p.srcBox.(*imapMailbox)
 	for _, f := range all {
 		if f.unmade {
 			continue
@@ -48,6 +48,12 @@ func (p *pass) carryRights(all []*folderRun) error {
 		}
 	}
 	return nil
+}
+
+// asksRights tells whether both servers can be asked who may do what, and are.
+func (p *pass) asksRights() bool {
+	src, ok := p.srcBox.(*imapMailbox)
+	return ok && src.Has("ACL") && p.dst.Has("ACL") && !p.o.Final && len(p.o.Only) == 0
 }
 
 func (f *folderRun) carryRights(src *imapMailbox) error {

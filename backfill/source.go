@@ -2,7 +2,6 @@ package backfill
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"crossfade/backfill/imapconn"
@@ -100,18 +99,4 @@ type folderLister interface {
 	Namespaces() (imapconn.Namespaces, error)
 	List() ([]imapconn.Folder, error)
 	Statuses(wires []string) (stats map[string]imapconn.Status, errs map[string]error, err error)
-}
-
-// enterSource opens the source and lists its folders.
-func (p *pass) enterSource(known []string) (looked, error) {
-	m, err := p.openSource()
-	if err != nil {
-		return looked{}, err
-	}
-	p.srcBox = m
-	there, err := survey(m, known)
-	if err != nil {
-		return looked{}, fmt.Errorf("list the folders: %w", err)
-	}
-	return there, nil
 }

@@ -198,6 +198,9 @@ func (f *folderRun) wrapRefused() error {
 		if !r.fresh || r.tooBig || r.Wrapped || r.Text == unrecognised {
 			continue
 		}
+		if err := f.regain(); err != nil {
+			return fmt.Errorf("source: %w", err)
+		}
 		if err := f.wrap(uid, r); err != nil {
 			return err
 		}

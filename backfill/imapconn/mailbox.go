@@ -121,27 +121,33 @@ func decodeOrWire(wire string) (string, bool) {
 // tells them.
 func (s *Session) List() ([]Folder, error) {
 	ask := &asking{s: s}
-	answer := ask.list()
+	answer := ask.list(nil)
 	if err := ask.run(); err != nil {
 		return nil, err
 	}
 	return answer()
 }
 
-func (a *asking) list() func() ([]Folder, error) {
+// list asks for all folders, and where status is not nil and the server can do
+// that in one step (RFC 5819) for the status of each, by its name on the wire.
+func (a *asking) list(status map[string]Status) func() ([]Folder, error) {
 	c := newCommand(`LIST "" "*"`)
 	extended := a.s.Has("LIST-EXTENDED")
-	switch {
-	case extended && a.s.Has("SPECIAL-USE"):
-		c.raw("RETURN (SUBSCRIBED SPECIAL-USE)")
-	case extended:
-		c.raw("RETURN (SUBSCRIBED)")
+	options := "SUBSCRIBED"
+	if a.s.Has("SPECIAL-USE") {
+		options += " SPECIAL-USE"
 	}
-	all := a.listing(c, "LIST")
+	if status != nil && a.s.listsStatus() {
+		options += " STATUS (" + a.s.statusItems() + ")"
+	}
+	if extended {
+		c.raw("RETURN (" + options + ")")
+	}
+	all := a.listing(c, "LIST", status)
 	if extended {
 		return all
 	}
-	subscribed := a.listing(newCommand(`LSUB "" "*"`), "LSUB")
+	subscribed := a.listing(newCommand(`LSUB "" "*"`), "LSUB", nil)
 	return func() ([]Folder, error) {
 		folders, err := all()
 		if err != nil {
@@ -162,12 +168,18 @@ func (a *asking) list() func() ([]Folder, error) {
 	}
 }
 
+// listsStatus tells whether LIST gives the status of folders, too (RFC 5819).
+func (s *Session) listsStatus() bool { return s.Has("LIST-EXTENDED") && s.Has("LIST-STATUS") }
+
 // listing runs LIST or LSUB.
-func (a *asking) listing(c *command, name string) func() ([]Folder, error) {
+func (a *asking) listing(c *command, name string, status map[string]Status) func() ([]Folder, error) {
 	var folders []Folder
 	seen := map[string]bool{}
 	var odd error
 	answer := a.add(c, func(r *response) {
+		if st, ok := parseStatusData(r); ok && status != nil && st.UIDValidity != 0 {
+			status[statusName(r)] = st
+		}
 		if r.name != name {
 			return
 		}
@@ -235,14 +247,20 @@ func (s *Session) Statuses(wires []string) (stats map[string]Status, errs map[st
 	return stats, errs, nil
 }
 
-func (a *asking) status(wires []string) func() (map[string]Status, map[string]error) {
+// statusItems are what STATUS is asked for.
+func (s *Session) statusItems() string {
 	items := "MESSAGES UIDNEXT UIDVALIDITY"
-	if a.s.Has("CONDSTORE") || a.s.Has("QRESYNC") {
+	if s.Has("CONDSTORE") || s.Has("QRESYNC") {
 		items += " HIGHESTMODSEQ"
 	}
-	if a.s.Has("STATUS=SIZE") {
+	if s.Has("STATUS=SIZE") {
 		items += " SIZE"
 	}
+	return items
+}
+
+func (a *asking) status(wires []string) func() (map[string]Status, map[string]error) {
+	items := a.s.statusItems()
 	stats, errs := map[string]Status{}, map[string]error{}
 	answers := map[string]func() error{}
 	for _, wire := range wires {

@@ -103,6 +103,11 @@ func (s *Session) heard(since time.Time) {
 // 0 before the first one. It is an upper bound of the way there and back.
 func (s *Session) RoundTrip() time.Duration { return s.rtt }
 
+// FirstWait is the shorter of the times that the server took to greet and to
+// take the login: what is known of its distance before any command. It is more
+// than the way when the server is slow at both.
+func (s *Session) FirstWait() time.Duration { return s.first }
+
 // Survey is what a server holds, as [Session.Survey] finds it.
 type Survey struct {
 	Namespaces Namespaces
@@ -114,12 +119,18 @@ type Survey struct {
 }
 
 // Survey asks for the namespaces, for all folders, and for the status of those
-// that are known from before, all in one round trip where it can be.
-func (s *Session) Survey(known []string) (Survey, error) {
+// that are known from before, all in one round trip where it can be. With all it
+// asks for the status of all folders where that takes no round trip more; those
+// that the server does not tell of are missing then.
+func (s *Session) Survey(known []string, all bool) (Survey, error) {
 	ask := &asking{s: s}
 	var out Survey
+	var told map[string]Status
+	if all && s.listsStatus() {
+		told = map[string]Status{}
+	}
 	namespaces := ask.namespaces()
-	list := ask.list()
+	list := ask.list(told)
 	status := ask.status(known)
 	if err := ask.run(); err != nil {
 		return out, err
@@ -128,10 +139,21 @@ func (s *Session) Survey(known []string) (Survey, error) {
 	if out.Namespaces, err = namespaces(); err != nil {
 		return out, err
 	}
-	if out.Folders, err = list(); err != nil {
+	out.Folders, err = list()
+	var refused *Error
+	if told != nil && errors.As(err, &refused) {
+		told = nil
+		out.Folders, err = s.List() // one folder without a status may spoil the whole
+	}
+	if err != nil {
 		return out, err
 	}
 	out.Status, out.Errs = status()
+	for _, f := range out.Folders {
+		if st, ok := told[f.Wire]; ok {
+			out.Status[f.Wire] = st
+		}
+	}
 	return out, nil
 }
 

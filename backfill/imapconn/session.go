@@ -24,6 +24,7 @@ type Session struct {
 	buffer int // octets of br and of bw
 	broken error
 	rtt    time.Duration // the shortest so far
+	first  time.Duration // see FirstWait
 	// forgetful: a UIDVALIDITY that EXAMINE tells may be made up, see Reader.keep.
 	forgetful bool
 	ctx       context.Context
@@ -96,7 +97,9 @@ func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle
 		}
 	}
 	s.attach(newWire(conn, idle))
+	began := time.Now()
 	greeting, err := s.next()
+	s.first = time.Since(began)
 	if err != nil {
 		return s.w.explain(fmt.Errorf("read the greeting: %w", err))
 	}
@@ -121,7 +124,10 @@ func (s *Session) start(ctx context.Context, raw net.Conn, cred credential, idle
 	if greeting.name == "PREAUTH" {
 		return errors.New("the server says that we are logged in already (PREAUTH): nobody knows as whom")
 	}
-	return s.login(cred)
+	began = time.Now()
+	err = s.login(cred)
+	s.first = min(s.first, time.Since(began))
+	return err
 }
 
 func (s *Session) attach(w *wire) {
