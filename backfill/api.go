@@ -205,10 +205,11 @@ type Copier struct {
 	MemoryBytes int64
 	// Connections bounds how many folders of one mailbox are copied at once, each
 	// over one connection to the source and up to two to the destination; zero
-	// means 4. More than one are used where there is enough to copy, and more than
-	// two only where the second brought something, or where a server is so distant
-	// that the pass mostly waits. Several mailboxes that are copied at the same time
-	// share them, each having one at least, unless a server is distant.
+	// means 4, and up to 6 in a first copy over a distance. More than one are used
+	// where there is enough to copy, and more than two only where the second brought
+	// something, or where a server is so distant that the pass mostly waits. Several
+	// mailboxes that are copied at the same time share them, each having one at
+	// least, unless a server is distant.
 	Connections int
 	// SourceRates and DestRates bound what is read and what is appended.
 	SourceRates, DestRates Rates

@@ -12,7 +12,7 @@ import (
 // Backfill says how past mail is copied.
 type Backfill struct {
 	UsersAtOnce   int            `yaml:"users_at_once" reload:"restart" min:"0" max:"1000" doc:"Users copied or flipped at the same time; 0 means cutover.concurrency. With fewer connections than they need (max_imap_connections of both backends) there are fewer."`
-	Connections   int            `yaml:"connections" min:"1" max:"16" doc:"Folders of one mailbox that are copied at once, each over up to two connections to either side. More than one are used where there is enough to copy, and only while each brings something."`
+	Connections   int            `yaml:"connections" min:"0" max:"16" doc:"Folders of one mailbox that are copied at once, each over one connection to old and up to two to new; 0 means 4, and up to 6 in a first copy over a distance. More than one are used where there is enough to copy, and only while each brings something."`
 	Memory        Size           `yaml:"memory" reload:"restart" min:"1MiB" doc:"Octets of messages in memory, of all users together. A message over 1 MiB waits in a file."`
 	Patience      Duration       `yaml:"patience" min:"1s" max:"1d" doc:"How long a pass waits in all for a server that wants less to be asked of it; then it ends, and the next one goes on where it stopped."`
 	TailInterval  Duration       `yaml:"tail_interval" reload:"restart" min:"1s" max:"1d" doc:"Time between two looks at all folders of a user who is ready and waits for the flip."`
@@ -51,7 +51,7 @@ type BackfillRate struct {
 }
 
 func defaultBackfill() Backfill {
-	return Backfill{Connections: 4, Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), TailConns: 50, DeleteCeiling: Share{Percent: 10}}
+	return Backfill{Memory: 64 * MiB, Patience: Duration(5 * time.Minute), TailInterval: Duration(time.Minute), TailConns: 50, DeleteCeiling: Share{Percent: 10}}
 }
 
 // UsersAtOnce is how many users are worked on at the same time: backfill.users_at_once, or else cutover.concurrency.
