@@ -47,7 +47,6 @@ func (c *Copier) Inventory(ctx context.Context, job Job) (Inventory, error) {
 	inv := Inventory{User: job.User, At: time.Now().UTC(), Server: job.Dest.Server.Address, Folders: []Holding{}}
 	p := &pass{c: c, ctx: ctx, job: job, log: slog.New(slog.DiscardHandler), lane: &lane{}}
 	p.throttle.patience = c.Patience
-	c.together().passes.Add(1)
 	defer p.close()
 	var err error
 	if p.dst, err = p.openDest(); err == nil {

@@ -243,7 +243,8 @@ func (p *pass) work(runs []*folderRun, failed error) error {
 		w.left += f.expected()
 	}
 	slices.SortStableFunc(w.runs, func(a, b *folderRun) int { return cmp.Compare(b.expected(), a.expected()) })
-	for w.hire() && p.far {
+	// A distant server has the lanes come late: no more than there are folders.
+	for n := 2; w.hire() && p.far && n < len(runs); n++ {
 	}
 	w.wg.Go(p.closeSpares)
 	w.wg.Go(w.govern)
