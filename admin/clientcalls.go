@@ -136,6 +136,13 @@ func (c *Client) Moves(ctx context.Context) ([]cutover.Status, error) {
 	return out.Moves, err
 }
 
+// Backfill tells the same with the totals, and what is paused.
+func (c *Client) Backfill(ctx context.Context) (Moves, error) {
+	var out Moves
+	err := c.do(ctx, call{method: http.MethodGet, path: "/v1/backfill"}, nil, &out)
+	return out, err
+}
+
 // RunBackfill asks for a user's mail to be copied until it is in sync.
 func (c *Client) RunBackfill(ctx context.Context, address string) (cutover.Status, error) {
 	return c.RunBackfillWith(ctx, address, BackfillRun{})

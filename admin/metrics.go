@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"time"
@@ -96,7 +97,7 @@ func (m *Metrics) preset() {
 		}
 		m.DeliverTime.WithLabelValues(string(route))
 	}
-	for _, result := range []string{"ok", "failed"} {
+	for _, result := range []string{"ok", "failed", "limit"} {
 		m.Passes.WithLabelValues(result)
 	}
 	for _, class := range backfill.Classes() {
@@ -177,7 +178,11 @@ func (m *Metrics) Noticed() { m.Notices.Inc() }
 // are not counted again.
 func (m *Metrics) Backfilled(p cutover.Passed) {
 	result := "ok"
-	if p.Err != nil {
+	var limit *backfill.DayLimit
+	switch {
+	case errors.As(p.Err, &limit):
+		result = "limit" // it goes on when the provider lets it
+	case p.Err != nil:
 		result = "failed"
 	}
 	m.Passes.WithLabelValues(result).Inc()

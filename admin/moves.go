@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"crossfade/backfill"
 	"crossfade/cutover"
@@ -23,6 +24,8 @@ type MoveRequest struct {
 // Moves lists the users that the conductor knows of.
 type Moves struct {
 	Moves  []cutover.Status `json:"moves"`
+	Total  cutover.Total    `json:"total" doc:"All users who are not in sync yet, together."`
+	Waves  []cutover.Total  `json:"waves,omitempty" doc:"The same by wave, in the order in which waves are copied."`
 	Paused []cutover.Pause  `json:"paused,omitempty" doc:"What of the backfill an operator has paused."`
 }
 
@@ -238,6 +241,7 @@ func (s *Server) listMoves(context.Context, *struct{}) (*body[Moves], error) {
 	out := Moves{Moves: []cutover.Status{}}
 	if s.cfg.Conductor != nil {
 		out.Moves = append(out.Moves, s.cfg.Conductor.Status()...)
+		out.Total, out.Waves = cutover.Totals(out.Moves, time.Now())
 		out.Paused = s.cfg.Conductor.Pauses()
 	}
 	return &body[Moves]{out}, nil

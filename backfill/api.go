@@ -51,6 +51,14 @@ type Options struct {
 	// deleted: a pass may take hours, and meanwhile the user may have come to read
 	// the destination. Its error ends the pass, which has copied everything by then.
 	MayDelete func(context.Context) error
+	// Prompt is for a small pass that somebody waits for, such as one for a user who
+	// is ready: it may use what first copies leave of the daily limits, a twentieth.
+	// Final passes count, and no daily limit of ours stops them.
+	Prompt bool
+	// Insist says that an operator asked for this pass: that a server said earlier
+	// that a limit is used up does not count. Without it, and without Final, a pass
+	// ends with a [DayLimit] before it connects, until the server's time is over.
+	Insist bool
 	// Only, when it is not empty, names the folders of the source that the pass
 	// looks at, as its server writes them; others stay as they are, and may differ.
 	// When the ledger knows these folders nothing else is asked for, not even the
@@ -72,6 +80,9 @@ type Progress struct {
 	// The rates are those of the last ten seconds.
 	MessagesPerSecond float64 `json:"messages_per_second,omitempty"`
 	BytesPerSecond    float64 `json:"bytes_per_second,omitempty"`
+	// LimitWaits is how much of the time that is left goes by waiting for daily
+	// limits.
+	LimitWaits time.Duration `json:"limit_waits_ns,omitempty"`
 }
 
 // Problem is a message, a folder or a flag that could not be carried over as
@@ -213,6 +224,9 @@ type Copier struct {
 	Connections int
 	// SourceRates and DestRates bound what is read and what is appended.
 	SourceRates, DestRates Rates
+	// Daily bounds what is read and appended for each user in a day. A pass that
+	// comes to it ends with a [DayLimit].
+	Daily Daily
 	// Shared is for a Copier that takes over from another one: it has the memory
 	// and the rates of all users instead of MemoryBytes and Rates.All. Nil: what
 	// these say.

@@ -21,6 +21,9 @@ func (f *folderRun) append(msgs []*incoming) error {
 		f.unsaved = true
 		return nil
 	}
+	if err := f.payFor(msgs); err != nil {
+		return err // before the journal: nothing was begun
+	}
 	j := &journal{Validity: f.rec.DstValidity, UIDNext: f.uidNext, At: time.Now().UnixMilli()}
 	for _, m := range msgs {
 		m.keep = f.keep(m.meta)
@@ -44,6 +47,29 @@ func (f *folderRun) append(msgs []*incoming) error {
 	f.rec.Pending, f.unsaved = nil, true
 	f.p.crash("after-record")
 	return nil
+}
+
+// payFor takes a batch out of what the destination may be sent today.
+func (f *folderRun) payFor(msgs []*incoming) error {
+	_, octets := outgoing(msgs)
+	if err := f.p.day.take(SideDest, octets); err != nil {
+		return err
+	}
+	f.lane.paid = octets
+	return nil
+}
+
+// takeDest waits until messages may be appended. What is offered a second time
+// counts a second time.
+func (f *folderRun) takeDest(n int, octets int64) error {
+	more := max(octets-f.lane.paid, 0)
+	f.lane.paid = max(f.lane.paid-octets, 0)
+	if more > 0 {
+		if err := f.p.day.count(SideDest, more); err != nil {
+			return err
+		}
+	}
+	return f.p.takeDest(f.p.ctx, n, octets)
 }
 
 // screen takes out what must not or need not be offered.
@@ -100,7 +126,7 @@ func (f *folderRun) appendEach(msgs []*incoming) error {
 	var refused []*incoming
 	for len(msgs) > 0 {
 		out, octets := outgoing(msgs)
-		if err := f.p.takeDest(f.p.ctx, len(out), octets); err != nil {
+		if err := f.takeDest(len(out), octets); err != nil {
 			return err
 		}
 		results, err := f.lane.dst.AppendEach(f.wire, out)
@@ -199,7 +225,7 @@ func (f *folderRun) offer(out []imapconn.Outgoing) (imapconn.Appended, error) {
 		octets += m.Size
 	}
 	for {
-		if err := f.p.takeDest(f.p.ctx, len(out), octets); err != nil {
+		if err := f.takeDest(len(out), octets); err != nil {
 			return imapconn.Appended{}, err
 		}
 		done, err := f.lane.dst.Append(f.wire, out)

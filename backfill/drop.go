@@ -28,6 +28,9 @@ func (f *folderRun) bring(j *journal, msgs []*incoming) error {
 	if err == nil || f.lane.dst.Alive() || f.p.ctx.Err() != nil || f.p.halted.Load() {
 		return err
 	}
+	if limit := exhausted(SideDest, err); limit != nil {
+		return limit // it has nothing to do with the messages
+	}
 	if f.drops++; f.drops > mostDrops {
 		return fmt.Errorf("%w (the connection ended %d times in a row, so it is not one message)", err, f.drops)
 	}

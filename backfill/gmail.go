@@ -129,7 +129,7 @@ func (b *gmailBox) over(s *imapconn.Session, do func(*imapconn.Session) error) (
 			s = nil
 		}
 		if _, slower := imapconn.Throttled(err); slower {
-			if err := (pauser{&b.p.throttle, &b.p.c.together().srcSeats}).Pause(b.p.ctx, err); err != nil {
+			if err := (pauser{&b.p.throttle, &b.p.c.together().srcSeats, SideSource}).Pause(b.p.ctx, err); err != nil {
 				return nil, err
 			}
 			continue

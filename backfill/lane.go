@@ -39,6 +39,7 @@ type lane struct {
 	dstReader *imapconn.Reader
 	// refusals in a row: too many mean that the destination takes nothing.
 	refusedInRow int
+	paid         int64             // octets of the batch that were taken from the day's limit and not sent yet
 	release      func()            // of the connections' share of all; nil for the first lane
 	more         func() *folderRun // gives the lane's next folder
 	ahead        *folderRun        // the one that was given already
@@ -203,17 +204,17 @@ func (p *pass) closeSpares() {
 // reader makes a reader that waits when its server wants it slower.
 func (p *pass) reader(acct imapconn.Account, s *imapconn.Session) *imapconn.Reader {
 	r := imapconn.NewReader(p.ctx, &p.c.Dialer, acct, s)
-	server := &p.c.together().dstSeats
+	server, side := &p.c.together().dstSeats, SideDest
 	if acct.Server.Address == p.job.Source.Server.Address && p.job.From == nil {
-		server = &p.c.together().srcSeats
+		server, side = &p.c.together().srcSeats, SideSource
 	}
-	r.Pauser = pauser{&p.throttle, server}
+	r.Pauser = pauser{&p.throttle, server, side}
 	return r
 }
 
 // pauseDest waits when the destination wants it slower.
 func (p *pass) pauseDest(cause error) error {
-	return pauser{&p.throttle, &p.c.together().dstSeats}.Pause(p.ctx, cause)
+	return pauser{&p.throttle, &p.c.together().dstSeats, SideDest}.Pause(p.ctx, cause)
 }
 
 // errStopped ends the work of a lane after another lane's failed.

@@ -47,6 +47,7 @@ type pass struct {
 	dstTaken bool
 	counted  bool // in Shared.passes
 	throttle throttle
+	day      *day
 	chart    chart
 	halted   atomic.Bool // a lane met an error that ends the pass
 	srcRate  *bucket     // of this user
@@ -78,7 +79,7 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	}
 	defer p.close()
 	p.chart.began, p.chart.last = began, began
-	err = p.folders()
+	err = p.endDay(p.folders())
 	p.mark(true)
 	p.report.Took = time.Since(began)
 	p.show(true)
@@ -113,9 +114,17 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 	}
 	c.together().passes.Add(1)
 	p.counted = true
-	err = p.sit()
+	p.openDay(!copies)
+	if copies && !o.Final && !o.Insist {
+		err = p.day.barred()
+	}
 	if err == nil {
-		err = p.connect()
+		err = p.sit()
+	}
+	if err == nil {
+		if err = p.connect(); err != nil && copies {
+			err = p.endDay(err)
+		}
 	}
 	if err != nil {
 		p.close()
@@ -216,7 +225,7 @@ func both(a, b func() error) error {
 
 func inside(where string, err error) error {
 	if err != nil {
-		return fmt.Errorf("%s: %w", where, err)
+		return &sideError{Side(where), err}
 	}
 	return nil
 }
@@ -224,6 +233,11 @@ func inside(where string, err error) error {
 func (p *pass) close() {
 	if p.counted {
 		p.c.together().passes.Add(-1)
+	}
+	if p.day != nil { // of a verification; a pass did it
+		if err := p.day.end(false); err != nil {
+			p.log.Warn("what was read is missing in the count of the daily limit", "user", p.job.User, "error", err)
+		}
 	}
 	p.closeSpares()
 	p.lane.close()
@@ -267,6 +281,7 @@ func (p *pass) show(now bool) {
 	}
 	p.shown = time.Now()
 	p.speed.note(p.shown, &p.progress)
+	p.progress.LimitWaits = p.day.waits(p.progress.bytesLeft(), p.progress.BytesPerSecond)
 	p.o.Progress(p.progress)
 }
 

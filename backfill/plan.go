@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"crossfade/backfill/imapconn"
 )
@@ -25,8 +26,10 @@ type Plan struct {
 	Refused int `json:"refused"`
 	// QuotaLeft is how many octets the quota of the destination still takes (RFC
 	// 9208); nil when it has none, or does not tell.
-	QuotaLeft *int64    `json:"quota_left,omitempty"`
-	Problems  []Problem `json:"problems,omitempty"`
+	QuotaLeft *int64 `json:"quota_left,omitempty"`
+	// LimitWaits is how long daily limits make CopyBytes wait, beside the copying.
+	LimitWaits time.Duration `json:"limit_waits_ns,omitempty"`
+	Problems   []Problem     `json:"problems,omitempty"`
 }
 
 // PlanFolder is a folder and its place on the destination.
@@ -88,6 +91,7 @@ func (c *Copier) Plan(ctx context.Context, job Job) (Plan, error) {
 	if err := p.quota(&plan); err != nil {
 		return plan, fmt.Errorf("plan %s: %w", job.User, err)
 	}
+	plan.LimitWaits = p.day.waits(plan.CopyBytes, 0)
 	return plan, nil
 }
 

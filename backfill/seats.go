@@ -242,10 +242,14 @@ func (p *pass) crowded() bool {
 type pauser struct {
 	*throttle
 	server *seats
+	side   Side
 }
 
 // Pause implements [imapconn.Pauser].
 func (t pauser) Pause(ctx context.Context, cause error) error {
+	if limit := exhausted(t.side, cause); limit != nil {
+		return limit // no matter of a pass's patience
+	}
 	wait, err := t.note(cause)
 	if err != nil {
 		return err

@@ -103,11 +103,11 @@ func TestServerSlowsEverybody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &seats{}
 		for text, all := range map[string]bool{
-			"[THROTTLED] Account exceeded command or bandwidth limits": false,
-			"[UNAVAILABLE] Server Busy, retry after 30 seconds":        true,
+			"[THROTTLED] Too many requests":                     false,
+			"[UNAVAILABLE] Server Busy, retry after 30 seconds": true,
 		} {
 			began := time.Now()
-			if err := (pauser{&throttle{}, s}).Pause(t.Context(), &imapconn.Error{Status: "NO", Text: text}); err != nil {
+			if err := (pauser{&throttle{}, s, SideSource}).Pause(t.Context(), &imapconn.Error{Status: "NO", Text: text}); err != nil {
 				t.Fatal(err)
 			}
 			took := time.Since(began)

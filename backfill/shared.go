@@ -67,8 +67,12 @@ func (c *Copier) batchMessages() int {
 // takeSource waits until messages may be read, takeDest until they may be
 // appended: first what the user is allowed, then what all are. The last passes
 // over a held user are short and wait for no rate: whole queues of batches of
-// others may be before them.
+// others may be before them. What the destination may be sent today was taken
+// with the batch.
 func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
+	if err := p.day.take(SideSource, octets); err != nil {
+		return err
+	}
 	if err := p.c.together().srcSeats.calm(ctx); err != nil {
 		return err
 	}

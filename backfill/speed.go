@@ -31,15 +31,25 @@ func (s *speed) note(now time.Time, g *Progress) {
 }
 
 // Left gives how long the pass takes yet at its present speed; false when that
-// cannot be told. It knows nothing of what servers allow in a day.
+// cannot be told. It includes what daily limits make it wait.
 func (g Progress) Left() (time.Duration, bool) {
 	left := g.Messages - g.MessagesDone
 	if left <= 0 || g.MessagesPerSecond <= 0 {
 		return 0, false
 	}
-	seconds := float64(left) / g.MessagesPerSecond
-	if seconds > (1000 * 24 * time.Hour).Seconds() {
+	seconds := float64(left)/g.MessagesPerSecond + g.LimitWaits.Seconds()
+	if seconds > longestLook.Seconds() {
 		return 0, false
 	}
 	return time.Duration(seconds * float64(time.Second)), true
+}
+
+// bytesLeft is what is to copy yet. Folders that were not listed yet count with
+// the size of the messages so far.
+func (g Progress) bytesLeft() int64 {
+	left := max(g.Bytes-g.BytesDone, 0)
+	if g.MessagesDone > 0 {
+		left = max(left, int64(float64(g.BytesDone)/float64(g.MessagesDone)*float64(max(g.Messages-g.MessagesDone, 0))))
+	}
+	return left
 }

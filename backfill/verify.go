@@ -155,12 +155,19 @@ func (p *pass) identities(r MailReader, f imapconn.Folder, filter Filter) (l lis
 		return l, err
 	}
 	uids := make([]uint32, 0, len(metas))
+	var octets int64
 	for _, m := range metas {
 		if filter.omits(m) {
 			l.filtered++
 			continue
 		}
 		uids = append(uids, m.UID)
+		octets += m.Size
+	}
+	if r == p.src {
+		if err := p.day.count(SideSource, octets); err != nil {
+			return l, err
+		}
 	}
 	if l.filtered > 0 {
 		l.problems = append(l.problems, omitted(f.Name, l.filtered, false))

@@ -20,7 +20,17 @@ type Backfill struct {
 	DeleteCeiling Share          `yaml:"delete_ceiling" doc:"The part of a folder that one pass may delete on new because it was deleted on old; more needs an operator's word and is reported. Ten messages are always within it. Never: what was copied stays."`
 	Filter        BackfillFilter `yaml:"filter" doc:"What of old is left out. What is left out is counted, named in plans, reports and certificates, and does not keep a user from being flipped."`
 	Rates         BackfillRates  `yaml:"rates" doc:"The most that is asked of a server in a second. 0 is no bound: then the servers' own speed is one, and what they say when it is too much."`
+	Daily         BackfillDaily  `yaml:"daily" doc:"The most that is moved of one user's mail in 24 hours, for providers that lock an account which moves more. At the limit his copy waits, and goes on by itself; a twentieth is left for new mail of users who are ready and for flips. Gmail: old 2500MB, new 500MB, less what the user's own programs need."`
 }
+
+// BackfillDaily bounds what is moved of one user's mail in any 24 hours; 0 is no bound.
+type BackfillDaily struct {
+	Old Size `yaml:"old" min:"0" doc:"Octets of messages that are read from old in 24 hours, of each user; 0 means no bound."`
+	New Size `yaml:"new" min:"0" doc:"Octets of messages that are appended on new in 24 hours, of each user; 0 means no bound."`
+}
+
+// smallDay is a daily limit that large messages alone come near to.
+const smallDay = 50 * MiB
 
 // BackfillFilter says what of the old mailboxes is left out.
 type BackfillFilter struct {
@@ -88,6 +98,11 @@ func (k *checker) backfill() {
 			}
 		}
 	})
+	for key, size := range map[string]Size{"old": k.c.Backfill.Daily.Old, "new": k.c.Backfill.Daily.New} {
+		if size > 0 && size < MiB {
+			k.fail("backfill.daily."+key, "%s in a day is less than many single messages: write a unit, such as 2500MB, or 0 for no bound", size)
+		}
+	}
 	f := k.c.Backfill.Filter
 	if !f.Since.IsZero() && !f.Before.IsZero() && !f.Since.Time().Before(f.Before.Time()) {
 		k.fail("backfill.filter.before", "%s is not after since (%s): nothing would be copied", f.Before, f.Since)
@@ -130,6 +145,11 @@ func (c *Config) backfillWarnings() []string {
 			}
 		}
 	})
+	for _, day := range []namedSize{{"old", b.Daily.Old}, {"new", b.Daily.New}} {
+		if day.size > 0 && day.size < smallDay {
+			warn("backfill.daily.%s: at %s in a day a mailbox of 1GiB takes %d days", day.name, day.size, (GiB+day.size-1)/day.size)
+		}
+	}
 	if f := b.Filter; f.Active() {
 		for _, p := range append(slices.Clone(f.Folders), f.Exclude...) {
 			if strings.ContainsAny(p, "?%") {

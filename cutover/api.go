@@ -19,6 +19,7 @@ const (
 	PhaseFinal   Phase = "final"   // held; the last difference is copied
 	PhaseFlip    Phase = "flip"    // held; verified, being set to new
 	PhaseDone    Phase = "done"
+	PhaseLimit   Phase = "limit"  // a daily limit is used up, see Limit; goes on at Next
 	PhaseFailed  Phase = "failed" // see Err; tried again at Next when that is set
 )
 
@@ -65,6 +66,15 @@ type Status struct {
 	// ETA is when the pass under way will be through, by how fast it was so far;
 	// zero when that cannot be said.
 	ETA time.Time `json:"eta,omitzero"`
+	// Wave is the user's, as read last.
+	Wave string `json:"wave,omitempty"`
+	// Limit says whose daily limit the user waits for. It is no error.
+	Limit string `json:"limit,omitempty"`
+	// Size and Messages are what is to copy for a user who waits for his first pass,
+	// and LimitWaits how long daily limits make that wait; zero when nobody looked.
+	Size       int64         `json:"size_bytes,omitempty"`
+	Messages   int           `json:"messages,omitempty"`
+	LimitWaits time.Duration `json:"limit_waits_ns,omitempty"`
 	// Paused says who paused the copying for this user, and why.
 	Paused string `json:"paused,omitempty"`
 }

@@ -237,6 +237,7 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 	if m == nil || m.finished || m.stopped() {
 		running := m != nil && m.running
 		m = newMove(c, u, req)
+		m.insist = true
 		m.running = running // until the old goroutine has ended, see ended
 		c.users[key] = m
 	} else {

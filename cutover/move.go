@@ -49,6 +49,9 @@ type move struct {
 	sized    bool                    // somebody looked, or need not any more
 	stopPass context.CancelCauseFunc // ends a pass when a pause begins; nil: none runs
 
+	notBefore time.Time // of the user
+	insist    bool      // somebody asked for a pass since the last one
+
 	told []backfill.Problem // by Hooks.Passed; the goroutine's own
 
 	stake stake  // in the user, where nodes share the work
@@ -67,7 +70,7 @@ func newMove(c *Conductor, u router.User, req Request) *move {
 // ask changes how far the user goes.
 func (m *move) ask(req Request) {
 	m.mu.Lock()
-	m.req = req
+	m.req, m.insist = req, true
 	m.mu.Unlock()
 	m.vigil.wantAll()
 	m.note(func(s *Status) {
@@ -176,6 +179,8 @@ func (m *move) run(ctx context.Context) {
 			// He waits for a place, which he gets when the pause is over.
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
+		case m.limited(err) != nil:
+			wait = m.awaitLimit(m.limited(err))
 		case err != nil:
 			wait = m.failed(err)
 		}
@@ -249,9 +254,9 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("reading the user: %w", err)
 	}
 	m.mu.Lock()
-	m.wave = u.Wave
+	m.wave, m.notBefore = u.Wave, u.NotBefore
 	m.mu.Unlock()
-	m.note(func(s *Status) { s.State = u.State })
+	m.note(func(s *Status) { s.State, s.Wave = u.State, u.Wave })
 	m.followPause()
 	if u.State != router.StateReady {
 		m.unwatch()
@@ -353,6 +358,8 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		AllowDeletions: req.AllowDeletions && reads,
 		MayDelete:      func(ctx context.Context) error { return m.stillReads(ctx, u) },
 		RetryRefused:   req.RetryRefused,
+		Prompt:         u.State != router.StateSyncing,
+		Insist:         m.insists(),
 		Progress: func(p backfill.Progress) {
 			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
 		},
@@ -387,6 +394,7 @@ func (m *move) stillReads(ctx context.Context, u router.User) error {
 func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o backfill.Options) (backfill.Report, error) {
 	pctx, over := m.interruptible(ctx, u)
 	defer over()
+	m.beyondLimit()
 	rep, err := m.c.cfg.Copier.Pass(pctx, job, o)
 	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
 		err = errPaused

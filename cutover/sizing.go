@@ -16,6 +16,8 @@ const (
 	usualMessage = 35 << 10
 	// etaAfter is how long a pass runs before its speed says something.
 	etaAfter = 10 * time.Second
+	// longestETA is what is no estimate any more.
+	longestETA = 1000 * 24 * time.Hour
 )
 
 // sizing looks how large the mailboxes of those are who wait for their first
@@ -78,10 +80,11 @@ func (m *move) measure(ctx context.Context) {
 		return
 	}
 	m.size.Store(max(plan.Bytes, int64(plan.Messages)*usualMessage/4, 1))
+	m.note(func(s *Status) { s.Size, s.Messages, s.LimitWaits = plan.CopyBytes, plan.Copy, plan.LimitWaits })
 }
 
 // eta tells when a pass that began at a time will have copied what it found to
-// copy, by how fast it was so far; zero when that cannot be said.
+// copy, by how fast it was so far and by what daily limits allow; zero when that cannot be said.
 func eta(began, now time.Time, p backfill.Progress) time.Time {
 	took := now.Sub(began)
 	done, all := float64(p.BytesDone), float64(p.Bytes)
@@ -91,5 +94,9 @@ func eta(began, now time.Time, p backfill.Progress) time.Time {
 	if took < etaAfter || done <= 0 || all <= done {
 		return time.Time{}
 	}
-	return now.Add(time.Duration(float64(took) * (all - done) / done)).UTC().Truncate(time.Second)
+	left := float64(took) * (all - done) / done
+	if left+float64(p.LimitWaits) > float64(longestETA) {
+		return time.Time{}
+	}
+	return now.Add(time.Duration(left) + p.LimitWaits).UTC().Truncate(time.Second)
 }

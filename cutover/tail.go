@@ -174,7 +174,7 @@ func (m *move) passOver(ctx context.Context, u router.User, only []string) (back
 	}
 	// Deletions are for passes over all: a message that is gone from one folder may
 	// be in another now.
-	rep, err := m.makePass(ctx, u, job, backfill.Options{Only: only, Restore: true})
+	rep, err := m.makePass(ctx, u, job, backfill.Options{Only: only, Restore: true, Prompt: true})
 	m.passedOver(rep, err)
 	if err != nil {
 		return rep, fmt.Errorf("copying: %w", err)

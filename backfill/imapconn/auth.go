@@ -102,7 +102,7 @@ func (e *LoginError) Busy() bool {
 		return true
 	}
 	text := strings.ToLower(e.Answer.Text)
-	for _, words := range []string{"too many", "throttl", "backoff", "try again", "temporar", "unavailable", "maximum number of connections"} {
+	for _, words := range []string{"too many", "throttl", "backoff", "try again", "temporar", "unavailable", "maximum number of connections", "bandwidth limit"} {
 		if strings.Contains(text, words) {
 			return true
 		}

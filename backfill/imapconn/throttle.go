@@ -36,6 +36,9 @@ func Throttled(err error) (wait time.Duration, ok bool) {
 	if err == nil {
 		return 0, false
 	}
+	if Exhausted(err) {
+		return suggestedWait(strings.ToLower(err.Error())), true
+	}
 	text := err.Error()
 	var e *Error
 	var login *LoginError
@@ -57,6 +60,38 @@ func Throttled(err error) (wait time.Duration, ok bool) {
 		return 0, false
 	}
 	return suggestedWait(text), true
+}
+
+// Exhausted tells whether an error, an answer or a goodbye, says that an account
+// used up what it may move in a day, or in some other time that is no matter of
+// minutes. Gmail: "[OVERQUOTA] Account exceeded command or bandwidth limits.",
+// where the code does not mean that the mailbox is full. Such an error is
+// [Throttled] too.
+func Exhausted(err error) bool {
+	if err == nil {
+		return false
+	}
+	text, code := err.Error(), ""
+	var e *Error
+	var login *LoginError
+	switch {
+	case errors.As(err, &login):
+		text = login.Answer.Text + " " + login.Detail
+	case errors.As(err, &e):
+		text, code = e.Text, e.Code
+	case !strings.Contains(text, "goodbye"):
+		return false
+	}
+	text = strings.ToLower(text)
+	has := func(w string) bool { return strings.Contains(text, w) }
+	if !slices.ContainsFunc([]string{"limit", "exceed", "quota"}, has) {
+		return false
+	}
+	if slices.ContainsFunc([]string{"bandwidth limit", "bandwidth quota", "exceeded bandwidth", "exceeded the bandwidth"}, has) {
+		return true
+	}
+	return code != "OVERQUOTA" && code != "TOOBIG" && !slices.ContainsFunc(notThrottled, has) &&
+		slices.ContainsFunc([]string{"daily", "per day", "24 hours"}, has)
 }
 
 // everybodyWords are what servers say when it is not one account that asks too

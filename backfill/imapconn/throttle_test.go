@@ -32,7 +32,7 @@ func TestThrottled(t *testing.T) {
 		"wrapped":                 {fmt.Errorf("folder: %w", no("THROTTLED", "")), 0, true},
 		"a login":                 {&LoginError{Answer: Error{Status: "NO", Code: "LIMIT", Text: "wait 2 ms"}}, 2 * time.Millisecond, true},
 		"a wrong password":        {&LoginError{Answer: Error{Status: "NO", Code: "AUTHENTICATIONFAILED", Text: "no"}}, 0, false},
-		"over quota":              {no("OVERQUOTA", "bandwidth limit"), 0, false},
+		"over quota":              {no("OVERQUOTA", "too many connections"), 0, false},
 		"over quota in words":     {no("", "Quota exceeded (mailbox for user is full)"), 0, false},
 		"too large":               {no("LIMIT", "message too large"), 0, false},
 		"a message that says so":  {errors.New("message 7 has throttled octets"), 0, false},
@@ -42,6 +42,36 @@ func TestThrottled(t *testing.T) {
 	for name, tt := range tests {
 		if wait, ok := Throttled(tt.err); wait != tt.wait || ok != tt.ok {
 			t.Errorf("%s: %v, %v, want %v, %v", name, wait, ok, tt.wait, tt.ok)
+		}
+	}
+}
+
+func TestExhausted(t *testing.T) {
+	no := func(code, text string) error {
+		return &Error{Command: "UID FETCH", Status: "NO", Code: code, Text: text}
+	}
+	for name, tt := range map[string]struct {
+		err error
+		yes bool
+	}{
+		"Gmail":              {no("OVERQUOTA", "Account exceeded command or bandwidth limits."), true},
+		"Gmail, alert":       {no("ALERT", "Account exceeded command or bandwidth limits. (Failure)"), true},
+		"Gmail, goodbye":     {errors.New("APPEND: EOF: the server said goodbye: Account exceeded command or bandwidth limits."), true},
+		"a login":            {&LoginError{Answer: Error{Status: "NO", Code: "ALERT", Text: "Account exceeded command or bandwidth limits. (Failure)"}}, true},
+		"in a day":           {no("LIMIT", "You have exceeded your daily download limit"), true},
+		"a full mailbox":     {no("OVERQUOTA", "Quota exceeded, counted daily"), false},
+		"full, in words":     {no("", "Quota exceeded (counted daily)"), false},
+		"too large":          {no("TOOBIG", "bigger than the daily limit"), false},
+		"a rate":             {no("LIMIT", "UID FETCH Rate limit hit."), false},
+		"connections":        {no("ALERT", "Too many simultaneous connections. (Failure)"), false},
+		"a message about it": {errors.New("message 7 exceeded bandwidth limits"), false},
+		"nothing":            {nil, false},
+	} {
+		if got := Exhausted(tt.err); got != tt.yes {
+			t.Errorf("%s: %v", name, got)
+		}
+		if _, ok := Throttled(tt.err); tt.yes && !ok {
+			t.Errorf("%s is not throttled", name)
 		}
 	}
 }

@@ -101,7 +101,8 @@ func (w *wait) together() (all backfill.Progress) {
 		all.MessagesDone += p.MessagesDone
 		all.Bytes += p.Bytes
 		all.BytesDone += p.BytesDone
-		if p.MessagesDone < p.Messages { // what is done has no speed any more
+		all.LimitWaits = max(all.LimitWaits, p.LimitWaits)
+		if p.MessagesDone < p.Messages && s.Phase != cutover.PhaseLimit { // what is done has no speed any more
 			all.MessagesPerSecond += p.MessagesPerSecond
 			all.BytesPerSecond += p.BytesPerSecond
 		}

@@ -153,3 +153,42 @@ func TestLengthOf(t *testing.T) {
 		}
 	}
 }
+
+func TestDailyLimitInStatus(t *testing.T) {
+	s := copying("anna@example.org", 250, 1000, 50)
+	s.State, s.Phase, s.Copied = "syncing", cutover.PhaseLimit, 250
+	s.Next = time.Now().Add(19 * time.Hour)
+	s.ETA = time.Now().Add(45*time.Hour + 30*time.Second)
+	s.Limit = "waits for the daily limit of the old server, goes on at 2026-11-22 03:12 UTC"
+	var out bytes.Buffer
+	if err := (&app{stdout: &out}).printMoves([]cutover.Status{s}); err != nil {
+		t.Fatal(err)
+	}
+	want := "USER              STATE    PHASE  PROGRESS  RATE  LEFT    COPIED     THROTTLED  LAG  HELD  TRIES  NEXT                 PROBLEM\n" +
+		"anna@example.org  syncing  limit  250/1000  -     45h00m  250 (0 B)  -          -    -     0      " + moment(s.Next) +
+		"  waits for the daily limit of the old server, goes on at 2026-11-22 03:12 UTC\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Error(diff)
+	}
+	w, _ := following(140, 24, s)
+	if diff := cmp.Diff("anna@example.org waits for the daily limit of the old server, goes on at 2026-11-22 03:12 UTC", w.board()[0]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTotalLines(t *testing.T) {
+	now := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
+	all := cutover.Total{Users: 30, AtWork: 2, Limited: 1, Paused: 3, Failed: 1, Unknown: 22, UnknownUsers: []string{"a@example.org", "b@example.org"},
+		Messages: 1000, MessagesDone: 250, Bytes: 3 << 30, BytesDone: 1 << 30, MessagesPerSecond: 50.4, BytesPerSecond: 5 << 20, ETA: now.Add(26 * time.Hour)}
+	want := []string{
+		"all: 30 users not in sync, 2 at work, 1 waiting for a daily limit, 3 paused, 1 failed and tried again; 250/1000 messages, 1.0 GiB/3.0 GiB, 50/s, 5.0 MiB/s; " +
+			"through in 26h00m, at 2026-11-22 10:00 UTC; size not known yet: a@example.org, b@example.org and 20 more",
+		"wave w1: 1 user not in sync, 1 at work",
+	}
+	if diff := cmp.Diff(want, totalLines(all, []cutover.Total{{Wave: "w1", Users: 1, AtWork: 1}}, now)); diff != "" {
+		t.Error(diff)
+	}
+	if lines := totalLines(cutover.Total{}, nil, now); len(lines) > 0 {
+		t.Errorf("%q", lines)
+	}
+}

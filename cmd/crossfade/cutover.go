@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"crossfade/admin"
 	"crossfade/cutover"
@@ -212,21 +213,29 @@ func (c *moveStatusCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	moves, err := client.Moves(a.ctx)
+	known, err := client.Backfill(a.ctx)
 	if err != nil {
 		return fmt.Errorf("reading the state of moves: %w", err)
 	}
+	moves, lines := known.Moves, totalLines(known.Total, known.Waves, time.Now())
 	if len(c.Addresses) > 0 {
 		moves = slices.DeleteFunc(moves, func(s cutover.Status) bool {
 			return !slices.ContainsFunc(c.Addresses, func(address string) bool { return strings.EqualFold(address, s.User) })
 		})
+		all, waves := cutover.Totals(moves, time.Now())
+		lines = totalLines(all, waves, time.Now())
 	}
 	if c.JSON {
 		return a.printJSON(append([]cutover.Status{}, moves...))
 	}
-	if err := a.printMoves(moves); err != nil || len(c.Addresses) == 0 {
+	if err := a.printMoves(moves); err != nil {
 		return err
 	}
-	a.printReasons(moves)
+	for _, line := range lines {
+		fmt.Fprintln(a.stderr, clean(line))
+	}
+	if len(c.Addresses) > 0 {
+		a.printReasons(moves)
+	}
 	return nil
 }

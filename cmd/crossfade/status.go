@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"crossfade/backfill"
@@ -12,6 +13,9 @@ func (a *app) printMoves(moves []cutover.Status) error {
 	t := newTable(a.stdout, "USER", "STATE", "PHASE", "PROGRESS", "RATE", "LEFT", "COPIED", "THROTTLED", "LAG", "HELD", "TRIES", "NEXT", "PROBLEM")
 	for _, s := range moves {
 		problem := s.Err
+		if s.Limit != "" {
+			problem = s.Limit
+		}
 		if s.Paused != "" {
 			problem = "paused: " + s.Paused
 		}
@@ -39,6 +43,54 @@ func (a *app) printReasons(moves []cutover.Status) {
 	}
 }
 
+// totalText is the line below a table of moves: all users who are not in sync
+// yet, or those of a wave; empty when there is none.
+func totalText(name string, t cutover.Total, now time.Time) string {
+	if t.Users == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%s: %s not in sync", name, count(t.Users, "user", "users"))
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{t.AtWork, "at work"}, {t.Limited, "waiting for a daily limit"}, {t.Paused, "paused"}, {t.Failed, "failed and tried again"}} {
+		if part.n > 0 {
+			text += fmt.Sprintf(", %d %s", part.n, part.what)
+		}
+	}
+	if t.Messages > 0 {
+		text += fmt.Sprintf("; %d/%d messages, %s/%s", t.MessagesDone, t.Messages, size(t.BytesDone), size(t.Bytes))
+	}
+	if t.MessagesPerSecond > 0 {
+		text += fmt.Sprintf(", %.0f/s, %s/s", t.MessagesPerSecond, size(int64(t.BytesPerSecond)))
+	}
+	if !t.ETA.IsZero() {
+		text += fmt.Sprintf("; through in %s, at %s", lengthOf(max(t.ETA.Sub(now), 0)), t.ETA.UTC().Format("2006-01-02 15:04 MST"))
+	}
+	if t.Unknown > 0 {
+		text += fmt.Sprintf("; size not known yet: %s", strings.Join(t.UnknownUsers, ", "))
+		if more := t.Unknown - len(t.UnknownUsers); more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	return text
+}
+
+// totalLines are those of all users, and of each wave.
+func totalLines(all cutover.Total, waves []cutover.Total, now time.Time) (lines []string) {
+	if text := totalText("all", all, now); text != "" {
+		lines = append(lines, text)
+	}
+	for _, t := range waves {
+		name := "wave " + t.Wave
+		if t.Wave == "" {
+			name = "without a wave"
+		}
+		lines = append(lines, totalText(name, t, now))
+	}
+	return lines
+}
+
 // brief prints a length of time, and nothing for none.
 func brief(d time.Duration) string {
 	if d <= 0 {
@@ -58,6 +110,9 @@ func progressText(s cutover.Status) string {
 
 // paceText says how fast the present pass is, and how long it takes yet.
 func paceText(s cutover.Status) (rate, left string) {
+	if s.Phase == cutover.PhaseLimit && !s.ETA.IsZero() {
+		return "", lengthOf(max(time.Until(s.ETA), 0))
+	}
 	if !s.Active() || s.Phase == cutover.PhaseWaiting || s.Progress.MessagesPerSecond <= 0 {
 		return "", ""
 	}

@@ -215,6 +215,8 @@ func phaseText(s cutover.Status) string {
 		return "waits for its turn"
 	case cutover.PhaseCopy:
 		return "copying"
+	case cutover.PhaseLimit:
+		return s.Limit
 	case cutover.PhaseReady:
 		return "in sync"
 	case cutover.PhaseDrain:

@@ -61,6 +61,7 @@ func (d *Daemon) newCopier(cfg *config.Config) *backfill.Copier {
 		Ledger: d.store, Log: d.log, CrashPoint: d.opts.CrashPoint, Shared: d.copier.shared,
 		Connections: b.Connections, Patience: time.Duration(b.Patience),
 		SourceRates: rates(b.Rates.Old), DestRates: rates(b.Rates.New),
+		Daily:  backfill.Daily{Source: int64(b.Daily.Old), Dest: int64(b.Daily.New)},
 		Filter: filter(b.Filter), DeleteCeiling: ceiling(b.DeleteCeiling),
 		Dialer: imapconn.Dialer{NetDial: d.dialIMAP},
 	}
