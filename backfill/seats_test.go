@@ -133,7 +133,7 @@ func TestHeldUserHasNoRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &Copier{Shared: NewShared(0, Rate{Bytes: 1000}, Rate{Messages: 1})}
 		for _, final := range []bool{false, true} {
-			p := &pass{c: c, o: Options{Final: final}}
+			p := &pass{c: c, o: Options{Final: final}, day: &day{}}
 			began := time.Now()
 			if err := errors.Join(p.takeSource(t.Context(), 1, 60_000), p.takeDest(t.Context(), 60, 1)); err != nil {
 				t.Fatal(err)
