@@ -64,6 +64,27 @@ func (f *folderRun) send(msgs []*incoming) error {
 	return f.appendEach(msgs)
 }
 
+// selectDest opens the folder, over a new connection when the server ends the old
+// one meanwhile: Dovecot 2.3 crashes when several connections are the first to
+// open folders that it makes by itself.
+func (f *folderRun) selectDest() (imapconn.Selected, error) {
+	sel, err := f.lane.dst.Select(f.wire)
+	if err == nil || f.lane.dst.Alive() || f.p.ctx.Err() != nil {
+		return sel, err
+	}
+	if _, slower := imapconn.Throttled(err); slower {
+		return sel, err
+	}
+	f.p.log.Warn("the destination ended the connection when a folder was opened; connecting again", "user", f.p.job.User, "folder", f.src.Name, "error", err)
+	dst, derr := f.p.c.Dialer.Open(f.p.ctx, f.p.job.Dest)
+	if derr != nil {
+		return sel, errors.Join(err, derr)
+	}
+	f.lane.dst.Close()
+	f.lane.dst = dst
+	return dst.Select(f.wire)
+}
+
 // reconnect opens a new connection to the destination and gives the messages
 // that are not there. The journal is written again with the present time: the
 // server may be writing what is offered next when we end, too.

@@ -317,7 +317,7 @@ func (f *folderRun) open() error {
 	}, func() (err error) {
 		// The destination's folder is selected before anything is appended to it:
 		// servers are several times faster then.
-		f.dsel, err = f.lane.dst.Select(f.wire)
+		f.dsel, err = f.selectDest()
 		return inside("destination", err)
 	})
 	if err != nil {

@@ -322,3 +322,32 @@ func TestManyFoldersAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestFolderThatEndsTheConnection: a server that crashes when a folder is opened
+// is connected to again, once for each folder.
+func TestFolderThatEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	src, dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{})), realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 5, 100)...)
+	put(t, src, user, "Papers", letters(5, 9, 100)...)
+	var n atomic.Int64
+	g := newGate(t, dst.IMAPAddr, func(cmd string) string {
+		if strings.HasPrefix(cmd, "SELECT") && strings.Contains(cmd, "Papers") && n.Add(1) == 1 {
+			return drop
+		}
+		return ""
+	})
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	job.Dest.Server.Address = g.addr
+	if r := mustPass(t, c, job, backfill.Options{}); r.Copied != 9 || len(r.Problems) > 0 {
+		t.Errorf("%+v", r)
+	}
+	if n.Load() < 2 {
+		t.Errorf("the folder was opened %d times", n.Load())
+	}
+	same(t, holds(t, src, user, false), holds(t, dst, user, false))
+	n.Store(0)
+	if r := mustPass(t, c, job, backfill.Options{Final: true}); !r.Clean() {
+		t.Errorf("%+v", r)
+	}
+}
