@@ -206,6 +206,13 @@ func (c *copier) seen() (passes []string, most int) {
 	return slices.Clone(c.passes), c.most
 }
 
+// asked gives how the passes so far were to be made.
+func (c *copier) asked() []backfill.Options {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.options)
+}
+
 func (c *copier) Verify(_ context.Context, job backfill.Job) (backfill.Verification, error) {
 	return backfill.Verification{User: job.User}, nil
 }

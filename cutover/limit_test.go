@@ -42,7 +42,7 @@ func TestUserWaitsForTheDaysLimit(t *testing.T) {
 		}
 		start(t, c, alice, false) // an operator asks: one pass more
 		time.Sleep(time.Minute)
-		if o := cop.options; len(o) != 2 || !o[0].Insist || !o[1].Insist || o[1].Prompt {
+		if o := cop.asked(); len(o) != 2 || !o[0].Insist || !o[1].Insist || o[1].Prompt {
 			t.Errorf("%+v", o)
 		}
 		time.Sleep(19 * time.Hour)
@@ -50,10 +50,10 @@ func TestUserWaitsForTheDaysLimit(t *testing.T) {
 		if tab.state(alice) != router.StateNew || s.Limit != "" || failed != 0 {
 			t.Errorf("%s, %d failed: %+v", tab.way(alice), failed, s)
 		}
-		if o := cop.options[2]; o.Insist {
+		if o := cop.asked()[2]; o.Insist {
 			t.Error("what an operator asked for once is for one pass")
 		}
-		if o := cop.options[3]; !o.Prompt {
+		if o := cop.asked()[3]; !o.Prompt {
 			t.Error("the pass before the hold may not use what is spared")
 		}
 	})
