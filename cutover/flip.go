@@ -85,6 +85,21 @@ func await(ctx context.Context, done <-chan error) (err error, ended bool) {
 	}
 }
 
+// heldByHand tells whether an operator forced the hold. Such a hold is his: it
+// lasts until he sets another state, over restarts and beyond max_hold.
+func (m *move) heldByHand(ctx context.Context, u router.User) (bool, error) {
+	changes, err := m.c.cfg.Table.History(ctx, u.Address, 100)
+	if err != nil {
+		return false, fmt.Errorf("reading who holds the user: %w", err)
+	}
+	for _, c := range changes { // newest first; some change other things than the state
+		if c.From != c.To && c.To == u.State {
+			return c.Forced, nil
+		}
+	}
+	return false, nil
+}
+
 // finishHold drains, copies the last difference and flips.
 func (m *move) finishHold(ctx context.Context, u router.User) error {
 	m.phase(PhaseDrain)

@@ -280,21 +280,6 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	return 0, errArrived
 }
 
-// heldByHand tells whether an operator forced the hold. Such a hold is his: it
-// lasts until he sets another state, over restarts and beyond max_hold.
-func (m *move) heldByHand(ctx context.Context, u router.User) (bool, error) {
-	changes, err := m.c.cfg.Table.History(ctx, u.Address, 100)
-	if err != nil {
-		return false, fmt.Errorf("reading who holds the user: %w", err)
-	}
-	for _, c := range changes { // newest first; some change other things than the state
-		if c.From != c.To && c.To == u.State {
-			return c.Forced, nil
-		}
-	}
-	return false, nil
-}
-
 // inSlot runs f when one of the places for users at work is free.
 func (m *move) inSlot(ctx context.Context, w work, f func() error) error {
 	m.mu.Lock()
