@@ -115,7 +115,7 @@ func (c *candidates) pair(m *incoming, k key) {
 		c.f.rec.paired(m.meta.UID, uid, there.Loose)
 		c.f.arrived(there)
 		if !c.f.rec.Readopt { // else it was paired before, and may be ours
-			c.f.rec.Adopted.add(m.meta.UID)
+			c.f.rec.Theirs.add(uid)
 		}
 		c.f.rec.Foreign.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)

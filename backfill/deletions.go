@@ -51,7 +51,7 @@ func (r *record) paired(src, dst uint32, loose key) {
 // noteGone keeps in the record which copied messages the source does not list
 // any more.
 func (f *folderRun) noteGone(metas []imapconn.Meta) {
-	f.rec.Gone, f.rec.Stays, f.rec.Watched = nil, nil, f.p.deletes()
+	f.rec.Gone, f.rec.Stays, f.rec.Watched, f.rec.Missed = nil, nil, f.p.deletes(), false
 	if !f.p.deletes() {
 		return
 	}
@@ -93,8 +93,11 @@ func (f *folderRun) tellStays() {
 // was moved is in its new folder. No journal is needed: the pairs say what is to
 // be deleted until it is, and to delete it twice does nothing.
 func (p *pass) carryDeletions(runs []*folderRun) error {
-	if !p.deletes() || len(p.o.Only) > 0 {
-		return nil // in a pass over some folders, what was moved may not be in its new one
+	if len(p.o.Only) > 0 {
+		return nil // what was moved may not be in its new folder
+	}
+	if !p.deletes() {
+		return p.vanished()
 	}
 	p.arriveEarlier()
 	gone, failed, err := p.lookAtGone(runs)
@@ -257,7 +260,7 @@ func (f *folderRun) sort(moved map[uint32]bool, proven uint32) (away, del uidSet
 			away = append(away, u)
 		case d > proven:
 			left.unproven++
-		case f.rec.Adopted.has(u) && !f.p.o.AllowDeletions:
+		case f.rec.Theirs.has(d) && !f.p.o.AllowDeletions:
 			left.adopted++
 		default:
 			del = append(del, u)
@@ -299,7 +302,9 @@ func (f *folderRun) expunge(del uidSet, moved int) error {
 	for _, u := range del {
 		f.rec.Pairs.remove(u)
 		f.rec.Gone.remove(u)
-		f.rec.Adopted.remove(u)
+	}
+	for _, d := range uids {
+		f.rec.Theirs.remove(d)
 	}
 	if a := f.rec.Anchor; a != nil && slices.Contains(uids, a.UID) {
 		f.rec.Anchor = nil
@@ -365,23 +370,15 @@ func (p *pass) vanished() error {
 		if rec.Pairs.count() == 0 {
 			continue
 		}
-		name, err := imapconn.DecodeName(wire)
-		if err != nil {
-			name = wire
-		}
 		f := &folderRun{p: p, lane: p.lane, rec: rec, told: map[string]bool{}}
-		f.src, f.wire, f.name = imapconn.Folder{Name: name, Wire: wire}, rec.Dest, rec.Dest
-		if to, err := imapconn.DecodeName(rec.Dest); err == nil {
-			f.name = to
-		}
+		f.src, f.wire, f.name = imapconn.Folder{Name: readable(wire), Wire: wire}, rec.Dest, readable(rec.Dest)
 		if err := f.moveFolder(); err != nil {
 			return folderError(f, err)
 		}
-		if n := rec.Pairs.count(); n > 0 {
-			// Looked into once it is looked into again only when a folder is new.
-			rec.Stays = &stays{Text: fmt.Sprintf("the folder is gone from the source: its %d messages stay in %q on the destination", n, f.name)}
-			p.problem(Problem{Folder: name, Class: ClassDeletions, Text: rec.Stays.Text})
+		if n := rec.Pairs.count(); n > 0 && p.deletes() {
+			p.problem(Problem{Folder: f.src.Name, Class: ClassDeletions, Text: fmt.Sprintf("the folder is gone from the source: its %d messages stay in %q on the destination", n, f.name)})
 		}
+		rec.Missed = true
 		if err := f.save(); err != nil {
 			return err
 		}
@@ -392,7 +389,8 @@ func (p *pass) vanished() error {
 // moveFolder deletes the copies of a vanished folder whose messages came to
 // another one.
 func (f *folderRun) moveFolder() error {
-	if len(f.p.arrivals.keys) == 0 || !f.lane.dst.Has("UIDPLUS") || f.rec.Stays != nil && !f.p.fresh {
+	// Looked into once it is looked into again only when a folder is new.
+	if !f.p.deletes() || len(f.p.arrivals.keys) == 0 || !f.lane.dst.Has("UIDPLUS") || f.rec.Missed && !f.p.fresh {
 		return nil
 	}
 	sel, err := f.lane.dst.Select(f.wire)
@@ -425,9 +423,12 @@ func (f *folderRun) moveFolder() error {
 }
 
 // lookMissing finds the folders that the ledger knows and the source does not
-// list any more. It is asked once more before that is believed.
+// list any more. It is asked once more before that is believed. While the user is
+// held it is an error: mail that came to such a folder since the pass before would
+// not be copied, and in the next pass that nobody is held for it may be back, or
+// under another name.
 func (p *pass) lookMissing() error {
-	if !p.deletes() || len(p.o.Only) > 0 {
+	if !p.o.Deletions || len(p.o.Only) > 0 {
 		return nil
 	}
 	listed := map[string]bool{atticSource: true}
@@ -447,7 +448,24 @@ func (p *pass) lookMissing() error {
 	}
 	p.again = true
 	p.missing = slices.DeleteFunc(missing, func(wire string) bool { return listed[wire] })
+	for _, wire := range p.missing {
+		rec, err := p.book.record(wire)
+		if err != nil {
+			return err
+		}
+		if n := rec.Pairs.count(); n > 0 && p.o.Final && !rec.Missed {
+			return fmt.Errorf("source: folder %q, of which %d messages were copied, is not listed any more, and was in the pass before: the next pass looks where its mail went", readable(wire), n)
+		}
+	}
 	return nil
+}
+
+// readable is a name on the wire as people write it, as far as it can be read.
+func readable(wire string) string {
+	if name, err := imapconn.DecodeName(wire); err == nil {
+		return name
+	}
+	return wire
 }
 
 // others gives the folders that the ledger knows beside those, sorted.

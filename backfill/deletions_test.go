@@ -132,6 +132,15 @@ func TestAdoptedIsNotDeleted(t *testing.T) {
 	if r := mustPass(t, c, job, allow); r.Deleted != 1 || len(r.Problems) > 0 {
 		t.Errorf("allowed: %+v", r)
 	}
+	// Whose they are does not depend on what the source calls them.
+	src.Stop(t)
+	changeValidity(t, src)
+	src.Start(t)
+	mustPass(t, c, job, reads)
+	deleteMail(t, src, user, "INBOX", 2, 11)
+	if r := mustPass(t, c, job, reads); r.Deleted != 1 || len(problems(r, backfill.ClassDeletions)) != 1 {
+		t.Errorf("after a new UIDVALIDITY on the source: %+v", r)
+	}
 }
 
 // TestMoves: mail that the user files away is in its new folder and no longer in
@@ -188,8 +197,8 @@ func TestFolderGoneFromTheSource(t *testing.T) {
 	if err := src.Login(t, user).Delete("INBOX.x").Wait(); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		r := mustPass(t, c, job, backfill.Options{Deletions: true, AllowDeletions: true, Final: true})
+	for _, final := range []bool{false, true} {
+		r := mustPass(t, c, job, backfill.Options{Deletions: true, AllowDeletions: true, Final: final})
 		if p := problems(r, backfill.ClassDeletions); !r.Clean() || len(p) != 1 || !strings.Contains(p[0], "2 messages stay") {
 			t.Errorf("%+v", r)
 		}
@@ -212,6 +221,39 @@ func TestFolderGoneFromTheSource(t *testing.T) {
 	put(t, src, user, "INBOX", letter(3, 100), letter(77, 2000))
 	if r := mustPass(t, c, job, reads); r.Copied != 2 || read.Load() != 0 || r.Moved != 0 {
 		t.Errorf("%+v, bodies were asked for %d times", r, read.Load())
+	}
+}
+
+// TestFolderGoneDuringAHold: what came to a folder after the last pass is not
+// known to be copied when the folder is not listed any more, so nobody flips then.
+func TestFolderGoneDuringAHold(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX.x", letters(0, 2, 100)...)
+	final := reads
+	final.Final = true
+	for name, ceiling := range map[string]float64{"deletions are carried over": 0, "and are not": -1} {
+		c, job := copier(t, newLedger(t)), jobOf(src, dst)
+		c.DeleteCeiling = ceiling
+		mustPass(t, c, job, reads)
+		cl := src.Login(t, user)
+		for range 2 { // it comes back as it was, and goes again
+			if err := cl.Rename("INBOX.x", "INBOX.y", nil).Wait(); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := c.Pass(t.Context(), job, final); err == nil || !strings.Contains(err.Error(), `"INBOX.x", of which 2 messages were copied, is not listed any more`) {
+					t.Fatalf("%s: %v", name, err)
+				}
+			}
+			mustPass(t, c, job, reads)
+			mustPass(t, c, job, final)
+			if err := cl.Rename("INBOX.y", "INBOX.x", nil).Wait(); err != nil {
+				t.Fatal(err)
+			}
+			mustPass(t, c, job, reads)
+		}
 	}
 }
 

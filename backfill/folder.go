@@ -174,7 +174,7 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
-	if r.Sift != f.p.c.Filter.mark() || !f.settled() {
+	if r.Sift != f.p.c.Filter.mark() || !f.settled() || r.Missed {
 		return false
 	}
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
@@ -342,13 +342,13 @@ func (f *folderRun) open() error {
 			"source", !srcSame, "destination", !dstSame)
 		r.Readopt = true
 	}
-	r.Pairs, r.Foreign, r.Adopted, r.Seen, f.agreed, r.Mark = nil, nil, nil, 0, agreed{}, imapconn.Status{}
+	r.Pairs, r.Foreign, r.Seen, f.agreed, r.Mark = nil, nil, 0, agreed{}, imapconn.Status{}
 	r.Gone, r.Stays, r.Anchor = nil, nil, nil
 	if !srcSame {
 		r.Refused, r.Unread, r.Pending = nil, nil, nil
 	}
 	if !dstSame {
-		r.Pending = nil
+		r.Pending, r.Theirs = nil, nil
 	}
 	r.SrcValidity, r.DstValidity = ssel.UIDValidity, f.dsel.UIDValidity
 	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {

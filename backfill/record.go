@@ -26,10 +26,10 @@ type record struct {
 	// Foreign are messages of the destination with a UID below Seen that are in
 	// no pair.
 	Foreign uidSet `json:"foreign,omitempty"`
-	// Adopted are messages of the source whose copies were on the destination
-	// already: not ours to delete.
-	Adopted uidSet `json:"adopted,omitempty"`
-	Seen    uint32 `json:"seen,omitempty"`
+	// Theirs are messages of the destination that were there before they were
+	// copied: not ours to delete.
+	Theirs uidSet `json:"theirs,omitempty"`
+	Seen   uint32 `json:"seen,omitempty"`
 	// Mark is the state of the source with which the folder was last finished.
 	Mark    imapconn.Status     `json:"mark"`
 	Refused map[uint32]*refusal `json:"refused,omitempty"`
@@ -47,10 +47,12 @@ type record struct {
 	// Gone are the messages of pairs that the source did not list when the folder
 	// was last looked at, and Stays why their copies are still there.
 	// Watched tells that somebody wanted to know then.
-	Gone    uidSet  `json:"gone,omitempty"`
-	Stays   *stays  `json:"stays,omitempty"`
-	Watched bool    `json:"watched,omitempty"`
-	Anchor  *anchor `json:"anchor,omitempty"`
+	Gone    uidSet `json:"gone,omitempty"`
+	Stays   *stays `json:"stays,omitempty"`
+	Watched bool   `json:"watched,omitempty"`
+	// Missed tells that the source did not list the folder in the last pass.
+	Missed bool    `json:"missed,omitempty"`
+	Anchor *anchor `json:"anchor,omitempty"`
 	// Came are messages that came in passes over single folders, since the last
 	// one that carried deletions over: what is gone from another folder since may
 	// be one of them.
