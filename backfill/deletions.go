@@ -371,7 +371,7 @@ func (p *pass) vanished() error {
 			continue
 		}
 		f := &folderRun{p: p, lane: p.lane, rec: rec, told: map[string]bool{}}
-		f.src, f.wire, f.name = imapconn.Folder{Name: readable(wire), Wire: wire}, rec.Dest, readable(rec.Dest)
+		f.src, f.wire, f.name = imapconn.Folder{Name: nameOf(wire), Wire: wire}, rec.Dest, nameOf(rec.Dest)
 		if err := f.moveFolder(); err != nil {
 			return folderError(f, err)
 		}
@@ -454,18 +454,10 @@ func (p *pass) lookMissing() error {
 			return err
 		}
 		if n := rec.Pairs.count(); n > 0 && p.o.Final && !rec.Missed {
-			return fmt.Errorf("source: folder %q, of which %d messages were copied, is not listed any more, and was in the pass before: the next pass looks where its mail went", readable(wire), n)
+			return fmt.Errorf("source: folder %q, of which %d messages were copied, is not listed any more, and was in the pass before: the next pass looks where its mail went", nameOf(wire), n)
 		}
 	}
 	return nil
-}
-
-// readable is a name on the wire as people write it, as far as it can be read.
-func readable(wire string) string {
-	if name, err := imapconn.DecodeName(wire); err == nil {
-		return name
-	}
-	return wire
 }
 
 // others gives the folders that the ledger knows beside those, sorted.
