@@ -32,8 +32,8 @@ func (k *key) UnmarshalText(b []byte) error {
 // Exact is the content key: the sum over the message with each LF that has no
 // CR before it made CRLF, and nothing else changed.
 //
-// Loose is the sum over what is left when what servers are known to alter is
-// taken away: without any CR, NUL made 0x80 (both as Dovecot does it), without
+// Loose is the sum over what is left of that when what servers are known to alter is
+// taken away: without a CR that is none of a line end, NUL made 0x80 (both as Dovecot does it), without
 // the empty lines and line ends at the end. Two messages with one loose and two
 // exact keys are the class "altered", and only where one of them is Fragile can
 // they be one message.
@@ -63,190 +63,219 @@ type identity struct {
 
 const (
 	maxHeader = 256 << 10 // octets of a header that are searched for our Received
-	blockSize = 16 << 10
 )
 
-// hasher computes the identity of a message while it streams by.
+// hasher computes the identity of a message while it streams by. Most messages
+// have nothing that servers alter: for them exact and loose are one sum, and only
+// the line ends at the end tell them apart.
 type hasher struct {
 	host     string // of our Received fields; empty: no delivery key
 	id       identity
-	exact    hash.Hash
-	loose    hash.Hash
+	exact    sum
+	loose    sum // without a hash until it differs from exact
+	munged   sum // without a hash until it differs from loose
 	delivery hash.Hash
 
-	looseBuf []byte
-	munged   hash.Hash // nil until it differs from loose
-	head     bool      // no empty line yet
-	text     bool      // of the header's line that is being read: it is not empty
-	prev     byte
-	newlines int // at the end of what came, not yet in loose
+	cr   bool // a CR came last: what follows says what it is
+	head bool // no empty line yet
+	text bool // of the header's line that is being read: it is not empty
 
 	header   []byte // until its end is seen
 	inHeader bool
 }
 
+// sum is a sum over a message without the line ends that came last.
+type sum struct {
+	hash.Hash
+	ends int
+}
+
+var crlf = []byte("\r\n")
+
+// newHasher makes a hasher; host is our own name in Received fields.
 func newHasher(host string) *hasher {
-	return &hasher{
-		host: host, exact: sha256.New(), loose: sha256.New(), inHeader: host != "", head: true,
-		looseBuf: make([]byte, 0, 2*blockSize),
-	}
+	return &hasher{host: host, exact: sum{Hash: sha256.New()}, inHeader: host != "", head: true}
 }
 
 // reset makes the hasher ready for another message.
 func (h *hasher) reset() {
 	h.exact.Reset()
-	h.loose.Reset()
-	*h = hasher{host: h.host, exact: h.exact, loose: h.loose, looseBuf: h.looseBuf[:0], inHeader: h.host != "", head: true}
+	*h = hasher{host: h.host, exact: sum{Hash: h.exact.Hash}, inHeader: h.host != "", head: true}
 }
 
 // Write never fails. It works line by line and not octet by octet: it sees every
 // octet of every message, and two servers want the processor meanwhile.
 func (h *hasher) Write(p []byte) (int, error) {
-	clean := bytes.IndexByte(p, 0) < 0
-	h.id.NUL = h.id.NUL || !clean
-	start := 0 // of what is not in exact yet
-	for at := 0; at < len(p); {
-		end, ended := len(p), false
-		if i := bytes.IndexByte(p[at:], '\n'); i >= 0 {
-			end, ended = at+i, true
+	n := len(p)
+	h.id.CRs += int64(bytes.Count(p, crlf[:1]))
+	if h.cr && n > 0 {
+		h.cr = false
+		if p[0] == '\n' {
+			h.take(crlf)
+			p = p[1:]
+		} else {
+			h.take(crlf[:1])
 		}
-		h.addLine(p[at:end], clean)
-		if !ended {
-			break
-		}
-		if h.prev != '\r' {
-			h.addExact(p[start:end])
-			h.addExact([]byte{'\r'})
-			start = end
-		}
-		if h.head {
-			h.endHeadLine()
-		}
-		h.newlines++
-		h.prev = '\n'
-		at = end + 1
 	}
-	h.addExact(p[start:])
-	h.flushLoose()
-	return len(p), nil
+	if k := len(p); k > 0 && p[k-1] == '\r' {
+		h.cr = true
+		p = p[:k-1]
+	}
+	h.take(p)
+	return n, nil
 }
 
-// addLine adds octets without LF to the loose sum; clean tells that they are
-// without NUL.
-func (h *hasher) addLine(line []byte, clean bool) {
-	if len(line) == 0 {
+// take adds what does not end between a CR and its LF: the header by lines.
+func (h *hasher) take(p []byte) {
+	for h.head && len(p) > 0 {
+		line := p
+		if i := bytes.IndexByte(p, '\n'); i >= 0 {
+			line = p[:i+1]
+		}
+		p = p[len(line):]
+		h.text = h.text || len(bytes.Trim(line, "\r\n")) > 0
+		if h.munged.Hash == nil && slices.ContainsFunc(line, altered) {
+			h.munged = h.fork()
+		}
+		h.add(line)
+		if line[len(line)-1] == '\n' {
+			h.head, h.text = h.text, false
+		}
+	}
+	h.add(p)
+}
+
+// add adds octets as they are, as far as all sums have them the same.
+func (h *hasher) add(p []byte) {
+	for len(p) > 0 {
+		n := plain(p)
+		h.addPlain(p[:n])
+		if p = p[n:]; len(p) > 0 {
+			h.addOdd(p[0])
+			p = p[1:]
+		}
+	}
+}
+
+// plain gives how many octets of p come before the first NUL, CR or LF that is
+// none of a CRLF.
+func plain(p []byte) int {
+	for at := 0; ; {
+		line, ended := p[at:], false
+		if i := bytes.IndexByte(line, '\n'); i >= 0 {
+			line, ended = line[:i], true
+		}
+		cr, nul := bytes.IndexByte(line, '\r'), bytes.IndexByte(line, 0)
+		switch {
+		case nul >= 0 && (cr < 0 || nul < cr):
+			return at + nul
+		case cr >= 0 && (!ended || cr < len(line)-1):
+			return at + cr
+		case !ended:
+			return len(p)
+		case cr < 0:
+			return at + len(line)
+		}
+		at += len(line) + 1
+	}
+}
+
+// addPlain adds octets that all sums have, with line ends that are CRLF.
+func (h *hasher) addPlain(b []byte) {
+	content := len(bytes.TrimRight(b, "\r\n"))
+	ends := (len(b) - content) / 2
+	if content > 0 {
+		h.addExact(b[:content])
+	}
+	h.exact.ends += ends
+	for _, s := range []*sum{&h.loose, &h.munged} {
+		if s.Hash == nil {
+			continue
+		}
+		if content > 0 {
+			s.flush()
+			if s == &h.munged && h.head {
+				s.Write(munge(b[:content]))
+			} else {
+				s.Write(b[:content])
+			}
+		}
+		s.ends += ends
+	}
+}
+
+// addOdd adds an octet that is not the same in all sums.
+func (h *hasher) addOdd(c byte) {
+	if c == '\n' {
+		h.addPlain(crlf)
 		return
 	}
-	if h.prev == '\r' {
-		h.id.Fragile = true
+	h.id.Fragile = true
+	if h.loose.Hash == nil {
+		h.loose = h.fork()
 	}
-	h.prev = line[len(line)-1]
-	h.text = h.text || h.head && len(bytes.Trim(line, "\r")) > 0
-	cr := bytes.IndexByte(line, '\r')
-	if !clean || cr >= 0 && cr < len(line)-1 {
-		h.addOdd(line)
+	h.addExact([]byte{c})
+	if c == '\r' {
 		return
 	}
-	if cr >= 0 {
-		h.id.CRs++
-		line = line[:cr]
-	}
-	h.addLoose(line...)
-}
-
-// addOdd is addLine for a line with a NUL or a CR in its middle.
-func (h *hasher) addOdd(line []byte) {
-	for i, c := range line {
-		if i > 0 && line[i-1] == '\r' {
-			h.id.Fragile = true
+	h.id.NUL = true
+	h.loose.flush()
+	h.loose.Write([]byte{0x80})
+	if h.munged.Hash != nil {
+		h.munged.flush()
+		if c = 0x80; h.head {
+			c = 'X'
 		}
-		switch c {
-		case '\r':
-			h.id.CRs++
-		case 0:
-			h.id.Fragile = true
-			h.addLoose(0x80)
-		default:
-			h.addLoose(c)
-		}
+		h.munged.Write([]byte{c})
 	}
 }
 
-// addLoose adds octets and the line ends before them.
-func (h *hasher) addLoose(b ...byte) {
-	if len(b) == 0 {
-		return
-	}
-	for ; h.newlines > 0; h.newlines-- {
-		h.looseBuf = append(h.looseBuf, '\n')
-		if len(h.looseBuf) >= blockSize {
-			h.flushLoose()
-		}
-	}
-	if len(b) >= blockSize {
-		h.flushLoose()
-		h.writeLoose(b)
-		return
-	}
-	h.looseBuf = append(h.looseBuf, b...)
-	if len(h.looseBuf) >= blockSize {
-		h.flushLoose()
-	}
-}
-
-func (h *hasher) flushLoose() {
-	h.writeLoose(h.looseBuf)
-	h.looseBuf = h.looseBuf[:0]
-}
-
-func (h *hasher) writeLoose(b []byte) {
-	if h.head && h.munged == nil && slices.ContainsFunc(b, eightBit) {
-		h.munged = fork(h.loose)
-	}
-	h.loose.Write(b)
-	switch {
-	case h.munged == nil:
-	case h.head:
-		h.munged.Write(munge(b))
-	default:
-		h.munged.Write(b)
-	}
-}
-
-// endHeadLine ends a line of the header; an empty one is the end of the header.
-func (h *hasher) endHeadLine() {
-	if !h.text {
-		h.flushLoose()
-		h.head = false
-	}
-	h.text = false
-}
-
-func eightBit(c byte) bool { return c >= 0x80 }
+// altered tells whether Cyrus alters an octet of a header, or what became of it
+// in the loose sum.
+func altered(c byte) bool { return c >= 0x80 || c == 0 }
 
 // munge gives what Cyrus makes of a piece of a header.
 func munge(b []byte) []byte {
 	out := bytes.Clone(b)
 	for i, c := range out {
-		if eightBit(c) {
+		if altered(c) {
 			out[i] = 'X'
 		}
 	}
 	return out
 }
 
-// fork gives a second sum over what the first one has so far. SHA-256 of the
+// fork gives a second sum over what the loose one has so far. SHA-256 of the
 // standard library can be cloned.
-func fork(h hash.Hash) hash.Hash {
-	if c, ok := h.(hash.Cloner); ok {
+func (h *hasher) fork() sum {
+	from := h.loose
+	if from.Hash == nil {
+		from = h.exact
+	}
+	if c, ok := from.Hash.(hash.Cloner); ok {
 		if second, err := c.Clone(); err == nil {
-			return second
+			return sum{second, from.ends}
 		}
 	}
-	return nil // no second sum: such a message counts as missing where it is munged
+	return sum{sha256.New(), from.ends} // of nothing else: such a message counts as missing where it is altered
 }
 
+// flush adds the line ends that came last: more follows.
+func (s *sum) flush() {
+	for ; s.ends > 0; s.ends-- {
+		s.Write(crlf)
+	}
+}
+
+// addExact adds octets to the exact sum, and the line ends before them.
 func (h *hasher) addExact(b []byte) {
+	for ; h.exact.ends > 0; h.exact.ends-- {
+		h.writeExact(crlf)
+	}
+	h.writeExact(b)
+}
+
+func (h *hasher) writeExact(b []byte) {
 	h.exact.Write(b)
 	h.id.Size += int64(len(b))
 	switch {
@@ -289,17 +318,23 @@ func (h *hasher) endHeader(header, body []byte) {
 	h.header = nil
 }
 
-// sum ends the message.
-func (h *hasher) sum() identity {
-	if h.prev == '\r' {
-		h.id.Fragile = true
+// end ends the message and gives its identity.
+func (h *hasher) end() identity {
+	if h.cr {
+		h.cr = false
+		h.take(crlf[:1])
 	}
+	if h.loose.Hash == nil {
+		h.exact.Sum(h.id.Loose[:0])
+	} else {
+		h.loose.Sum(h.id.Loose[:0])
+	}
+	h.addExact(nil)
 	if h.inHeader && len(h.header) > 0 {
 		h.endHeader(h.header, nil)
 	}
 	h.exact.Sum(h.id.Exact[:0])
-	h.loose.Sum(h.id.Loose[:0])
-	if h.munged != nil {
+	if h.munged.Hash != nil {
 		h.munged.Sum(h.id.Munged[:0])
 		h.id.Fragile = true
 	}

@@ -61,7 +61,7 @@ func (t *fetcher) End(m imapconn.Meta) error {
 	if !t.open || m.UID != t.uid {
 		return fmt.Errorf("message %d ends that never began", m.UID)
 	}
-	msg := &incoming{meta: m, id: t.h.sum(), body: t.cur}
+	msg := &incoming{meta: m, id: t.h.end(), body: t.cur}
 	if t.cur != nil {
 		msg.meta.Size = t.cur.size
 		if t.cur.file == nil {

@@ -34,15 +34,15 @@ func slowIdentity(p []byte) identity {
 			c = 0x80
 		}
 		for ; newlines > 0; newlines-- {
-			loose = append(loose, '\n')
+			loose = append(loose, "\r\n"...)
 		}
 		loose = append(loose, c)
 	}
 	id.Fragile = id.Fragile || prev == '\r'
 	munged, at := bytes.Clone(loose), len(loose)
-	if whole := append(bytes.Clone(loose), bytes.Repeat([]byte("\n"), newlines)...); bytes.HasPrefix(whole, []byte("\n")) {
+	if whole := append(bytes.Clone(loose), bytes.Repeat(crlf, newlines)...); bytes.HasPrefix(whole, crlf) {
 		at = 0
-	} else if i := bytes.Index(whole, []byte("\n\n")); i >= 0 {
+	} else if i := bytes.Index(whole, []byte("\r\n\r\n")); i >= 0 {
 		at = i
 	}
 	for i, c := range munged[:at] {
@@ -62,11 +62,11 @@ func slowIdentity(p []byte) identity {
 func fastIdentity(h *hasher, p []byte, rnd *rand.Rand) identity {
 	h.reset()
 	for len(p) > 0 {
-		n := 1 + rnd.IntN(min(len(p), 1+rnd.IntN(3*blockSize)))
+		n := 1 + rnd.IntN(min(len(p), 1+rnd.IntN(48<<10)))
 		_, _ = h.Write(p[:n])
 		p = p[n:]
 	}
-	return h.sum()
+	return h.end()
 }
 
 func TestIdentityLineByLine(t *testing.T) {
@@ -82,10 +82,10 @@ func TestIdentityLineByLine(t *testing.T) {
 		}
 	}
 	for range 20 { // beyond the size of the blocks
-		p := make([]byte, rnd.IntN(6*blockSize))
+		p := make([]byte, rnd.IntN(96<<10))
 		for i := range p {
 			p[i] = 'x'
-			if rnd.IntN(blockSize) < 4 {
+			if rnd.IntN(16<<10) < 4 {
 				p[i] = "\r\n\x00\n\xfc\xe4"[rnd.IntN(6)]
 			}
 		}
@@ -108,7 +108,7 @@ func FuzzHasher(f *testing.F) {
 
 func BenchmarkHasher(b *testing.B) {
 	line := []byte("The quick brown fox jumps over the lazy dog, and then over the other dog.\r\n")
-	var p []byte
+	p := append(bytes.Repeat([]byte("X-Header: of an ordinary length, as most of them have it\r\n"), 40), crlf...)
 	for len(p) < 1<<20 {
 		p = append(p, line...)
 	}
@@ -119,6 +119,6 @@ func BenchmarkHasher(b *testing.B) {
 		for at := 0; at < len(p); at += 32 << 10 {
 			_, _ = h.Write(p[at:min(at+32<<10, len(p))])
 		}
-		h.sum()
+		h.end()
 	}
 }

@@ -50,7 +50,7 @@ func (w *wrapper) build(plain bool, dir string) (*incoming, error) {
 		b.close()
 		return nil, fmt.Errorf("wrap UID %d of folder %q: %w", o.meta.UID, w.folder, err)
 	}
-	m := &incoming{meta: o.meta, id: h.sum(), body: b}
+	m := &incoming{meta: o.meta, id: h.end(), body: b}
 	m.meta.Size = b.size
 	return m, nil
 }
