@@ -393,14 +393,9 @@ func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
 	return todo
 }
 
-// batchSize gives how many of todo are copied at once. Two batches are in flight,
-// one being read and one being appended, so each has half of the octets.
+// batchSize gives how many of todo are copied at once.
 func (f *folderRun) batchSize(todo []imapconn.Meta) int {
-	maxN, maxBytes := f.p.c.batchMessages(), f.p.c.BatchBytes
-	if maxBytes <= 0 {
-		maxBytes = defaultBatchBytes
-	}
-	maxBytes /= 2
+	maxN, maxBytes := f.p.batch(len(todo))
 	n, bytes := 1, todo[0].Size
 	for n < len(todo) && n < maxN && bytes+todo[n].Size <= maxBytes {
 		bytes += todo[n].Size

@@ -132,6 +132,26 @@ func (p *pass) ownLanes() int {
 	return farConnections
 }
 
+// farBatches is how many times as large a batch may be between distant servers.
+const farBatches = 3
+
+// batch bounds a batch of a folder with so many messages left, in messages and
+// octets. Two batches are in flight in a lane, one being read and one being
+// appended, so each has half of the octets. Each waits for a round trip: where
+// that is long, a folder that most of the rest is in, which will be copied when
+// all others are through, has batches as large as a quarter of the memory allows.
+func (p *pass) batch(left int) (messages int, octets int64) {
+	messages, octets = p.c.batchMessages(), cmp.Or(max(p.c.BatchBytes, 0), defaultBatchBytes)/2
+	all := 0
+	p.tally(func(_ *Report, g *Progress) { all = g.Messages - g.MessagesDone })
+	if !p.far || left < all/3 {
+		return messages, octets
+	}
+	shared := p.c.together()
+	larger := min(max(shared.memory.whole/4/max(int64(shared.passes.Load()), 1)/octets, 1), farBatches)
+	return messages * int(larger), octets * larger
+}
+
 // spare is a lane that is opened before anybody needs it.
 type spare struct {
 	l    *lane

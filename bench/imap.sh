@@ -3,7 +3,7 @@
 #
 # Needs root, Debian, cgroup v1 and ../shared/bench; nothing else may run on the machine meanwhile (NOWAIT=1: do not wait
 # until it is idle). Two Dovecots with their default mail_fsync. ROUNDS (3) rounds, alternating; N (10000) messages in 20
-# folders; USERS (20) users of PER (500) messages, PAR (4) at a time; RN (500) messages at a round trip of RTT (40ms);
+# folders; USERS (20) users of PER (500) messages, PAR (4) at a time; the same and RN (500) messages in 5 folders at a round trip of RTT (40ms);
 # WHAT ("big users rtt") says which of them; "huge" besides: two mailboxes of HUGE (50000) messages at once. Prints one line a run, then a table of medians with ratios to Crossfade.
 set -eu
 cd "$(dirname "$0")/.."
@@ -32,7 +32,11 @@ generate() {
   local m=$W/dov/old/mail u made=""
   rm -rf "${m:?}"/* "$W/dov/pristine"; mkdir -p "$W/dov/pristine"
   if has big; then made="big"; "$BIN/genmailbox" -dir "$m" -user big -n "$N" -folders 20 -seed 1 | tail -1; fi
-  if has rtt; then made="$made far"; "$BIN/genmailbox" -dir "$m" -user far -n "$RN" -folders 5 -seed 2 | tail -1; fi
+  if has rtt; then
+    made="$made far little"
+    "$BIN/genmailbox" -dir "$m" -user far -n "$N" -folders 20 -seed 3 | tail -1
+    "$BIN/genmailbox" -dir "$m" -user little -n "$RN" -folders 5 -seed 2 | tail -1
+  fi
   if has users; then made="$made $NAMES"; for u in $NAMES; do "$BIN/genmailbox" -dir "$m" -user "$u" -n "$PER" -folders 5 -seed "1${u#u}" >/dev/null; done; fi
   if has huge; then for u in h1 h2; do "$BIN/genmailbox" -dir "$m" -user "$u" -n "$HUGE" -folders 20 -seed "7${u#h}" | tail -1; done; fi
   chown -R vmail:vmail "$m"
@@ -135,10 +139,14 @@ users() {
 }
 
 rtt() {
-  conf far "$FAR_OLD" "$FAR_NEW"
-  fresh far; measure rtt crossfade "$RN" "$BIN/imapcopy" -old 127.0.0.1:$FAR_OLD -new 127.0.0.1:$FAR_NEW -ledger "$S/ledger" -users far; check far crossfade
-  # shellcheck disable=SC2046
-  { fresh far; measure rtt mbsync "$RN" $(mb far); }
+  local u n
+  for u in little far; do
+    n=$RN; [ $u = little ] || n=$N
+    conf $u "$FAR_OLD" "$FAR_NEW"
+    fresh $u; measure "rtt-$u" crossfade "$n" "$BIN/imapcopy" -old 127.0.0.1:$FAR_OLD -new 127.0.0.1:$FAR_NEW -ledger "$S/ledger" -users $u; check $u crossfade
+    # shellcheck disable=SC2046
+    { fresh $u; measure "rtt-$u" mbsync "$n" $(mb $u); }
+  done
 }
 
 huge() { # not compared: it shows what memory two large mailboxes take
