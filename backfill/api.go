@@ -48,7 +48,7 @@ type Options struct {
 	// ceiling. It means nothing without Deletions.
 	AllowDeletions bool
 	// MayDelete, when there is one, is asked once more right before anything is
-	// deleted: a pass may take hours, and meanwhile the user may have come to read
+	// deleted, or copied again (Restore): a pass may take hours, and meanwhile the user may have come to read
 	// the destination. Its error ends the pass, which has copied everything by then.
 	MayDelete func(context.Context) error
 	// Prompt is for a small pass that somebody waits for, such as one for a user who

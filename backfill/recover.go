@@ -200,6 +200,11 @@ func (f *folderRun) restore() error {
 	if gone == 0 {
 		return nil
 	}
+	if f.p.o.MayDelete != nil {
+		if err := f.p.o.MayDelete(f.p.ctx); err != nil {
+			return fmt.Errorf("copy again what is gone from there: %w", err)
+		}
+	}
 	f.p.log.Warn("copied messages are gone from the destination: what the source still has of them is copied again", "user", f.p.job.User, "folder", f.src.Name, "gone", gone)
 	f.rec.Pairs = left
 	if a := f.rec.Anchor; a != nil && !there[a.UID] {

@@ -19,6 +19,10 @@ const (
 	// lowTime is how long a server that refused a connection is asked for fewer.
 	lowTime  = 10 * time.Minute
 	seatLook = 10 * time.Second
+	// promptSeats of the connections to a server, and at most an eighth of them, are
+	// kept for passes that somebody waits for: two of these have room at the
+	// destination while all others are taken by copies that last for hours.
+	promptSeats = 2 * dstSeats
 )
 
 // seats are the connections to one server that all passes share. A pass waits
@@ -35,8 +39,29 @@ type seats struct {
 }
 
 type seatWait struct {
-	n     int
-	ready chan struct{}
+	n      int
+	prompt bool
+	ready  chan struct{}
+}
+
+// hurry is how long a pass may wait for its connections.
+type hurry int
+
+const (
+	patient hurry = iota
+	prompt        // somebody waits for it, see Options.Prompt
+	held          // a user is held meanwhile
+)
+
+// hurry is that of a pass.
+func (p *pass) hurry() hurry {
+	switch {
+	case p.o.Final:
+		return held
+	case p.o.Prompt:
+		return prompt
+	}
+	return patient
 }
 
 func (s *seats) setAll(n int) {
@@ -46,16 +71,23 @@ func (s *seats) setAll(n int) {
 	s.hand()
 }
 
-func (s *seats) fits(n int) bool {
+func (s *seats) fits(n int, prompt bool) bool {
 	limit := s.all
 	if time.Now().Before(s.lowEnd) && (limit == 0 || s.low < limit) {
 		limit = s.low
 	}
-	return limit == 0 || s.taken == 0 || s.taken+n <= limit
+	if limit == 0 || s.taken == 0 {
+		return true
+	}
+	if !prompt {
+		limit -= min(promptSeats, limit/8)
+	}
+	return s.taken+n <= limit
 }
 
+// hand gives connections to those who wait, in their order, the prompt ones first.
 func (s *seats) hand() {
-	for len(s.waiting) > 0 && s.fits(s.waiting[0].n) {
+	for len(s.waiting) > 0 && s.fits(s.waiting[0].n, s.waiting[0].prompt) {
 		w := s.waiting[0]
 		s.waiting = s.waiting[1:]
 		s.taken += w.n
@@ -63,18 +95,23 @@ func (s *seats) hand() {
 	}
 }
 
-// take waits for n connections. Who is in a hurry waits for nobody, and is above
-// the bound when need be: a user is held, and those who have the connections may
-// copy for hours.
-func (s *seats) take(ctx context.Context, n int, hurry bool) error {
+// take waits for n connections. Who has a user held waits for nobody, and is above
+// the bound when need be: those who have the connections may copy for hours.
+func (s *seats) take(ctx context.Context, n int, h hurry) error {
 	s.mu.Lock()
-	if hurry {
+	if h == held {
 		s.taken += n
 		s.mu.Unlock()
 		return nil
 	}
-	w := &seatWait{n: n, ready: make(chan struct{})}
-	s.waiting = append(s.waiting, w)
+	w := &seatWait{n: n, prompt: h == prompt, ready: make(chan struct{})}
+	at := len(s.waiting)
+	if w.prompt {
+		if i := slices.IndexFunc(s.waiting, func(x *seatWait) bool { return !x.prompt }); i >= 0 {
+			at = i
+		}
+	}
+	s.waiting = slices.Insert(s.waiting, at, w)
 	s.hand()
 	s.mu.Unlock()
 	look := time.NewTicker(seatLook) // a lower bound ends by itself
@@ -105,7 +142,7 @@ func (s *seats) take(ctx context.Context, n int, hurry bool) error {
 func (s *seats) try(n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.waiting) > 0 || !s.fits(n) {
+	if len(s.waiting) > 0 || !s.fits(n, false) {
 		return false
 	}
 	s.taken += n
@@ -124,7 +161,7 @@ func (s *seats) give(n int) {
 func (s *seats) crowded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.waiting) > 0 || !s.fits(0)
+	return len(s.waiting) > 0 || !s.fits(0, true)
 }
 
 // refused lowers the bound for a while when err says that the server wants fewer
@@ -183,12 +220,12 @@ func (s *seats) calm(ctx context.Context) error {
 func (p *pass) sit() error {
 	all := p.c.together()
 	if p.job.From == nil {
-		if err := all.srcSeats.take(p.ctx, srcSeats, p.o.Final); err != nil {
+		if err := all.srcSeats.take(p.ctx, srcSeats, p.hurry()); err != nil {
 			return err
 		}
 		p.srcTaken = true
 	}
-	if err := all.dstSeats.take(p.ctx, dstSeats, p.o.Final); err != nil {
+	if err := all.dstSeats.take(p.ctx, dstSeats, p.hurry()); err != nil {
 		return err
 	}
 	p.dstTaken = true

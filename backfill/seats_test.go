@@ -15,22 +15,22 @@ import (
 func TestSeatsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &seats{all: 4}
-		if err := errors.Join(s.take(t.Context(), 2, false), s.take(t.Context(), 2, false)); err != nil {
+		if err := errors.Join(s.take(t.Context(), 2, patient), s.take(t.Context(), 2, patient)); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		wait := func(ctx context.Context, name string, hurry bool) {
+		wait := func(ctx context.Context, name string, h hurry) {
 			go func() {
-				if s.take(ctx, 2, hurry) == nil {
+				if s.take(ctx, 2, h) == nil {
 					got = append(got, name)
 				}
 			}()
 			synctest.Wait()
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		wait(ctx, "gone", false)
-		wait(t.Context(), "user", false)
-		wait(t.Context(), "held", true)
+		wait(ctx, "gone", patient)
+		wait(t.Context(), "user", patient)
+		wait(t.Context(), "held", held)
 		if s.try(1) || !s.crowded() || len(got) != 1 || got[0] != "held" || s.taken != 6 {
 			t.Fatalf("%v, %d taken", got, s.taken)
 		}
@@ -49,13 +49,50 @@ func TestSeatsAreShared(t *testing.T) {
 	})
 }
 
+// TestSeatsForThoseSomebodyWaitsFor: while first copies have all connections that
+// they may have, a user who is ready is followed.
+func TestSeatsForThoseSomebodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &seats{all: 40}
+		var copies, tails int
+		for range 30 {
+			go func() {
+				if s.take(t.Context(), dstSeats, patient) == nil {
+					copies++
+				}
+			}()
+		}
+		synctest.Wait()
+		for range 3 {
+			go func() {
+				if s.take(t.Context(), dstSeats, prompt) == nil {
+					tails++
+				}
+			}()
+		}
+		synctest.Wait()
+		if copies != 18 || tails != 2 {
+			t.Errorf("%d first copies and %d passes that somebody waits for are under way", copies, tails)
+		}
+		s.give(dstSeats)
+		synctest.Wait()
+		if copies != 18 || tails != 3 {
+			t.Errorf("the next connections: %d, %d", copies, tails)
+		}
+		for range 33 {
+			s.give(dstSeats)
+			synctest.Wait()
+		}
+	})
+}
+
 // TestSeatsAfterARefusal: a server that refuses a connection is asked for fewer
 // for a while, and then for as many as before.
 func TestSeatsAfterARefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &seats{all: 40}
 		for range 3 {
-			if err := s.take(t.Context(), 2, false); err != nil {
+			if err := s.take(t.Context(), 2, patient); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -69,7 +106,7 @@ func TestSeatsAfterARefusal(t *testing.T) {
 			t.Error("a connection more than the server took")
 		}
 		done := make(chan error, 1)
-		go func() { done <- s.take(t.Context(), 2, false) }()
+		go func() { done <- s.take(t.Context(), 2, patient) }()
 		time.Sleep(lowTime - time.Second)
 		select {
 		case <-done:
@@ -92,7 +129,7 @@ func TestSeatsAfterARefusal(t *testing.T) {
 // through at a time.
 func TestOneUserIsEnoughForASmallBound(t *testing.T) {
 	s := &seats{all: 1}
-	if err := s.take(t.Context(), 2, false); err != nil || s.try(1) {
+	if err := s.take(t.Context(), 2, patient); err != nil || s.try(1) {
 		t.Errorf("%v, or a second one got through", err)
 	}
 }

@@ -25,6 +25,9 @@ func (m *move) flip(ctx context.Context, u router.User) error {
 		return err
 	}
 	req := m.request()
+	if req.Sync && !m.c.cfg.AutoApprove {
+		return nil // taken back meanwhile
+	}
 	held, err := m.set(ctx, u, router.StateCutover, req.By, req.Reason)
 	if err != nil {
 		return fmt.Errorf("holding the user: %w", err)

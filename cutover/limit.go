@@ -72,6 +72,13 @@ func (m *move) beyondLimit() {
 	}
 }
 
+// insistAgain says that the pass which was asked for ended before it was made.
+func (m *move) insistAgain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.insist = true
+}
+
 // insists tells, once, whether somebody asked for a pass since the last one.
 func (m *move) insists() bool {
 	m.mu.Lock()

@@ -334,7 +334,7 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		return backfill.Report{}, err
 	}
 	reads := u.State != router.StateNew // he reads old until then
-	req := m.request()
+	req, insist := m.request(), m.insists()
 	began := time.Now()
 	rep, err := m.makePass(ctx, u, job, backfill.Options{
 		Final:          final,
@@ -344,7 +344,7 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 		MayDelete:      func(ctx context.Context) error { return m.stillReads(ctx, u) },
 		RetryRefused:   req.RetryRefused,
 		Prompt:         u.State != router.StateSyncing,
-		Insist:         m.insists(),
+		Insist:         insist,
 		Progress: func(p backfill.Progress) {
 			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
 		},
@@ -352,15 +352,18 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	m.note(func(s *Status) { s.ETA = time.Time{} })
 	m.passed(began, rep, err)
 	if err != nil {
+		if insist && m.limited(err) == nil {
+			m.insistAgain()
+		}
 		return rep, fmt.Errorf("copying: %w", err)
 	}
 	m.used(ctx, req)
 	return rep, nil
 }
 
-// stillReads tells whether the user's mailbox is still old's, as it was when a
-// pass began that may have taken hours: who was set new by hand, or taken back,
-// keeps on new what is there.
+// stillReads tells whether the user's state is what it was when he was looked at,
+// which may be hours ago: who was set new by hand, or taken back, keeps on new what
+// is there, and what he deleted there does not come back.
 func (m *move) stillReads(ctx context.Context, u router.User) error {
 	if err := m.check(); err != nil {
 		return err
@@ -375,8 +378,12 @@ func (m *move) stillReads(ctx context.Context, u router.User) error {
 	return nil
 }
 
-// makePass runs a pass, which a pause may end.
+// makePass runs a pass, which a pause may end. It may have waited for long: what
+// it does is for who reads what he read when he was looked at.
 func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o backfill.Options) (backfill.Report, error) {
+	if err := m.stillReads(ctx, u); err != nil {
+		return backfill.Report{}, err
+	}
 	pctx, over := m.interruptible(ctx, u)
 	defer over()
 	m.beyondLimit()
