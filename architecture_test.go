@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"backfill/imapconn/token": {},
 	"backfill/imapconn":       {"mail", "backfill/imapconn/token"},
 	"backfill":                {"mail", "backfill/imapconn"},
+	"backfill/find":           {"backfill/imapconn"},
 	"backfill/ondisk":         {"backfill", "backfill/imapconn"},
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
 	"backfill/certificate":    {"backfill"},
@@ -38,7 +39,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
+		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},

@@ -16,6 +16,7 @@ const (
 	EventBackend = "backend" // data is a BackendStatus
 	EventPass    = "pass"    // data is a PassEvent
 	EventProblem = "problem" // data is a ProblemEvent
+	EventDoubt   = "doubt"   // data is a relay.DeliverDoubt: how a doubt about a delivery ended
 	EventReload  = "reload"  // data is empty; the daemon publishes it, SIGHUP reloads too
 )
 

@@ -31,6 +31,7 @@ type Metrics struct {
 
 	Recipients  *prometheus.CounterVec   // by route and result: outcomes of deliveries
 	DeliverTime *prometheus.HistogramVec // by route: seconds of one delivery attempt
+	Doubts      *prometheus.CounterVec   // by route and result: doubts about deliveries that ended
 	Bounces     prometheus.Counter       // bounces queued
 	Notices     prometheus.Counter       // delay notices queued
 
@@ -64,6 +65,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		RefusedTotal:  prometheus.NewCounterVec(opts("refused_total", "Commands of peers answered with 4xx or 5xx, by command and code."), []string{"command", "code"}),
 		Recipients:    prometheus.NewCounterVec(opts("delivery_recipients_total", "Outcomes of deliveries, per recipient, by route and result."), []string{"route", "result"}),
 		DeliverTime:   prometheus.NewHistogramVec(histogram("delivery_seconds", "Time of one delivery attempt, by route.", prometheus.ExponentialBuckets(0.002, 2, 18)), []string{"route"}),
+		Doubts:        prometheus.NewCounterVec(opts("delivery_doubts_total", "Recipients whose reply was lost, by route and result: found in the mailbox, or sent_again, which may arrive twice."), []string{"route", "result"}),
 		Bounces:       prometheus.NewCounter(opts("bounces_total", "Bounces queued.")),
 		Notices:       prometheus.NewCounter(opts("delay_notices_total", "Delay notices queued.")),
 		Copied:        prometheus.NewCounter(opts("backfill_messages_total", "Messages that the backfill appended.")),
@@ -78,7 +80,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
-		m.Recipients, m.DeliverTime, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
+		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -96,6 +98,9 @@ func (m *Metrics) preset() {
 			m.Recipients.WithLabelValues(string(route), resultName(kind))
 		}
 		m.DeliverTime.WithLabelValues(string(route))
+		for _, result := range []string{"found", "sent_again"} {
+			m.Doubts.WithLabelValues(string(route), result)
+		}
 	}
 	for _, result := range []string{"ok", "failed", "limit"} {
 		m.Passes.WithLabelValues(result)
@@ -139,9 +144,9 @@ func (m *Metrics) ConnClosed() { m.Open.Dec() }
 func (m *Metrics) ConnTurnedAway(reason string) { m.Turned.WithLabelValues(reason).Inc() }
 
 // Delivered counts what became of one recipient of a delivery attempt. A
-// release was no attempt and is not counted.
+// release or a look at a mailbox was no attempt and is not counted.
 func (m *Metrics) Delivered(route mail.Route, kind queue.Kind) {
-	if kind != queue.Release {
+	if kind != queue.Release && kind != queue.Defer {
 		m.Recipients.WithLabelValues(string(route), resultName(kind)).Inc()
 	}
 }
@@ -166,6 +171,11 @@ func resultName(kind queue.Kind) string {
 // Attempt observes the time of one delivery attempt.
 func (m *Metrics) Attempt(route mail.Route, took time.Duration) {
 	m.DeliverTime.WithLabelValues(string(route)).Observe(took.Seconds())
+}
+
+// Doubted counts how a doubt about a delivery to one recipient ended.
+func (m *Metrics) Doubted(route mail.Route, result string) {
+	m.Doubts.WithLabelValues(string(route), result).Inc()
 }
 
 // Bounced counts a bounce that was queued.

@@ -140,6 +140,7 @@ type Queue struct {
 	Expire      Duration `yaml:"expire" reload:"restart" min:"1s" max:"365d" doc:"Age at which mail that no backend took is bounced. RFC 5321, 4.5.4.1 asks for 4 to 5 days at least. Held mail does not expire."`
 	DelayNotice Duration `yaml:"delay_notice" reload:"restart" min:"0s" max:"365d" doc:"Age at which the sender is told of a delay; 0 means never."`
 	MaxSize     Size     `yaml:"max_size" reload:"restart" min:"0" doc:"Most bytes of mail in the queue; beyond it new mail gets 452. 0 means no limit but the disk."`
+	DoubtWait   Duration `yaml:"doubt_wait" reload:"restart" min:"0s" max:"1d" doc:"How long a delivery whose reply was lost is looked for in its mailbox (IMAP) before it is sent again and may be there twice; 0 means that it is looked for once. Without IMAP it is sent again at once."`
 	MinFree     Size     `yaml:"min_free" reload:"restart" min:"0" doc:"Free space to keep on the store's disk; below it new mail gets 452."`
 }
 
@@ -173,6 +174,7 @@ func Default() *Config {
 		Queue: Queue{
 			Expire:      Duration(5 * day),
 			DelayNotice: Duration(4 * time.Hour),
+			DoubtWait:   Duration(5 * time.Minute),
 			MinFree:     512 * MiB,
 		},
 	}

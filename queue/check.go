@@ -36,9 +36,12 @@ func CheckSettle(l *Lease, outcomes []Outcome, msgs []NewMessage) error {
 		}
 		seen[o.N] = true
 		switch o.Kind {
-		case Done, Retry, Fail, Park, Reroute, Release:
+		case Done, Retry, Fail, Park, Reroute, Release, Defer:
 		default:
 			return fmt.Errorf("settle %s: unknown outcome %q", l.Envelope.ID, o.Kind)
+		}
+		if o.Doubt && o.Kind != Retry && o.Kind != Defer {
+			return fmt.Errorf("settle %s: recipient %d is %s and in doubt: only what is tried again can be", l.Envelope.ID, o.N, o.Kind)
 		}
 	}
 	for _, m := range msgs {

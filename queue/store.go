@@ -56,6 +56,7 @@ type Item struct {
 	Copy      bool         // the second delivery of `deliver: both`; the user reads the other side
 	CopyTo    mail.Route   // the side that wants a copy when this delivery is done; empty: none
 	LastReply string       // of the attempt before
+	Doubt     Doubt        // it may have arrived already: to be looked up before it is sent again (I7)
 }
 
 // Lease is the right to deliver one message to some of its recipients over one
@@ -80,6 +81,7 @@ const (
 	Park    Kind = "park"    // an operator has to look
 	Reroute Kind = "reroute" // the side does not know the user: ask Outcome.To, at once
 	Release Kind = "release" // nothing was tried: as before the claim, not an attempt
+	Defer   Kind = "defer"   // nothing was tried: again at Outcome.At, not an attempt and not the end of a row of crashes
 )
 
 // Outcome is the result for one Item of a lease.
@@ -92,6 +94,11 @@ type Outcome struct {
 	To mail.Route
 	// Noticed says that a delay notice is among the new messages.
 	Noticed bool
+	// Doubt says that the recipient may have the message nevertheless (Retry: the
+	// final dot went out and no reply came) or still (Defer: a look did not settle
+	// it). Without it a doubt is over. Where nothing but "done" is accepted any
+	// more, because the user was changed, the doubt is recorded all the same.
+	Doubt bool
 }
 
 // NewMessage is a message that Settle queues in the same step: a bounce, a
@@ -118,8 +125,8 @@ type Enqueuer interface {
 type Deliverer interface {
 	// Claim waits until a delivery over the route is due and leases it: one
 	// message, those of its recipients that go this way now, at most maxRcpts.
-	// The route is decided here, by the users' states (I3). It returns ctx's
-	// error when ctx ends first.
+	// The route is decided here, by the users' states (I3). Recipients in doubt
+	// come in leases of their own. It returns ctx's error when ctx ends first.
 	Claim(ctx context.Context, route mail.Route, maxRcpts int) (*Lease, error)
 	// Renew prolongs the lease and moves l.Until. sending must be true right before
 	// the final dot; from then on the lease is not taken back. ErrLost: stop, no dot.
@@ -161,6 +168,7 @@ type Rcpt struct {
 	Crashes   int          `json:"crashes,omitempty"`
 	Unknown   []mail.Route `json:"unknown,omitempty"`
 	LastReply string       `json:"last_reply,omitempty"`
+	Doubt     Doubt        `json:"doubt,omitzero"` // it may have arrived already
 }
 
 // Entry is one queued message with those of its recipients that are not gone.

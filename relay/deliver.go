@@ -24,6 +24,12 @@ type DelivererConfig struct {
 	// ours from the table, anybody else with Hint mail.Out. A permanent
 	// *mail.Reply means that the address leads nowhere. (Everybody goes Out.)
 	Resolve func(ctx context.Context, addr mail.Address) ([]mail.Recipient, error)
+	// Finder looks for deliveries in doubt before they are sent again. Without one
+	// they are sent again at once.
+	Finder Finder
+	// DoubtWait is how long a delivery in doubt is looked for, from the moment when
+	// the doubt came to be known, before it is sent again (5 minutes).
+	DoubtWait time.Duration
 	// Grace is how long deliveries may go on when Run is told to end (20 s).
 	Grace   time.Duration
 	Logger  *slog.Logger
@@ -42,6 +48,8 @@ type DelivererMetrics struct {
 	Outcome func(route mail.Route, kind queue.Kind)
 	// Alarm is called when an operator should look.
 	Alarm func(DeliverAlarm)
+	// Doubt is called when a doubt has ended, for each recipient.
+	Doubt func(DeliverDoubt)
 }
 
 // DeliverAlarm says what an operator should look at.
@@ -90,6 +98,9 @@ func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
 			return []mail.Recipient{{Addr: addr, Hint: mail.Out}}, nil
 		}
 	}
+	if cfg.DoubtWait <= 0 {
+		cfg.DoubtWait = defaultDoubt
+	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 20 * time.Second
 	}
@@ -123,10 +134,11 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	ended := make(chan struct{})
 	var wg, graceful sync.WaitGroup
 	graceful.Go(func() { d.cutAfterGrace(ctx, cut, ended) })
+	looks := newDeliverLooks(ctx, work, d)
 	for route, b := range d.cfg.Backends {
 		wg.Go(func() { b.keep(ctx) })
 		for range b.cfg.MaxConns {
-			w := &deliverWorker{d: d, b: b, route: route, log: d.log.With("route", string(route))}
+			w := &deliverWorker{d: d, b: b, looks: looks, route: route, log: d.log.With("route", string(route))}
 			wg.Go(func() {
 				if err := w.run(ctx, work); err != nil {
 					stop(err)
@@ -135,6 +147,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
+	looks.wg.Wait()
 	close(ended)
 	graceful.Wait()
 	for _, b := range d.cfg.Backends {
@@ -166,6 +179,7 @@ func (d *Deliverer) cutAfterGrace(ctx context.Context, cut context.CancelCauseFu
 type deliverWorker struct {
 	d     *Deliverer
 	b     *Backend
+	looks *deliverLooks
 	route mail.Route
 	log   *slog.Logger
 }
@@ -198,6 +212,10 @@ func (w *deliverWorker) hold(slot *gateSlot, work context.Context) error {
 				return nil
 			}
 			return fmt.Errorf("claim a delivery over %s: %w", w.route, err)
+		}
+		if lease.InDoubt() {
+			w.looks.take(w, lease)
+			continue
 		}
 		if !w.b.gate.begin(slot) {
 			w.settle(work, settling{lease: lease, verdicts: releaseAll(lease, "not tried: the backend went out of service")})

@@ -128,6 +128,9 @@ func (q *outQueue) claim(route mail.Route, maxRcpts int) (*queue.Lease, time.Dur
 				next = min(next, wait)
 				continue
 			}
+			if len(l.Items) > 0 && l.InDoubt() == r.item.Doubt.IsZero() {
+				continue
+			}
 			r.state = queue.Leased
 			l.Items = append(l.Items, r.item)
 		}
@@ -171,6 +174,12 @@ func (q *outQueue) Settle(_ context.Context, l *queue.Lease, outcomes []queue.Ou
 		r := &m.rcpts[o.N]
 		r.kind, r.last, r.item.LastReply = o.Kind, o.Reply, o.Reply
 		r.item.Noticed = r.item.Noticed || o.Noticed
+		switch {
+		case o.Doubt && r.item.Doubt.IsZero():
+			r.item.Doubt = queue.Doubt{Route: l.Route, At: time.Now(), Since: time.Now()}
+		case !o.Doubt && o.Kind != queue.Release:
+			r.item.Doubt = queue.Doubt{}
+		}
 		switch o.Kind {
 		case queue.Done, queue.Fail:
 			r.state = ""
@@ -179,6 +188,8 @@ func (q *outQueue) Settle(_ context.Context, l *queue.Lease, outcomes []queue.Ou
 		case queue.Retry:
 			r.state, r.due = queue.Queued, o.At
 			r.item.Attempts++
+		case queue.Defer:
+			r.state, r.due = queue.Queued, o.At
 		case queue.Reroute:
 			r.state, r.item.Unknown, r.route, r.item.Attempts = queue.Queued, append(r.item.Unknown, r.route), o.To, 0
 		case queue.Release:
@@ -250,6 +261,7 @@ type outSite struct {
 	log      *inLog
 	mu       sync.Mutex
 	alarms   []DeliverAlarm
+	doubts   []DeliverDoubt
 	stop     context.CancelFunc
 	finished chan error
 }
@@ -282,6 +294,10 @@ func newOutSite(t testing.TB, change func(c *DelivererConfig, b map[mail.Route]*
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.alarms = append(s.alarms, a)
+		}, Doubt: func(d DeliverDoubt) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.doubts = append(s.doubts, d)
 		}},
 	}
 	if change != nil {

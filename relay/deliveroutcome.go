@@ -19,6 +19,7 @@ type deliverRules struct {
 	route    mail.Route
 	null     bool // the reverse-path is null: nobody to tell (RFC 5321, 4.5.5)
 	passedOn bool // the backend has DSN: what the sender asked for is its duty now
+	searched bool // mailboxes can be looked into
 	now      time.Time
 	jitter   float64
 }
@@ -39,6 +40,7 @@ type deliverVerdict struct {
 	reply  mail.Reply    // the backend's words; Code 0 when it said nothing
 	reason string        // for the DSN when it said nothing
 	alarm  string        // for operators; empty: none
+	doubt  *DeliverDoubt // that ends with it; nil: none
 }
 
 // outcome decides about one recipient. It is the one place where replies turn
@@ -46,7 +48,8 @@ type deliverVerdict struct {
 //
 //	2xx to the dot                       done
 //	4xx, anything unknown                retry, fail when expired
-//	connection or session failed         retry, fail when expired; the text says when a duplicate is possible
+//	connection or session failed         retry, fail when expired
+//	no reply to the dot                  in doubt (deliverdoubt.go): looked up, then sent again; fail when expired
 //	452 too many recipients              retry at once when others were taken
 //	user unknown, on old or new (I8)     the other side; park when both refuse
 //	relay denied, login demanded, SPF    retry with an alarm, park when expired: the backend is misconfigured
@@ -128,8 +131,12 @@ func (r deliverRules) noAnswer(v *deliverVerdict, item queue.Item, rcpt mail.Rec
 		v.At = r.now.Add(r.schedule.Next(item.Attempts+1, r.jitter))
 	case errors.As(err, &e) && e.InDoubt():
 		v.reason = "The receiving mail system did not confirm that it took the message. It may have been delivered."
-		v.Reply = err.Error() + "; the backend may have accepted the message, so it may arrive twice"
+		v.Reply = err.Error() + "; the backend may have accepted the message"
 		r.again(v, item, rcpt)
+		v.Doubt = v.Kind == queue.Retry
+		if v.Doubt && r.searched && r.ours() {
+			v.At = r.now.Add(firstLook)
+		}
 	default:
 		v.Reply = err.Error()
 		if errors.As(err, &reply) {

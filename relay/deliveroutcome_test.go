@@ -103,7 +103,7 @@ func TestOutcome(t *testing.T) {
 		{"no connection, expired", in{age: 121 * hours, item: tried, res: broken(smtpclient.SentNothing, errors.New("refused"))}, queue.Fail, failure, false, "refused"},
 		{"session refused for good", in{res: broken(smtpclient.SentNothing, &mail.Reply{Code: 554, Text: "no"})}, queue.Retry, 0, false, "554 no"},
 		{"421", in{res: broken(smtpclient.SentAll, &mail.Reply{Code: 421, Text: "bye"})}, queue.Retry, 0, false, "421 bye"},
-		{"in doubt", in{res: broken(smtpclient.SentAll, io.ErrUnexpectedEOF)}, queue.Retry, 0, false, "may arrive twice"},
+		{"in doubt", in{res: broken(smtpclient.SentAll, io.ErrUnexpectedEOF)}, queue.Retry, 0, false, "may have accepted"},
 		{"unknown error", in{res: deliverResult{err: errors.New("what?")}}, queue.Retry, 0, false, "what?"},
 		{"withheld", in{res: broken(smtpclient.SentPart, fmt.Errorf("%w: %w", smtpclient.ErrWithheld, context.Canceled))}, queue.Release, 0, false, ""},
 		{"damaged", in{res: broken(smtpclient.SentPart, fmt.Errorf("%w: %w", smtpclient.ErrSource, queue.ErrCorrupt))}, queue.Park, 0, true, "damaged"},

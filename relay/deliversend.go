@@ -169,7 +169,7 @@ func (x *delivery) verdicts(c *backendConn, answers []smtpclient.Answer, err err
 	cfg := &x.w.d.cfg
 	rules := deliverRules{
 		schedule: cfg.Schedule, route: x.w.route, null: x.lease.Envelope.From.IsNull(),
-		passedOn: c != nil && c.Caps().DSN, now: cfg.Now(), jitter: cfg.Jitter(),
+		passedOn: c != nil && c.Caps().DSN, searched: cfg.Finder != nil, now: cfg.Now(), jitter: cfg.Jitter(),
 	}
 	accepted := 0
 	for _, a := range answers {
@@ -267,6 +267,14 @@ func (w *deliverWorker) report(ctx context.Context, lease *queue.Lease, verdicts
 		}
 		rcpt := lease.Envelope.Recipients[v.N].Addr
 		level := slog.LevelInfo
+		if v.doubt != nil {
+			if v.doubt.Result == DoubtSentAgain {
+				level = slog.LevelWarn
+			}
+			if metrics.Doubt != nil {
+				metrics.Doubt(*v.doubt)
+			}
+		}
 		if v.alarm != "" {
 			level = slog.LevelWarn
 			if metrics.Alarm != nil {

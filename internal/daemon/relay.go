@@ -92,8 +92,8 @@ func (d *Daemon) openRelay() (err error) {
 	}
 	d.deliverer, err = relay.NewDeliverer(relay.DelivererConfig{
 		Queue: d.store, Backends: d.backends, Schedule: schedule(d.cfg), Hostname: d.cfg.Hostname,
-		Resolve: d.resolveSender, Logger: d.log,
-		Metrics: relay.DelivererMetrics{Outcome: d.metrics.Delivered, Attempt: d.metrics.Attempt, Alarm: d.alarm},
+		Resolve: d.resolveSender, Logger: d.log, Finder: d.newFinder(), DoubtWait: max(time.Duration(d.cfg.Queue.DoubtWait), 1),
+		Metrics: relay.DelivererMetrics{Outcome: d.metrics.Delivered, Attempt: d.metrics.Attempt, Alarm: d.alarm, Doubt: d.doubted},
 	})
 	return err
 }
@@ -200,6 +200,13 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 // alarm tells listeners of the API what an operator should look at; the
 // deliverer has logged it already.
 func (d *Daemon) alarm(a relay.DeliverAlarm) { d.events.Publish("alarm", a) }
+
+// doubted counts how a doubt about a delivery ended and tells listeners of the
+// API; the deliverer has logged it already.
+func (d *Daemon) doubted(x relay.DeliverDoubt) {
+	d.metrics.Doubted(x.Route, string(x.Result))
+	d.events.Publish(admin.EventDoubt, x)
+}
 
 // parkedCheck is how often mail that waits for a person is looked for.
 const parkedCheck = 5 * time.Minute

@@ -14,7 +14,7 @@ import (
 
 func (a *auditor) writeRow(r *row) error {
 	_, err := a.db.run(sqlUpdateRcpt, r.lane, r.due, null(r.gen), null(int64(r.fixed)), null(r.copy), null(r.attempts), null(r.crashes),
-		r.since, null(r.noticed), null(int64(r.unknown)), null(r.reply), string(r.id), r.n)
+		r.since, null(r.noticed), null(int64(r.unknown)), null(r.reply), null(r.inDoubt().String()), string(r.id), r.n)
 	return err
 }
 

@@ -22,6 +22,7 @@ type lease struct {
 	epochs   []uint64 // of the users when it was claimed
 	copyTo   []lane   // where a copy is wanted; 0: nowhere
 	slots    []int    // in the doubt file
+	at       int64    // Unix milliseconds of the claim
 	until    time.Time
 	sending  bool
 	settling bool // the writer is recording its outcomes
@@ -109,9 +110,9 @@ func (s *Store) next(l lane, maxRcpts int) (*lease, error) {
 			if it.where != ready || it.lane != l {
 				continue
 			}
-			if len(items) == maxRcpts {
+			if len(items) == maxRcpts || len(items) > 0 && (it.row.doubt != nil) != (items[0].row.doubt != nil) {
 				more = true
-				break
+				continue
 			}
 			items = append(items, it)
 		}
@@ -133,11 +134,11 @@ func (s *Store) grant(l lane, m *msg, items []*item) (*lease, error) {
 	s.tokens++
 	ls := &lease{
 		s: s, token: strconv.FormatInt(s.doubt.boot, 36) + "-" + strconv.FormatUint(s.tokens, 36), lane: l, m: m,
-		items: items, until: time.Now().Add(s.opts.LeaseTime),
+		items: items, at: s.now(), until: time.Now().Add(s.opts.LeaseTime),
 		epochs: make([]uint64, len(items)), copyTo: make([]lane, len(items)),
 	}
 	for i, it := range items {
-		slot, err := s.doubt.note(m.id, it.row.n, l)
+		slot, err := s.doubt.note(m.id, it.row.n, l, ls.at)
 		if err != nil {
 			s.doubt.free(ls.slots)
 			return nil, fmt.Errorf("note a delivery: %w", err)
@@ -173,7 +174,7 @@ func (s *Store) describe(ls *lease) *queue.Lease {
 		out.Items[i] = queue.Item{
 			N: r.n, User: r.user, Epoch: ls.epochs[i], Attempts: r.attempts, Crashes: r.crashes,
 			Since: fromMillis(r.since), Noticed: r.noticed, Unknown: r.unknownRoutes(), Copy: r.copy,
-			CopyTo: ls.copyTo[i].route(), LastReply: r.reply,
+			CopyTo: ls.copyTo[i].route(), LastReply: r.reply, Doubt: r.inDoubt(),
 		}
 	}
 	return out
@@ -225,12 +226,12 @@ func (s *Store) end(ls *lease) {
 		return
 	}
 	delete(s.leases, ls)
-	s.doubt.free(ls.slots)
-	ls.slots = nil
-	if ls.lost && ls.sending && !ls.settled {
+	if ls.lost && ls.sending && !ls.settled { // its slots stay until the doubt is recorded
 		s.ghosts[ls] = time.Now().Add(grace)
 		return
 	}
+	s.doubt.free(ls.slots)
+	ls.slots = nil
 	s.unref(ls)
 }
 

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"time"
 
 	"crossfade/mail"
 )
@@ -16,18 +17,24 @@ type DoubtfulDelivery struct {
 	N       int // index in Envelope.Recipients
 	Route   mail.Route
 	Sending bool // the final dot may have been sent: it may be in the mailbox
+	At      time.Time
+
+	closed bool // the store was closed in good order, and this was never recorded
 }
 
 // InDoubt lists the deliveries that were under way when the process before
 // this one was killed. Each came back as queued with its crashes counted up
-// (Item.Crashes), or was parked. A clean Close leaves none.
+// (Item.Crashes), or was parked; where Sending is set, it is in doubt
+// (Item.Doubt). A clean Close leaves only what was being sent and never recorded,
+// and counts no crash for it.
 func (s *Store) InDoubt() []DoubtfulDelivery {
 	return append([]DoubtfulDelivery(nil), s.doubtful...)
 }
 
 // The doubt file has a slot of 64 octets for each leased recipient:
 //
-//	state (0 free, 1 leased, 2 sending) | lane | 2 zero | n uint32 | boot uint64 | id, 26 octets | 18 zero | CRC-32C of octets 1 to 59
+//	state (0 free, 1 leased, 2 sending, 3 sending at the end) | lane | 2 zero | n uint32 | boot uint64 | id, 26 octets |
+//	Unix milliseconds of the claim uint64 | 10 zero | CRC-32C of octets 1 to 59
 //
 // It is written and not synced: it is for a process that was killed, and the
 // kernel keeps it then. Slots of another boot are void.
@@ -37,6 +44,7 @@ const (
 	slotFree   = 0
 	slotLeased = 1
 	slotSent   = 2
+	slotClosed = 3
 )
 
 // doubtFile is guarded by Store.mu.
@@ -68,7 +76,8 @@ func readDoubts(f *os.File, boot int64) (list []DoubtfulDelivery, err error) {
 		}
 		list = append(list, DoubtfulDelivery{
 			ID: mail.ID(b[16 : 16+idSize]), N: int(binary.LittleEndian.Uint32(b[4:])),
-			Route: lane(b[1]).route(), Sending: b[0] == slotSent,
+			Route: lane(b[1]).route(), Sending: b[0] != slotLeased, closed: b[0] == slotClosed,
+			At: fromMillis(int64(binary.LittleEndian.Uint64(b[16+idSize:]))),
 		})
 	}
 	return list, nil
@@ -96,7 +105,7 @@ func (d *doubtFile) grow(n int) error {
 }
 
 // note takes a slot for a leased recipient.
-func (d *doubtFile) note(id mail.ID, n int, l lane) (int, error) {
+func (d *doubtFile) note(id mail.ID, n int, l lane, at int64) (int, error) {
 	if len(d.spare) == 0 {
 		if err := d.grow(d.slots); err != nil {
 			return 0, err
@@ -108,6 +117,7 @@ func (d *doubtFile) note(id mail.ID, n int, l lane) (int, error) {
 	binary.LittleEndian.PutUint32(b[4:], uint32(n))
 	binary.LittleEndian.PutUint64(b[8:], uint64(d.boot))
 	copy(b[16:], id)
+	binary.LittleEndian.PutUint64(b[16+idSize:], uint64(at))
 	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[1:60], castagnoli))
 	if _, err := d.f.WriteAt(b[:], int64(slot)*slotSize); err != nil {
 		return 0, fmt.Errorf("write to %s: %w", d.f.Name(), err)
@@ -117,9 +127,11 @@ func (d *doubtFile) note(id mail.ID, n int, l lane) (int, error) {
 }
 
 // sending notes that the final dot may follow.
-func (d *doubtFile) sending(slots []int) error {
+func (d *doubtFile) sending(slots []int) error { return d.set(slots, slotSent) }
+
+func (d *doubtFile) set(slots []int, state byte) error {
 	for _, slot := range slots {
-		if _, err := d.f.WriteAt([]byte{slotSent}, int64(slot)*slotSize); err != nil {
+		if _, err := d.f.WriteAt([]byte{state}, int64(slot)*slotSize); err != nil {
 			return fmt.Errorf("write to %s: %w", d.f.Name(), err)
 		}
 	}
@@ -137,7 +149,28 @@ func (d *doubtFile) free(slots []int) {
 	}
 }
 
-// clean forgets all: the end was a clean one.
-func (d *doubtFile) clean() { d.f.Truncate(0) }
+// clean ends the file in good order. What is left of the leases at the end,
+// because their outcome could not be recorded, was not a crash; what of it was
+// being sent is in doubt.
+func (d *doubtFile) clean(left []*lease) error {
+	sending := 0
+	for _, ls := range left {
+		if !ls.sending {
+			d.free(ls.slots)
+			continue
+		}
+		sending += len(ls.slots)
+		if err := d.set(ls.slots, slotClosed); err != nil {
+			return err
+		}
+	}
+	if sending > 0 {
+		return nil
+	}
+	if err := d.f.Truncate(0); err != nil {
+		return fmt.Errorf("empty the note of deliveries under way: %w", err)
+	}
+	return nil
+}
 
 func (d *doubtFile) close() error { return d.f.Close() }

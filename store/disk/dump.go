@@ -26,8 +26,8 @@ type dump struct {
 	lock  *os.File // nil: somebody else holds it for us
 	db    *conn
 	files *files
-	doubt map[mail.ID]map[int]bool // leased when the process was killed
-	users map[string]*ustate       // for audits
+	doubt map[mail.ID]map[int]DoubtfulDelivery // leased when the process was killed
+	users map[string]*ustate                   // for audits
 }
 
 var _ transfer.Source = (*dump)(nil)
@@ -67,7 +67,7 @@ func lockStill(dir string) (*os.File, error) {
 // newDump opens the files for reading; whoever calls it has the lock.
 func newDump(dir, name string) (d *dump, err error) {
 	path := filepath.Join(dir, dbName)
-	d = &dump{name: name, dir: dir, doubt: map[mail.ID]map[int]bool{}}
+	d = &dump{name: name, dir: dir, doubt: map[mail.ID]map[int]DoubtfulDelivery{}}
 	if d.db, err = openConn(dsn(dir, true) + "&mode=ro"); err != nil {
 		return nil, explain(path, err)
 	}
@@ -96,6 +96,8 @@ func (d *dump) check(path string) error {
 		return err
 	case v[0] == 0:
 		return fmt.Errorf("read the queue database: %s is empty: no store was ever opened here", path)
+	case v[0] < schemaVersion:
+		return fmt.Errorf("read the queue database: %s has schema version %d, and this Crossfade knows %d: start this Crossfade on it once, which brings it up to date", path, v[0], schemaVersion)
 	case v[0] > schemaVersion:
 		return fmt.Errorf("read the queue database: %s has schema version %d, and this Crossfade knows %d: use the newer Crossfade that wrote it", path, v[0], schemaVersion)
 	}
@@ -118,9 +120,9 @@ func (d *dump) readDoubts() error {
 	list, err := readDoubts(f, v[0])
 	for _, x := range list {
 		if d.doubt[x.ID] == nil {
-			d.doubt[x.ID] = map[int]bool{}
+			d.doubt[x.ID] = map[int]DoubtfulDelivery{}
 		}
-		d.doubt[x.ID][x.N] = true
+		d.doubt[x.ID][x.N] = x
 	}
 	return err
 }
@@ -305,8 +307,12 @@ func (d *dump) message(st stored) (*transfer.Message, error) {
 		if rows[i].n < 0 || rows[i].n >= len(env.Recipients) {
 			return nil, fmt.Errorf("message %s has no recipient %d: %s", st.id, rows[i].n, repairHint)
 		}
+		x, inFlight := d.doubt[st.id][rows[i].n]
+		if inFlight && x.Sending {
+			rows[i].suspect(laneOf(x.Route), millis(x.At), max(millis(x.At), 1))
+		}
 		r := transferRow(&rows[i])
-		if d.doubt[st.id][r.N] && r.Place == transfer.Waiting {
+		if inFlight && r.Place == transfer.Waiting {
 			r.CountCrash()
 		}
 		m.Rows = append(m.Rows, r)
@@ -341,6 +347,7 @@ func transferRow(r *row) transfer.Row {
 	x := transfer.Row{
 		N: r.n, User: r.user, Due: r.due, Gen: r.gen, Hint: r.hint.route(), Fixed: r.fixed.route(), Copy: r.copy,
 		Attempts: r.attempts, Crashes: r.crashes, Since: r.since, Noticed: r.noticed, Unknown: r.unknown, Reply: r.reply,
+		Doubt: r.inDoubt().String(),
 	}
 	if x.Due == 0 { // it went straight into memory: due since it came
 		x.Due = max(r.since, 1)
@@ -358,7 +365,7 @@ func transferRow(r *row) transfer.Row {
 func rowOf(id mail.ID, x *transfer.Row) row {
 	r := row{
 		id: id, n: x.N, user: x.User, due: max(x.Due, 1), gen: x.Gen, hint: laneOf(x.Hint), fixed: laneOf(x.Fixed), copy: x.Copy,
-		attempts: x.Attempts, crashes: x.Crashes, since: x.Since, noticed: x.Noticed, unknown: x.Unknown, reply: x.Reply,
+		attempts: x.Attempts, crashes: x.Crashes, since: x.Since, noticed: x.Noticed, unknown: x.Unknown, reply: x.Reply, doubt: doubtOf(x.Doubt),
 	}
 	switch x.Place {
 	case transfer.OpHeld:

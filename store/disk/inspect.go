@@ -254,7 +254,7 @@ func (s *Store) describeRcpt(r *row, u *ustate, env *mail.Envelope) queue.Rcpt {
 	out := queue.Rcpt{
 		Recipient: env.Recipients[r.n], N: r.n, State: state, HeldBy: by, Route: way.route(), Copy: r.copy,
 		Forced: r.fixed != laneNone && !r.copy, Since: fromMillis(r.since), Attempts: r.attempts, Crashes: r.crashes,
-		Unknown: r.unknownRoutes(), LastReply: r.reply,
+		Unknown: r.unknownRoutes(), LastReply: r.reply, Doubt: r.inDoubt(),
 	}
 	if state == queue.Queued {
 		out.Due = fromMillis(max(r.due, r.since))

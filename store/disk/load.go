@@ -250,8 +250,8 @@ func (l *load) writeBatch() error {
 	return l.step(len(batch))
 }
 
-const sqlLoadRcpt = `INSERT INTO recipient (id, n, lane, user, due, gen, hint, fixed, copy, attempts, crashes, since, noticed, unknown, addr, reply)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+const sqlLoadRcpt = `INSERT INTO recipient (id, n, lane, user, due, gen, hint, fixed, copy, attempts, crashes, since, noticed, unknown, addr, reply, doubt)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 func (l *load) writeMessage(m *transfer.Message, at loc) error {
 	e := *m.Envelope
@@ -284,7 +284,7 @@ func (l *load) writeMessage(m *transfer.Message, at loc) error {
 
 func insertRow(c *conn, r *row) error {
 	_, err := c.run(sqlLoadRcpt, string(r.id), r.n, r.lane, null(r.user), r.due, null(r.gen), null(int64(r.hint)), null(int64(r.fixed)),
-		null(r.copy), null(r.attempts), null(r.crashes), r.since, null(r.noticed), null(int64(r.unknown)), null(r.addr), null(r.reply))
+		null(r.copy), null(r.attempts), null(r.crashes), r.since, null(r.noticed), null(int64(r.unknown)), null(r.addr), null(r.reply), null(r.inDoubt().String()))
 	return err
 }
 

@@ -91,7 +91,12 @@ func (s *Store) writeDoubts(doubts []DoubtfulDelivery, boot int64) error {
 			continue // it was settled: the kill came before its slot was free
 		}
 		s.doubtful = append(s.doubtful, d)
-		s.countCrash(&ch.row)
+		if d.Sending {
+			ch.row.suspect(laneOf(d.Route), millis(d.At), s.now())
+		}
+		if !d.closed {
+			s.countCrash(&ch.row)
+		}
 		if err := s.writeRow(&ch.row); err != nil {
 			return err
 		}

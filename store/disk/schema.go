@@ -10,7 +10,7 @@ import (
 
 // schemaVersion is kept in SQLite's user_version. A higher one than this was
 // written by a newer Crossfade, which this one must not touch.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // schema is written for people too: `sqlite3 queue.db "select * from queue"`.
 //
@@ -44,6 +44,7 @@ var schema = []string{
   unknown  INTEGER,           -- sum of 2 (old), 4 (new), 8 (out) that said "user unknown"
   addr     TEXT,              -- where it differs from user
   reply    TEXT,              -- of the last attempt
+  doubt    TEXT,              -- it may have arrived already: route, and since when in Unix milliseconds: sent, known
   PRIMARY KEY (id, n)
 ) WITHOUT ROWID`,
 	`CREATE INDEX recipient_due  ON recipient(lane, due) WHERE due IS NOT NULL`,
@@ -154,7 +155,13 @@ func migrate(c *conn, path string, bodies int) error {
 	if v[0] == schemaVersion {
 		return c.each(func([]driver.Value) error { return errStop }, "SELECT id FROM recipient LIMIT 1")
 	}
-	stmts := append([]string{"BEGIN IMMEDIATE"}, schema...)
+	stmts := []string{"BEGIN IMMEDIATE"}
+	if v[0] == 0 {
+		stmts = append(stmts, schema...)
+	}
+	if v[0] == 1 {
+		stmts = append(stmts, "ALTER TABLE recipient ADD COLUMN doubt TEXT")
+	}
 	stmts = append(stmts, fmt.Sprintf("PRAGMA user_version=%d", schemaVersion), "COMMIT")
 	return c.script(stmts...)
 }

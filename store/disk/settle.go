@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	rcptColumns   = `id, n, lane, user, due, gen, hint, fixed, copy, attempts, crashes, since, noticed, unknown, addr, reply`
-	sqlUpdateRcpt = `UPDATE recipient SET lane=?, due=?, gen=?, fixed=?, copy=?, attempts=?, crashes=?, since=?, noticed=?, unknown=?, reply=? WHERE id=? AND n=?`
+	rcptColumns   = `id, n, lane, user, due, gen, hint, fixed, copy, attempts, crashes, since, noticed, unknown, addr, reply, doubt`
+	sqlUpdateRcpt = `UPDATE recipient SET lane=?, due=?, gen=?, fixed=?, copy=?, attempts=?, crashes=?, since=?, noticed=?, unknown=?, reply=?, doubt=? WHERE id=? AND n=?`
 	sqlDeleteRcpt = `DELETE FROM recipient WHERE id = ? AND n = ?`
 	sqlDeleteMsg  = `DELETE FROM message WHERE id = ?`
 	sqlRcpt       = `SELECT ` + rcptColumns + ` FROM recipient WHERE id = ? AND n = ?`
@@ -26,6 +26,7 @@ func scanRow(cols []driver.Value) row {
 		due: asInt(cols[4]), gen: uint64(asInt(cols[5])), hint: lane(asInt(cols[6])), fixed: lane(asInt(cols[7])),
 		copy: asInt(cols[8]) != 0, attempts: int(asInt(cols[9])), crashes: int(asInt(cols[10])), since: asInt(cols[11]),
 		noticed: asInt(cols[12]) != 0, unknown: uint8(asInt(cols[13])), addr: asString(cols[14]), reply: asString(cols[15]),
+		doubt: doubtOf(asString(cols[16])),
 	}
 }
 
@@ -35,7 +36,7 @@ func (s *Store) writeRow(r *row) error {
 		r.due = s.now()
 	}
 	_, err := s.db.run(sqlUpdateRcpt, r.lane, r.due, null(r.gen), null(int64(r.fixed)), null(r.copy), null(r.attempts), null(r.crashes),
-		r.since, null(r.noticed), null(int64(r.unknown)), null(r.reply), string(r.id), r.n)
+		r.since, null(r.noticed), null(int64(r.unknown)), null(r.reply), null(r.inDoubt().String()), string(r.id), r.n)
 	return err
 }
 
@@ -153,9 +154,13 @@ func (s *Store) planSettle(st *settlement) error {
 	if !good && !onlyDone {
 		st.result = queue.ErrLost
 	}
-	if st.changes = dones; st.result == nil {
-		st.changes = append(dones, others...) // with the new messages, or not at all
+	if st.result != nil {
+		var err error
+		if others, err = s.markDoubts(st); err != nil {
+			return err
+		}
 	}
+	st.changes = append(dones, others...) // others with the new messages, or not at all
 	if err := s.writeChanges(st.changes); err != nil {
 		return err
 	}
@@ -220,9 +225,17 @@ func (s *Store) outcome(st *settlement, o queue.Outcome) (ch rowChange, ok bool,
 	}
 	r := &ch.row
 	now := s.now()
-	r.crashes = 0
+	if o.Kind != queue.Defer {
+		r.crashes = 0
+	}
 	r.reply = clip(o.Reply)
 	r.noticed = r.noticed || o.Noticed
+	switch {
+	case !o.Doubt:
+		r.doubt = nil
+	case r.doubt == nil || st.ls.sending:
+		r.suspect(st.ls.lane, st.ls.at, now)
+	}
 	switch o.Kind {
 	case queue.Done:
 		to := laneOf(want.CopyTo)
@@ -239,6 +252,8 @@ func (s *Store) outcome(st *settlement, o queue.Outcome) (ch rowChange, ok bool,
 	case queue.Retry:
 		r.attempts++
 		r.lane, r.due = laneNone, max(millis(o.At), 1)
+	case queue.Defer:
+		r.lane, r.due = laneNone, max(millis(o.At), 1)
 	case queue.Reroute:
 		r.unknown |= 1 << laneOf(st.l.Route)
 		r.attempts, r.since, r.due = 0, now, now
@@ -253,6 +268,27 @@ func (s *Store) outcome(st *settlement, o queue.Outcome) (ch rowChange, ok bool,
 		err = s.replace(&ch)
 	}
 	return ch, err == nil, err
+}
+
+// markDoubts gives the changes that note the doubts among outcomes which are not
+// accepted, because a user was changed since the claim or a lease before recorded
+// something: that the final dot went out is a fact all the same.
+func (s *Store) markDoubts(st *settlement) (changes []rowChange, err error) {
+	for _, o := range st.outcomes {
+		if !o.Doubt || !st.current || !st.ls.sending {
+			continue // a lease that is over was noted when it ended
+		}
+		ch, ok, err := s.find1(st.l.Envelope.ID, o.N)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || ch.it == nil || ch.it.lease != st.ls {
+			continue
+		}
+		ch.row.suspect(st.ls.lane, st.ls.at, s.now())
+		changes = append(changes, ch)
+	}
+	return changes, nil
 }
 
 // replace files a changed row where it belongs.
@@ -434,6 +470,9 @@ func (s *Store) crashOp(ls *lease) *op {
 			if !mine {
 				continue
 			}
+			if ls.sending {
+				ch.row.suspect(ls.lane, ls.at, s.now())
+			}
 			s.countCrash(&ch.row)
 			if err := s.writeRow(&ch.row); err != nil {
 				return err
@@ -442,7 +481,11 @@ func (s *Store) crashOp(ls *lease) *op {
 		}
 		return nil
 	}
-	o.apply = func() { s.applyChanges(changes) }
+	o.apply = func() {
+		s.applyChanges(changes)
+		s.doubt.free(ls.slots)
+		ls.slots = nil
+	}
 	o.undo = func() { s.bg = append(s.bg, s.crashOp(ls)) }
 	return o
 }

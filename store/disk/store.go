@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,10 +263,14 @@ func (s *Store) Close() error {
 		s.sent.Wait()
 		close(s.quit)
 		s.wg.Wait()
+		var err error
 		if s.Err() == nil && s.doubt != nil {
-			s.doubt.clean()
+			s.mu.Lock()
+			left := slices.AppendSeq(slices.Collect(maps.Keys(s.leases)), maps.Keys(s.ghosts))
+			s.mu.Unlock()
+			err = s.doubt.clean(left)
 		}
-		s.closeErr = s.release()
+		s.closeErr = errors.Join(err, s.release())
 	})
 	return s.closeErr
 }

@@ -271,7 +271,7 @@ func (s *Store) leaseOf(v []any, lane int, start time.Time) (*queue.Lease, error
 			N: int(asInt(at(f, 0))), User: asString(at(f, 1)), Epoch: uint64(asInt(at(f, 2))), Attempts: int(asInt(at(f, 3))),
 			Crashes: int(asInt(at(f, 4))), Since: fromMillis(asInt(at(f, 5))), Noticed: asInt(at(f, 6)) != 0,
 			Unknown: unknownRoutes(asInt(at(f, 7))), Copy: asInt(at(f, 8)) != 0, CopyTo: routeOf(asInt(at(f, 9))),
-			LastReply: asString(at(f, 10)),
+			LastReply: asString(at(f, 10)), Doubt: queue.ParseDoubt(asString(at(f, 11))),
 		})
 	}
 	s.mu.Lock()

@@ -287,6 +287,7 @@ func rowFrom(f []any) transfer.Row {
 		N: num(0), Due: asInt(at(f, 3)), User: asString(at(f, 4)), Gen: uint64(asInt(at(f, 5))), Hint: routeOf(asInt(at(f, 6))),
 		Fixed: routeOf(asInt(at(f, 7))), Copy: num(8) != 0, Attempts: num(9), Crashes: num(10), Since: asInt(at(f, 11)),
 		Noticed: num(12) != 0, Unknown: uint8(num(13)), Reply: asString(at(f, 14)),
+		Doubt: asString(at(f, 15)),
 	}
 	switch num(2) {
 	case laneOpHeld:

@@ -81,7 +81,7 @@ func rcptOf(f []any) queue.Rcpt {
 	r := queue.Rcpt{
 		N: int(asInt(at(f, 0))), Route: routeOf(way), Copy: asInt(at(f, 6)) != 0, Since: fromMillis(asInt(at(f, 7))),
 		Attempts: int(asInt(at(f, 8))), Crashes: int(asInt(at(f, 9))), Unknown: unknownRoutes(asInt(at(f, 10))),
-		LastReply: asString(at(f, 11)),
+		LastReply: asString(at(f, 11)), Doubt: queue.ParseDoubt(asString(at(f, 14))),
 	}
 	r.Forced = asInt(at(f, 5)) != 0 && !r.Copy
 	switch {

@@ -296,7 +296,7 @@ func rowArgs(r *transfer.Row) []any {
 		lane = laneParked
 	}
 	return []any{r.N, lane, r.Due, r.User, r.Gen, laneOf(r.Hint), laneOf(r.Fixed), flag(r.Copy), r.Attempts, r.Crashes, r.Since,
-		flag(r.Noticed), int(r.Unknown), r.Reply}
+		flag(r.Noticed), int(r.Unknown), r.Reply, r.Doubt}
 }
 
 func (l *load) flushMessages(ctx context.Context) error {

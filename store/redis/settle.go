@@ -81,7 +81,7 @@ func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue
 			}
 		}
 		args = append(args, it.N, it.User, string(o.Kind), clip(o.Reply), max(millis(o.At), 1), laneOf(o.To), flag(o.Noticed),
-			it.Epoch, flag(it.Copy), laneOf(it.CopyTo))
+			it.Epoch, flag(it.Copy), laneOf(it.CopyTo), flag(o.Doubt))
 	}
 	var made []*body
 	drop = func() {

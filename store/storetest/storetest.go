@@ -45,7 +45,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Factory) {
 		name  string
 		tests []test
 	}{
-		{"put", putTests}, {"claim", claimTests}, {"settle", settleTests}, {"lease", leaseTests},
+		{"put", putTests}, {"claim", claimTests}, {"settle", settleTests}, {"lease", leaseTests}, {"doubt", doubtTests},
 		{"user", userTests}, {"follow", followTests}, {"inspect", inspectTests}, {"restart", restartTests},
 		{"ledger", ledgerTests},
 	} {

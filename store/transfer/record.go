@@ -56,6 +56,8 @@ type Row struct {
 	Noticed  bool       `json:"noticed,omitempty"`
 	Unknown  uint8      `json:"unknown,omitempty"` // sum of 2 (old), 4 (new), 8 (out)
 	Reply    string     `json:"reply,omitempty"`
+	// Doubt says that it may have arrived already, as queue.Doubt writes it.
+	Doubt string `json:"doubt,omitempty"`
 
 	// InFlight says that it was leased when its store was left: the delivery is
 	// tried again. CountCrash has been done for it.

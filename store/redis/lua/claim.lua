@@ -1,9 +1,9 @@
 -- node, boot, lane, max leases, max recipients, ttl, token, bulk first (0, 1)
 -- -> now, next due (0: nothing waits), lease ...
 --
--- A lease is token, id, envelope, until, eleven values of each recipient, and
+-- A lease is token, id, envelope, until, twelve values of each recipient, and
 -- the body where it is small. The tokens are the given one with a number behind
--- it.
+-- it. What is in doubt comes in leases of its own.
 local node, boot, lane = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local most, rcpts, ttl, base = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local sets = { lane, lane + BULK }
@@ -28,7 +28,7 @@ local function describe(token, l)
       local u, copy_to = get_user(r[USER]), 0
       if r[COPY] == 0 and u and u[U_COPIES] == 1 and lane ~= 3 then copy_to = 3 - lane end
       items[#items + 1] = { n, r[USER], l[L_EPOCHS][i], r[ATTEMPTS], r[CRASHES], r[SINCE], r[NOTICED], r[UNKNOWN], r[COPY],
-        copy_to, r[REPLY] }
+        copy_to, r[REPLY], r[DOUBT] or '' }
     end
   end
   local inline = ''
@@ -44,16 +44,18 @@ local function grant(id)
   end
   table.sort(rows, function(a, b) return a[1] < b[1] end)
   local token = base .. '-' .. #out
-  local l = { node, boot, id, lane, NOW + ttl, 0, {}, {} }
+  local l, doubtful = { node, boot, id, lane, NOW + ttl, 0, {}, {} }, nil
   for _, x in ipairs(rows) do
     local n, r = x[1], x[2]
     if #l[L_NS] < rcpts and (r[LANE] == lane or r[LANE] == lane + BULK and r[DUE] <= NOW) then
       local u = get_user(r[USER])
       fresh(r, u)
-      unindex(id, n, r)
       if way(r, u) ~= lane then
+        unindex(id, n, r)
         file(id, n, r, u) -- its user went another way
-      else
+      elseif doubtful == nil or doubtful == (r[DOUBT] ~= nil) then
+        doubtful = r[DOUBT] ~= nil
+        unindex(id, n, r)
         r[LANE], r[TOKEN] = LEASED, token
         index(id, n, r)
         put_row(id, n, r)

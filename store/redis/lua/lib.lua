@@ -18,17 +18,18 @@ local HELD, OPHELD, PARKED, LEASED, BULK = 4, 5, 6, 7, 10
 -- Scores in u:<user>; all others are generations.
 local S_LEASED, S_FIXED = -1, 9e15
 
--- Fields of a row.
-local LANE, DUE, USER, GEN, HINT, FIXED, COPY, ATTEMPTS, CRASHES, SINCE, NOTICED, UNKNOWN, TOKEN, REPLY =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+-- Fields of a row. DOUBT is missing, or route, and when it was sent and when that
+-- was known in ms: it may have arrived already.
+local LANE, DUE, USER, GEN, HINT, FIXED, COPY, ATTEMPTS, CRASHES, SINCE, NOTICED, UNKNOWN, TOKEN, REPLY, DOUBT =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 
 -- Fields of a user. WAY is 0 nothing said, 1 old, 2 new, 4 held; COPIES is 1
 -- when the other side gets a copy now; EXTRA is JSON, or 1: it is in y:<user>.
 -- BATCH is the bulk import that made the user, 0 none.
 local U_EPOCH, U_GEN, U_WAY, U_COPIES, U_SINCE, U_STATE, U_KIND, U_BATCH, U_EXTRA = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
--- Fields of a lease.
-local L_NODE, L_BOOT, L_ID, L_ROUTE, L_UNTIL, L_SENDING, L_NS, L_EPOCHS = 1, 2, 3, 4, 5, 6, 7, 8
+-- Fields of a lease. SENT is when its final dot was permitted.
+local L_NODE, L_BOOT, L_ID, L_ROUTE, L_UNTIL, L_SENDING, L_NS, L_EPOCHS, L_SENT = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 -- Who calls, where a script is told: its own bell is nothing new to a node,
 -- which learns from the reply which lanes were filled.
@@ -260,9 +261,19 @@ local function del_lease(token)
   call('ZREM', P .. 'L', token)
 end
 
--- Ends a lease as if nothing had been claimed. What is settled already is not
--- touched.
-local function take_back(token, l)
+-- The row may have arrived by a lease that ends without a record, which is known
+-- since a time in ms, or since now.
+local ROUTES = { 'old', 'new', 'out' }
+local function suspect(r, l, since)
+  local at = l[L_SENT] or l[L_UNTIL] - 600000 -- of an older version: it was renewed as often as it wanted
+  local before = tonumber(string.match(r[DOUBT] or '', '^%S+ (%d+)'))
+  if before and before < at then at = before end
+  r[DOUBT] = ROUTES[l[L_ROUTE]] .. string.format(' %.0f %.0f', at, since or NOW)
+end
+
+-- Ends a lease as if nothing had been claimed, but for the doubt about what was
+-- being sent; settled: there is none. What is settled already is not touched.
+local function take_back(token, l, settled)
   del_lease(token)
   for _, n in ipairs(l[L_NS]) do
     local r = get_row(l[L_ID], n)
@@ -270,6 +281,7 @@ local function take_back(token, l)
       local u = get_user(r[USER])
       unindex(l[L_ID], n, r)
       fresh(r, u)
+      if l[L_SENDING] == 1 and not settled then suspect(r, l) end
       file(l[L_ID], n, r, u)
     end
   end
@@ -296,6 +308,7 @@ local function expire(token, l)
       unindex(id, n, r)
       fresh(r, u)
       r[CRASHES] = r[CRASHES] + 1
+      if l[L_SENDING] == 1 then suspect(r, l) end
       if r[CRASHES] >= 3 then
         r[LANE], r[TOKEN], r[DUE] = PARKED, '', NOW
         r[REPLY] = 'three deliveries ended in a crash: look at the message before it is released; the last reply before was: ' .. r[REPLY]

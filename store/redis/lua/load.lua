@@ -1,6 +1,6 @@
 -- mark, then messages: id, envelope, size, place of the body, inline body, n,
 -- and of each row n, lane (4 for all that waits), due, user, gen, hint, fixed, copy, attempts, crashes, since,
--- noticed, unknown, reply -> OK
+-- noticed, unknown, reply, doubt -> OK
 --
 -- Writes messages into a store that is no store yet. The mark says that this
 -- copy is still the one that writes; a message that is there is not touched.
@@ -20,6 +20,8 @@ while a < #ARGV do
     local n = arg()
     local lane, due, user, gen, hint, fixed, copy = num(), num(), arg(), num(), num(), num(), num()
     local r = { lane, due, user, gen, hint, fixed, copy, num(), num(), num(), num(), num(), '', arg() }
+    local doubt = arg()
+    if doubt ~= '' then r[DOUBT] = doubt end
     if not there then
       if lane == HELD then
         r[LANE] = way(r, get_user(user))

@@ -1,4 +1,4 @@
--- boot, token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to),
+-- boot, token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to, doubt),
 -- j messages (id, envelope, size, chunks, inline, n, user and hint of each) -> OK | LOST, the lanes that were filled
 ME = ARGV[1]
 local token, id, total = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -19,12 +19,13 @@ if good then
 end
 
 -- First all is looked at, then written: what fails half way stays half done.
-local dones, others, done, lost = {}, {}, 0, false
+local dones, others, doubts, done, lost = {}, {}, {}, 0, false
 for _ = 1, total do
   local o = { n = arg(), user = arg(), kind = arg(), reply = arg(), at = tonumber(arg()), to = tonumber(arg()), noticed = arg(),
-    epoch = arg(), copy = tonumber(arg()), copy_to = tonumber(arg()) }
+    epoch = arg(), copy = tonumber(arg()), copy_to = tonumber(arg()), doubt = arg() }
   local r = get_row(id, o.n)
   local ok = r and r[COPY] == o.copy
+  if o.doubt == '1' and l and l[L_SENDING] == 1 and ok and r[TOKEN] == token then doubts[#doubts + 1] = o end
   if o.kind == 'done' then
     done = done + 1
     if ok then dones[#dones + 1] = o end
@@ -56,7 +57,13 @@ local function change(o)
     return remove(id, o.n, r)
   end
   unindex(id, o.n, r)
-  r[CRASHES], r[REPLY], r[TOKEN] = 0, o.reply, ''
+  if kind ~= 'defer' then r[CRASHES] = 0 end
+  r[REPLY], r[TOKEN] = o.reply, ''
+  if o.doubt ~= '1' then
+    r[DOUBT] = nil
+  elseif not r[DOUBT] or l[L_SENDING] == 1 then
+    suspect(r, l)
+  end
   if o.noticed == '1' then r[NOTICED] = 1 end
   if kind == 'done' then
     r[COPY], r[FIXED], r[ATTEMPTS], r[UNKNOWN], r[SINCE], r[DUE], r[REPLY] = 1, o.copy_to, 0, 0, NOW, NOW, ''
@@ -66,6 +73,8 @@ local function change(o)
     return put_row(id, o.n, r)
   elseif kind == 'retry' then
     r[ATTEMPTS], r[DUE] = r[ATTEMPTS] + 1, o.at
+  elseif kind == 'defer' then
+    r[DUE] = o.at
   elseif kind == 'reroute' then
     local bit_ = 2 ^ l[L_ROUTE]
     if math.floor(r[UNKNOWN] / bit_) % 2 == 0 then r[UNKNOWN] = r[UNKNOWN] + bit_ end
@@ -78,8 +87,14 @@ end
 for _, o in ipairs(dones) do change(o) end
 if not lost then
   for _, o in ipairs(others) do change(o) end
+else -- that the final dot went out is a fact all the same
+  for _, o in ipairs(doubts) do
+    local r = get_row(id, o.n)
+    suspect(r, l)
+    put_row(id, o.n, r)
+  end
 end
-if l then take_back(token, l) end
+if l then take_back(token, l, true) end
 
 local queue_them = good and not lost or only_done and #dones > 0
 for _ = 1, tonumber(arg()) do
