@@ -68,11 +68,15 @@ func account(s *realtest.IMAP) imapconn.Account {
 // lies, and what only looks like it is not.
 func TestServers(t *testing.T) {
 	for name, start := range map[string]func(t *testing.T) *realtest.IMAP{
-		"dovecot":       func(t *testing.T) *realtest.IMAP { return &realtest.StartDovecot(t, realtest.DovecotOptions{}).IMAP },
-		"dovecot INBOX": func(t *testing.T) *realtest.IMAP { return &realtest.StartDovecot(t, realtest.DovecotOptions{Layout: realtest.DotINBOX}).IMAP },
-		"dovecot sdbox": func(t *testing.T) *realtest.IMAP { return &realtest.StartDovecot(t, realtest.DovecotOptions{Layout: realtest.Sdbox}).IMAP },
-		"cyrus":         func(t *testing.T) *realtest.IMAP { return &realtest.StartCyrus(t, realtest.CyrusOptions{}).IMAP },
-		"courier":       func(t *testing.T) *realtest.IMAP { return &realtest.StartCourier(t, realtest.CourierOptions{}).IMAP },
+		"dovecot": func(t *testing.T) *realtest.IMAP { return &realtest.StartDovecot(t, realtest.DovecotOptions{}).IMAP },
+		"dovecot INBOX": func(t *testing.T) *realtest.IMAP {
+			return &realtest.StartDovecot(t, realtest.DovecotOptions{Layout: realtest.DotINBOX}).IMAP
+		},
+		"dovecot sdbox": func(t *testing.T) *realtest.IMAP {
+			return &realtest.StartDovecot(t, realtest.DovecotOptions{Layout: realtest.Sdbox}).IMAP
+		},
+		"cyrus":   func(t *testing.T) *realtest.IMAP { return &realtest.StartCyrus(t, realtest.CyrusOptions{}).IMAP },
+		"courier": func(t *testing.T) *realtest.IMAP { return &realtest.StartCourier(t, realtest.CourierOptions{}).IMAP },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -116,7 +116,7 @@ backends:
     smtp: %s
     imap: %s
     `+masterLine+`
-queue: {min_free: 0}
+queue: {min_free: 0, doubt_wait: 5s}
 `, e2eDomain, e2eDomain, smtp, api, w.old.LMTPURL(), w.old.IMAPURL(), "suffix:*", w.new.LMTPURL(), w.new.IMAPURL(), "authzid"))
 }
 
