@@ -1,61 +1,143 @@
 package backfill
 
-// arrivals are the contents that were paired in this pass, as a multiset: what is
-// gone from one folder and among them was moved and not deleted. Only what has the
-// size of one of them is read to find out.
+import (
+	"fmt"
+	"slices"
+
+	"crossfade/backfill/imapconn"
+)
+
+// arrivals are the contents that were paired since deletions were last carried
+// over, as a multiset: what is gone from one folder and among them was moved and
+// not deleted. Of what came in earlier passes, over single folders or ended by an
+// error, the ledger has the pairs: their content is read when something of the same
+// size is gone.
 type arrivals struct {
-	keys  map[key]int
-	sizes map[int64]bool
+	keys    map[key]int
+	sizes   map[int64]bool
+	earlier map[int64][]copyAt // by size
 }
 
-// came is one of them that is kept until a pass over all folders.
-type came struct {
-	Loose key   `json:"loose"`
-	Size  int64 `json:"size"`
+// copyAt is where a message lies on the destination.
+type copyAt struct {
+	f   *folderRun
+	uid uint32
 }
 
-// mostCame are kept of a folder; what was moved beside them counts as deleted.
-const mostCame = 5000
+func (a *arrivals) none() bool { return len(a.keys)+len(a.earlier) == 0 }
 
-func (f *folderRun) arrived(id identity) {
-	c := came{id.Loose, id.Size}
-	switch {
-	case f.isAttic:
-	case len(f.p.o.Only) > 0 && len(f.rec.Came) < mostCame:
-		f.rec.Came = append(f.rec.Came, c)
-	case f.p.again && f.p.deletes():
-		f.p.arrive(c)
+// arrived notes that a message of the source was paired in this pass.
+func (f *folderRun) arrived(src uint32, id identity) {
+	if !f.isAttic && f.p.again && f.p.deletes() && len(f.p.o.Only) == 0 {
+		f.now = append(f.now, src)
+		f.p.tally(func(*Report, *Progress) { f.p.arrivals.add(id) })
 	}
 }
 
-func (p *pass) arrive(c came) {
-	p.tally(func(*Report, *Progress) {
-		if p.arrivals.keys == nil {
-			p.arrivals = arrivals{map[key]int{}, map[int64]bool{}}
-		}
-		p.arrivals.keys[c.Loose]++
-		p.arrivals.sizes[c.Size] = true
-	})
-}
-
-// arriveEarlier takes what came in passes over single folders for what came in
-// this one; forgetCame has it forgotten when this one is through.
-func (p *pass) arriveEarlier() {
-	for _, f := range p.every {
-		for _, c := range f.rec.Came {
-			p.arrive(c)
-		}
+func (a *arrivals) make() {
+	if a.keys == nil {
+		a.keys, a.sizes = map[key]int{}, map[int64]bool{}
 	}
 }
 
-func (p *pass) forgetCame() error {
+func (a *arrivals) add(id identity) {
+	a.make()
+	a.keys[id.Loose]++
+	a.sizes[id.Size] = true
+}
+
+// arriveEarlier finds what came in earlier passes, when anything is gone.
+func (p *pass) arriveEarlier() error {
+	gone := len(p.missing) > 0 || slices.ContainsFunc(p.every, func(f *folderRun) bool { return len(f.rec.Gone)+len(f.rec.Orphans) > 0 })
+	if !gone {
+		return nil
+	}
 	for _, f := range p.every {
-		if len(f.rec.Came) == 0 {
+		uids := f.cameEarlier()
+		if len(uids) == 0 {
 			continue
 		}
-		f.rec.Came = nil
-		if err := f.save(); err != nil {
-			return folderError(f, err)
+		metas, err := p.listDest(f, uids)
+		if err != nil {
+			return folderError(f, inside("destination", err))
+		}
+		for _, m := range metas {
+			if p.arrivals.earlier == nil {
+				p.arrivals.earlier = map[int64][]copyAt{}
+			}
+			p.arrivals.earlier[m.Size] = append(p.arrivals.earlier[m.Size], copyAt{f, m.UID})
+		}
+	}
+	return nil
+}
+
+// cameEarlier gives the copies of what came since deletions were last carried over,
+// without those of this pass, and without what is gone again: it is no arrival of
+// itself.
+func (f *folderRun) cameEarlier() []uint32 {
+	slices.Sort(f.now)
+	var uids []uint32
+	for _, r := range f.rec.Pairs {
+		for i := range r.N {
+			src := r.Src + i
+			if _, now := slices.BinarySearch(f.now, src); src > f.rec.Carried && !now && !f.rec.Gone.has(src) {
+				uids = append(uids, r.Dst+i)
+			}
+		}
+	}
+	slices.Sort(uids)
+	return uids
+}
+
+// listDest gives the sizes of messages of a folder of the destination.
+func (p *pass) listDest(f *folderRun, uids []uint32) ([]imapconn.Meta, error) {
+	sel, err := p.dstReader.Select(f.destFolder())
+	if err != nil {
+		return nil, err
+	}
+	if sel.UIDValidity != f.rec.DstValidity {
+		return nil, fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
+	}
+	return p.dstReader.ListThese(uids, imapconn.Items{Size: true})
+}
+
+// learn reads what came earlier and has the size of something that is gone.
+func (a *arrivals) learn(p *pass, gone []imapconn.Meta) error {
+	byFolder := map[*folderRun][]uint32{}
+	for _, m := range gone {
+		for _, at := range a.earlier[m.Size] {
+			byFolder[at.f] = append(byFolder[at.f], at.uid)
+		}
+		if len(a.earlier[m.Size]) > 0 {
+			a.make()
+			a.sizes[m.Size] = true // as the server counts it
+		}
+		delete(a.earlier, m.Size)
+	}
+	for f, uids := range byFolder {
+		if _, err := p.dstReader.Select(f.destFolder()); err != nil {
+			return err
+		}
+		t := &fetcher{}
+		slices.Sort(uids)
+		if _, err := p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
+			return err
+		}
+		for _, m := range t.msgs {
+			a.add(m.id)
+		}
+	}
+	return nil
+}
+
+// carried notes that what came until now has been looked at.
+func (p *pass) carried() error {
+	for _, f := range p.every {
+		if last, _ := f.rec.Pairs.last(); last > f.rec.Carried {
+			f.rec.Carried = last
+			if err := f.save(); err != nil {
+				return folderError(f, err)
+			}
 		}
 	}
 	return nil

@@ -345,7 +345,7 @@ func (f *folderRun) taken(msgs []*incoming) {
 	})
 	for _, m := range msgs {
 		m.done = true
-		f.arrived(m.id)
+		f.arrived(m.meta.UID, m.id)
 		if r := f.rec.Refused[m.meta.UID]; r != nil && r.Wrapped {
 			f.p.note(Problem{Folder: f.src.Name, UID: m.meta.UID, Class: ClassWrapped,
 				Text: fmt.Sprintf("the destination takes it as it is by now: its copy in %q may be deleted", f.p.attic.name())})

@@ -209,11 +209,7 @@ func TestMovedBetweenPasses(t *testing.T) {
 	put(t, src, user, "INBOX.x", letter(90, 100))
 	c, job := copier(t, newLedger(t)), jobOf(src, dst)
 	mustPass(t, c, job, reads)
-	var all []imap.UID
-	for u := range imap.UID(30) {
-		all = append(all, u+1)
-	}
-	moveMail(t, src, user, "INBOX", "INBOX.x", all...)
+	moveMail(t, src, user, "INBOX", "INBOX.x", uidsTo(30)...)
 	if r := mustPass(t, c, job, backfill.Options{Only: []string{"INBOX.x"}, Restore: true}); r.Copied != 30 {
 		t.Errorf("%+v", r)
 	}
@@ -226,4 +222,91 @@ func TestMovedBetweenPasses(t *testing.T) {
 	if r := mustPass(t, c, job, reads); r.Moved != 0 || r.Deleted != 2 {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestMovedBeforeABrokenPass: what a pass copied to where it was moved to, and
+// could not delete where it was, is a move in the next one too, however much it is.
+func TestMovedBeforeABrokenPass(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 40, 100)...)
+	put(t, src, user, "INBOX.old name", letters(40, 60, 100)...)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	moveMail(t, src, user, "INBOX", "INBOX.x", uidsTo(30)...)
+	if err := src.Login(t, user).Rename("INBOX.old name", "INBOX.new name", nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	broken := reads
+	broken.MayDelete = func(context.Context) error { return errors.New("the store is away") }
+	if r, err := c.Pass(t.Context(), job, broken); err == nil || r.Copied != 50 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r := mustPass(t, c, job, reads); r.Moved != 50 || r.Deleted != 0 || len(r.Problems) > 0 {
+		t.Errorf("%+v", r)
+	}
+	got := holds(t, dst, user, true)
+	if len(got["old name"]) == 0 {
+		delete(got, "old name") // no folder is deleted
+	}
+	same(t, holds(t, src, user, true), got)
+}
+
+// TestCameAndWentBetweenPasses: a message that came in a pass over its folder and
+// is gone at the next one is a deletion, as any other, and no move.
+func TestCameAndWentBetweenPasses(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 5, 100)...)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	put(t, src, user, "INBOX", letters(5, 30, 100)...)
+	if r := mustPass(t, c, job, backfill.Options{Only: []string{"INBOX"}, Restore: true}); r.Copied != 25 {
+		t.Errorf("%+v", r)
+	}
+	deleteMail(t, src, user, "INBOX", uidsTo(30)[5:25]...)
+	r := mustPass(t, c, job, reads)
+	if p := problems(r, backfill.ClassDeletions); r.Moved != 0 || r.Deleted != 0 || len(p) != 1 || !strings.Contains(p[0], "20 of 30") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestRenamedAndMadeAnew: a folder that is renamed, and whose name another one gets
+// at once, is there once, under its new name.
+func TestRenamedAndMadeAnew(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX.Projects", letters(0, 30, 100)...)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	cl := src.Login(t, user)
+	if err := cl.Rename("INBOX.Projects", "INBOX.Projects 2025", nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, src, user, "INBOX.Projects", letters(30, 33, 100)...)
+	if r := mustPass(t, c, job, reads); r.Copied != 33 || r.Moved != 30 || len(r.Problems) > 0 {
+		t.Errorf("%+v", r)
+	}
+	same(t, holds(t, src, user, true), holds(t, dst, user, true))
+	// What cannot be found elsewhere stays, and is told of.
+	if err := cl.Delete("INBOX.Projects").Wait(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, src, user, "INBOX.Projects", letters(33, 34, 100)...)
+	for range 2 {
+		r := mustPass(t, c, job, reads)
+		if p := problems(r, backfill.ClassDeletions); r.Deleted != 0 || len(p) != 1 || !strings.Contains(p[0], "3 messages that were copied out of it stay") {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func uidsTo(n imap.UID) (uids []imap.UID) {
+	for u := range n {
+		uids = append(uids, u+1)
+	}
+	return uids
 }

@@ -72,7 +72,7 @@ func TestPassStopsAtTheDaysLimit(t *testing.T) {
 					t.Fatalf("day %d: %v", days, err)
 				}
 				r, err = c.Pass(t.Context(), job, backfill.Options{})
-				if !errors.As(err, &limit) || r.Copied > 5 {
+				if !errors.As(err, &limit) || r.Copied > 10 { // a last batch that is smaller still fits, in each of two lanes
 					t.Errorf("the same day: %d copied, %v", r.Copied, err)
 				}
 				copied += r.Copied

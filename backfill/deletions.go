@@ -99,12 +99,15 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 	if !p.deletes() {
 		return p.vanished()
 	}
-	p.arriveEarlier()
+	if err := p.arriveEarlier(); err != nil {
+		return err
+	}
 	gone, failed, err := p.lookAtGone(runs)
 	if err != nil {
 		return err
 	}
-	if len(gone)+len(p.missing) > 0 && p.o.MayDelete != nil {
+	orphaned := slices.ContainsFunc(p.every, func(f *folderRun) bool { return len(f.rec.Orphans) > 0 })
+	if (len(gone)+len(p.missing) > 0 || orphaned) && p.o.MayDelete != nil {
 		if err := p.o.MayDelete(p.ctx); err != nil {
 			return fmt.Errorf("carry deletions over: %w", err)
 		}
@@ -119,10 +122,13 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 			failed = errors.Join(failed, folderError(f, err))
 		}
 	}
+	if err := p.carryOrphans(); err != nil {
+		return err
+	}
 	if err := p.vanished(); err != nil || failed != nil {
 		return cmp.Or(err, failed)
 	}
-	return p.forgetCame()
+	return p.carried()
 }
 
 // lookAtGone finds out of all folders what is gone and what of it was moved,
@@ -317,41 +323,41 @@ func (f *folderRun) expunge(del uidSet, moved int) error {
 // movedAway tells which copies of gone messages are of those that came to
 // another folder in this pass: by content, each once.
 func (f *folderRun) movedAway() (map[uint32]bool, error) {
-	moved := map[uint32]bool{}
-	if len(f.p.arrivals.keys) == 0 {
+	moved, arrivals := map[uint32]bool{}, &f.p.arrivals
+	if arrivals.none() {
 		return moved, nil
 	}
-	var uids []uint32
+	uids := slices.Clone(f.rec.Orphans)
 	for _, u := range f.rec.Gone {
 		if d, ok := f.rec.Pairs.dest(u); ok {
-			uids = append(uids, d)
+			uids.add(d)
 		}
 	}
-	slices.Sort(uids)
-	there, err := f.lane.dstReader.Select(f.destFolder())
+	metas, err := f.p.listDest(f, uids)
 	if err != nil {
 		return nil, err
 	}
-	if there.UIDValidity != f.rec.DstValidity {
-		return nil, fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
-	}
-	metas, err := f.lane.dstReader.ListThese(uids, imapconn.Items{Size: true})
-	if err != nil {
-		return nil, err
+	if len(arrivals.earlier) > 0 {
+		if err := arrivals.learn(f.p, metas); err != nil {
+			return nil, err
+		}
+		if _, err := f.p.dstReader.Select(f.destFolder()); err != nil {
+			return nil, err
+		}
 	}
 	uids = uids[:0]
 	for _, m := range metas {
-		if f.p.arrivals.sizes[m.Size] {
+		if arrivals.sizes[m.Size] {
 			uids = append(uids, m.UID)
 		}
 	}
 	t := &fetcher{}
-	if _, err := f.lane.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
+	if _, err := f.p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
 		return nil, err
 	}
 	for _, m := range t.msgs {
-		if f.p.arrivals.keys[m.id.Loose] > 0 {
-			f.p.arrivals.keys[m.id.Loose]--
+		if arrivals.keys[m.id.Loose] > 0 {
+			arrivals.keys[m.id.Loose]--
 			moved[m.meta.UID] = true
 		}
 	}
@@ -390,7 +396,7 @@ func (p *pass) vanished() error {
 // another one.
 func (f *folderRun) moveFolder() error {
 	// Looked into once it is looked into again only when a folder is new.
-	if !f.p.deletes() || len(f.p.arrivals.keys) == 0 || !f.lane.dst.Has("UIDPLUS") || f.rec.Missed && !f.p.fresh {
+	if !f.p.deletes() || f.p.arrivals.none() || !f.lane.dst.Has("UIDPLUS") || f.rec.Missed && !f.p.fresh {
 		return nil
 	}
 	sel, err := f.lane.dst.Select(f.wire)

@@ -25,6 +25,7 @@ type folderRun struct {
 	unmade     bool            // it cannot be made on the destination
 	subscribed bool            // in this pass
 	moved      map[uint32]bool // UIDs of the destination, see movedAway
+	now        uidSet          // what was paired in this pass, see arrived
 	failed     bool            // something could not be read: look again
 	isAttic    bool            // it has no source: see attic
 	reading    *reading        // of the source; nil until it is begun
@@ -342,7 +343,12 @@ func (f *folderRun) open() error {
 			"source", !srcSame, "destination", !dstSame)
 		r.Readopt = true
 	}
-	r.Pairs, r.Foreign, r.Seen, f.agreed, r.Mark = nil, nil, 0, agreed{}, imapconn.Status{}
+	if dstSame {
+		f.orphan()
+	} else {
+		r.Orphans = nil
+	}
+	r.Pairs, r.Foreign, r.Seen, r.Carried, f.agreed, r.Mark = nil, nil, 0, 0, agreed{}, imapconn.Status{}
 	r.Gone, r.Stays, r.Anchor = nil, nil, nil
 	if !srcSame {
 		r.Refused, r.Unread, r.Pending = nil, nil, nil
@@ -409,6 +415,9 @@ func (f *folderRun) batchSize(todo []imapconn.Meta) int {
 // looked for again.
 func (f *folderRun) finish(sel imapconn.Selected) error {
 	r := f.rec
+	if r.Readopt || !f.p.again && len(f.p.o.Only) == 0 {
+		r.Carried, _ = r.Pairs.last() // it came from nowhere
+	}
 	r.Readopt, r.Sift = false, f.p.c.Filter.mark()
 	r.Mark = imapconn.Status{Messages: sel.Exists, UIDNext: sel.UIDNext, UIDValidity: sel.UIDValidity, ModSeq: f.status.ModSeq}
 	if f.failed {

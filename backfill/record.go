@@ -53,11 +53,14 @@ type record struct {
 	// Missed tells that the source did not list the folder in the last pass.
 	Missed bool    `json:"missed,omitempty"`
 	Anchor *anchor `json:"anchor,omitempty"`
-	// Came are messages that came in passes over single folders, since the last
-	// one that carried deletions over: what is gone from another folder since may
-	// be one of them.
-	Came   []came   `json:"came,omitempty"`
-	Rights *granted `json:"rights,omitempty"`
+	// Carried is the highest UID of the source that was paired when deletions were
+	// last carried over: what is gone from another folder since may have come here
+	// behind it.
+	Carried uint32 `json:"carried,omitempty"`
+	// Orphans are messages of the destination that were copied out of a folder of the
+	// source that had this name, and are in no pair.
+	Orphans uidSet   `json:"orphans,omitempty"`
+	Rights  *granted `json:"rights,omitempty"`
 	// Attic is for the record of the wrapped messages only.
 	Attic []kept `json:"attic,omitempty"`
 }

@@ -153,6 +153,7 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 			}
 			t.msgs[i].done = true
 			f.rec.paired(e.UID, t.msgs[i].meta.UID, t.msgs[i].id.Loose)
+			f.rec.Orphans.remove(t.msgs[i].meta.UID)
 			delete(f.rec.Refused, e.UID)
 			delete(f.rec.Unread, e.UID)
 			f.uidNext = max(f.uidNext, t.msgs[i].meta.UID+1)
