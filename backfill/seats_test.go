@@ -3,6 +3,7 @@ package backfill
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,11 +55,11 @@ func TestSeatsAreShared(t *testing.T) {
 func TestSeatsForThoseSomebodyWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &seats{all: 40}
-		var copies, tails int
+		var copies, tails atomic.Int32
 		for range 30 {
 			go func() {
 				if s.take(t.Context(), dstSeats, patient) == nil {
-					copies++
+					copies.Add(1)
 				}
 			}()
 		}
@@ -66,18 +67,18 @@ func TestSeatsForThoseSomebodyWaitsFor(t *testing.T) {
 		for range 3 {
 			go func() {
 				if s.take(t.Context(), dstSeats, prompt) == nil {
-					tails++
+					tails.Add(1)
 				}
 			}()
 		}
 		synctest.Wait()
-		if copies != 18 || tails != 2 {
-			t.Errorf("%d first copies and %d passes that somebody waits for are under way", copies, tails)
+		if copies.Load() != 18 || tails.Load() != 2 {
+			t.Errorf("%d first copies and %d passes that somebody waits for are under way", copies.Load(), tails.Load())
 		}
 		s.give(dstSeats)
 		synctest.Wait()
-		if copies != 18 || tails != 3 {
-			t.Errorf("the next connections: %d, %d", copies, tails)
+		if copies.Load() != 18 || tails.Load() != 3 {
+			t.Errorf("the next connections: %d, %d", copies.Load(), tails.Load())
 		}
 		for range 33 {
 			s.give(dstSeats)
