@@ -1,32 +1,15 @@
 package backfill
 
 import (
-	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"crossfade/backfill/imapconn"
+	"crossfade/internal/mailtest"
 )
-
-// mapLedger is a Ledger in memory that counts what is written.
-type mapLedger struct {
-	data   map[string][]byte
-	writes int
-}
-
-func (l *mapLedger) LoadLedger(context.Context, string) (map[string][]byte, error) {
-	return maps.Clone(l.data), nil
-}
-
-func (l *mapLedger) SaveLedger(_ context.Context, _, name string, data []byte) error {
-	l.writes++
-	l.data[name] = data
-	return nil
-}
 
 // today opens the count of a pass, as another process or node would.
 func today(t *testing.T, l Ledger, d Daily, o Options, verifies bool) *day {
@@ -52,7 +35,7 @@ func limitOf(t *testing.T, err error) *DayLimit {
 func TestDayTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(30 * time.Minute)
-		l, limits := &mapLedger{data: map[string][]byte{}}, Daily{Source: 1000}
+		l, limits := &mailtest.Ledger{}, Daily{Source: 1000}
 		began := time.Now()
 		d := today(t, l, limits, Options{}, false)
 		must := func(err error) {
@@ -99,21 +82,21 @@ func TestDayTurns(t *testing.T) {
 
 // TestDayIsWrittenSeldom: a hundredth of the limit may be used between two writes.
 func TestDayIsWrittenSeldom(t *testing.T) {
-	l := &mapLedger{data: map[string][]byte{}}
+	l := &mailtest.Ledger{}
 	d := today(t, l, Daily{Source: 1_000_000}, Options{}, false)
 	for range 900 {
 		if err := d.take(SideSource, 1000); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if l.writes < 80 || l.writes > 90 {
-		t.Errorf("%d writes", l.writes)
+	if l.Writes() < 80 || l.Writes() > 90 {
+		t.Errorf("%d writes", l.Writes())
 	}
 	// Without limits nothing is.
-	l = &mapLedger{data: map[string][]byte{}}
+	l = &mailtest.Ledger{}
 	d = today(t, l, Daily{}, Options{}, false)
-	if err := errors.Join(d.take(SideSource, 1<<40), d.count(SideDest, 1<<40), d.end(true)); err != nil || l.writes != 0 {
-		t.Errorf("%v, %d writes", err, l.writes)
+	if err := errors.Join(d.take(SideSource, 1<<40), d.count(SideDest, 1<<40), d.end(true)); err != nil || l.Writes() != 0 {
+		t.Errorf("%v, %d writes", err, l.Writes())
 	}
 }
 
@@ -121,7 +104,7 @@ func TestDayIsWrittenSeldom(t *testing.T) {
 // restarts too, until a pass goes through.
 func TestServersOwnLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &mapLedger{data: map[string][]byte{}}
+		l := &mailtest.Ledger{}
 		words := &imapconn.Error{Command: "UID FETCH", Status: "NO", Code: "OVERQUOTA", Text: "Account exceeded command or bandwidth limits."}
 		for _, want := range []time.Duration{1, 2, 4, 8, 12, 12} {
 			p := &pass{day: today(t, l, Daily{}, Options{}, false)}

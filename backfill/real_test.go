@@ -172,19 +172,7 @@ func appendOne(c *imapclient.Client, folder string, m mailtest.StoredMessage) er
 	return err
 }
 
-// letter makes a message of about size octets.
-func letter(n, size int) mailtest.StoredMessage {
-	head := fmt.Sprintf("From: a%d@example.net\r\nTo: %s\r\nSubject: letter %d\r\nMessage-ID: <same@example.net>\r\n\r\n", n, user, n)
-	line := fmt.Sprintf("line of letter %d with something in it\r\n", n)
-	body := head + strings.Repeat(line, 1+size/len(line))
-	m := mailtest.StoredMessage{Body: []byte(body), InternalDate: time.Date(2015, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600)).Add(time.Duration(n) * time.Hour)}
-	for i, f := range []string{`\Seen`, `\Answered`, `\Flagged`, "$Forwarded", "work"} {
-		if n>>i&1 == 1 {
-			m.Flags = append(m.Flags, f)
-		}
-	}
-	return m
-}
+func letter(n, size int) mailtest.StoredMessage { return mailtest.Letter(n, size) }
 
 func letters(from, to, size int) []mailtest.StoredMessage {
 	var out []mailtest.StoredMessage

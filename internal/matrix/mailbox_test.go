@@ -24,25 +24,9 @@ type folder struct {
 	subscribed bool
 }
 
-// letter makes a message of about size octets. Its flags and its date follow from its number.
-func letter(n, size int) mailtest.StoredMessage {
-	head := fmt.Sprintf("From: a%d@example.net\r\nTo: anna@example.org\r\nSubject: letter %d\r\nMessage-ID: <same@example.net>\r\n\r\n", n, n)
-	line := fmt.Sprintf("line of letter %d with something in it\r\n", n)
-	m := mailtest.StoredMessage{
-		Body:         []byte(head + strings.Repeat(line, 1+size/len(line))),
-		InternalDate: time.Date(2015, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600)).Add(time.Duration(n) * time.Hour),
-	}
-	for i, f := range []string{`\Seen`, `\Answered`, `\Flagged`, "$Forwarded", "work"} {
-		if n>>i&1 == 1 {
-			m.Flags = append(m.Flags, f)
-		}
-	}
-	return m
-}
-
 func letters(from, to int) (out []mailtest.StoredMessage) {
 	for n := from; n < to; n++ {
-		out = append(out, letter(n, 300*(n%7)))
+		out = append(out, mailtest.Letter(n, 300*(n%7)))
 	}
 	return out
 }
@@ -127,9 +111,9 @@ func mailbox(t testing.TB, s server) []folder {
 	if long() {
 		every, many = 3, 400
 	}
-	deleted := letter(900, 50)
+	deleted := mailtest.Letter(900, 50)
 	deleted.Flags = []string{`\Deleted`, `\Seen`}
-	inbox := slices.Concat(letters(0, many), odd(), corpus(t, every), []mailtest.StoredMessage{deleted, letter(3, 900)}) // 3 is there twice
+	inbox := slices.Concat(letters(0, many), odd(), corpus(t, every), []mailtest.StoredMessage{deleted, mailtest.Letter(3, 900)}) // 3 is there twice
 	foreign := "a.b"
 	if s.Separator == "." {
 		foreign = "a/b"
@@ -265,10 +249,10 @@ func change(t testing.TB, s server, user string) int {
 		}
 	}
 	deep, fresh := s.Folder("Projekte", "Gr\u00fcn & Wei\u00df", "2024"), s.Folder("neu", "von heute")
-	must(put(c, "INBOX", letter(500, 100)))
-	must(put(c, deep, letter(501, 2000)))
+	must(put(c, "INBOX", mailtest.Letter(500, 100)))
+	must(put(c, deep, mailtest.Letter(501, 2000)))
 	must(c.Create(fresh, nil).Wait())
-	must(put(c, fresh, letter(502, 10)))
+	must(put(c, fresh, mailtest.Letter(502, 10)))
 	sel, err := c.Select("INBOX", nil).Wait()
 	must(err)
 	if sel.NumMessages < 20 {

@@ -1,9 +1,7 @@
 package matrix
 
 import (
-	"context"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -13,31 +11,8 @@ import (
 
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
+	"crossfade/internal/mailtest"
 )
-
-// memory is a ledger that lives as long as the test.
-type memory struct {
-	mu      sync.Mutex
-	records map[string][]byte
-}
-
-func (m *memory) LoadLedger(context.Context, string) (map[string][]byte, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.records), nil
-}
-
-func (m *memory) SaveLedger(_ context.Context, _, name string, data []byte) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.records == nil {
-		m.records = map[string][]byte{}
-	}
-	if m.records[name] = slices.Clone(data); data == nil {
-		delete(m.records, name)
-	}
-	return nil
-}
 
 // row is what became of one pair.
 type row struct {
@@ -120,7 +95,7 @@ func (p *pair) run(t *testing.T) {
 	account := func(s server) imapconn.Account {
 		return imapconn.Account{Server: imapconn.Server{Address: s.IMAPAddr, Mode: imapconn.TLSNone}, Login: imapconn.Login{User: p.user, Password: s.Password}}
 	}
-	p.copier = &backfill.Copier{Ledger: &memory{}, Settle: 100 * time.Millisecond}
+	p.copier = &backfill.Copier{Ledger: &mailtest.Ledger{}, Settle: 100 * time.Millisecond}
 	p.job = backfill.Job{User: p.user, Source: account(p.src), Dest: account(p.dst), Host: "mx.example.org"}
 	fill(t, p.src, p.user)
 	first := p.pass(t, backfill.Options{})
