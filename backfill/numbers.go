@@ -1,12 +1,14 @@
 package backfill
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -39,6 +41,9 @@ type StoreUIDs struct {
 	Validity uint32            // UIDVALIDITY; 0 when the store gives no UIDs
 	Next     uint32            // UIDNEXT as the store says
 	UIDs     map[string]uint32 // by name; names may be missing
+	// Sizes, of stores that may give the name of a message that is gone to another
+	// one: a name with another size than before is another message.
+	Sizes map[string]int64
 	// Proven is for stores whose UIDs lie where strangers can write them: in the
 	// messages. A UID then counts for a name only until another name had it.
 	Proven bool
@@ -56,21 +61,36 @@ const (
 	numbersPrefix = "numbers/"
 	shardSize     = 4096
 	ownBase       = 1 << 31
-	keepGone      = 10000 // names without a message that are remembered at least
+	// keepGone is how many names without a message are remembered at least. They
+	// are: a name that is forgotten and comes back would be another message.
+	keepGone = 100000
+	// fewNames are not enough to call them names of messages that were there before.
+	fewNames = 10
 )
 
 // numberHead is the record of one folder's numbers; the names are in shards.
 type numberHead struct {
-	Validity uint32   `json:"validity"`
-	Own      bool     `json:"own"`  // the store gives no UIDs
-	Next     uint32   `json:"next"` // the first UID that was never given
-	Shards   []uint32 `json:"shards,omitempty"`
+	Validity uint32 `json:"validity"`
+	// Store is the UIDVALIDITY of the store where that is not Validity: numbers of
+	// that one began anew.
+	Store uint32 `json:"store,omitempty"`
+	// Own tells that the store gave no UIDs when numbering began. It stays so when
+	// it gives some later: the pairs rest on ours.
+	Own    bool     `json:"own"`
+	Next   uint32   `json:"next"` // the first UID that was never given
+	Shards []uint32 `json:"shards,omitempty"`
+	// Present are the UIDs of the last look that found a message, with Own.
+	Present uidSet `json:"present,omitempty"`
+	// Note is the source's own, see [Numbers.Note].
+	Note json.RawMessage `json:"note,omitempty"`
 }
 
-// numberShard has the names of shardSize UIDs, "" where none is known.
+// numberShard has the names of shardSize UIDs, "" where none is known, and their
+// sizes where the store tells them.
 type numberShard struct {
 	Validity uint32     `json:"validity"`
 	Names    []nameHash `json:"names"`
+	Sizes    []int64    `json:"sizes,omitempty"`
 }
 
 // nameHash stands for a name: 96 bits of its SHA-256.
@@ -96,15 +116,18 @@ type numbering struct {
 // Names have to be told apart by the caller.
 func (n *Numbers) Assign(wire string, names []string, store StoreUIDs) (Numbered, error) {
 	w := &numbering{n: n, wire: wire, shards: map[uint32]*numberShard{}, byName: map[nameHash]uint32{}, dirty: map[uint32]bool{}}
-	fresh, err := w.load(store)
+	changed, err := w.load(store)
 	if err != nil {
 		return Numbered{}, err
 	}
-	out := Numbered{Validity: w.head.Validity, UIDs: make(map[string]uint32, len(names))}
-	if w.head.Own && w.strangers(names) {
-		w.reset(newValidity(w.head.Validity), true)
-		fresh, out.Validity = true, w.head.Validity
+	if w.renumbered(names, store) || w.reused(names, store) || w.crowded(names) {
+		w.reset(store, w.head.Own)
+		changed = true
 	}
+	if w.head.Own {
+		store.Validity, store.Next, store.UIDs = 0, 0, nil
+	}
+	out := Numbered{Validity: w.head.Validity, UIDs: make(map[string]uint32, len(names))}
 	given := make(map[uint32]bool, len(names))
 	var left []string
 	for _, name := range names {
@@ -121,8 +144,7 @@ func (n *Numbers) Assign(wire string, names []string, store StoreUIDs) (Numbered
 		}
 		out.UIDs[name] = uid
 	}
-	w.forget(out.UIDs)
-	if fresh || len(w.dirty) > 0 {
+	if w.see(out.UIDs, store) || changed || len(w.dirty) > 0 {
 		if err := w.save(); err != nil {
 			return Numbered{}, err
 		}
@@ -131,25 +153,23 @@ func (n *Numbers) Assign(wire string, names []string, store StoreUIDs) (Numbered
 	return out, nil
 }
 
-// load reads what is known of the folder. UIDs of another UIDVALIDITY mean
-// nothing any more.
+// load reads what is known of the folder. UIDs of another UIDVALIDITY of the
+// store mean nothing any more, but those of our own stay what they are.
 func (w *numbering) load(store StoreUIDs) (fresh bool, err error) {
-	if data := w.n.book.known(recordName(numbersPrefix, w.wire)); len(data) > 0 {
-		if err := json.Unmarshal(data, &w.head); err != nil {
-			return false, w.broken(err)
-		}
+	if w.head, err = w.n.head(w.wire); err != nil {
+		return false, err
 	}
-	own := store.Validity == 0
-	if w.head.Validity == 0 || own != w.head.Own || !own && w.head.Validity != store.Validity {
-		validity := store.Validity
-		if own {
-			validity = newValidity(w.head.Validity)
-		}
-		w.reset(validity, own)
+	if w.head.Validity == 0 || !w.head.Own && cmp.Or(w.head.Store, w.head.Validity) != store.Validity {
+		w.reset(store, store.Validity == 0)
 		return true, nil
 	}
 	for _, k := range w.head.Shards {
-		if err := w.loadShard(k); err != nil {
+		err := w.loadShard(k)
+		if errors.Is(err, errHalfBegun) {
+			w.reset(store, w.head.Own)
+			return true, nil
+		}
+		if err != nil {
 			return false, err
 		}
 	}
@@ -157,26 +177,85 @@ func (w *numbering) load(store StoreUIDs) (fresh bool, err error) {
 }
 
 // reset begins anew: all UIDs mean other messages.
-func (w *numbering) reset(validity uint32, own bool) {
+func (w *numbering) reset(store StoreUIDs, own bool) {
 	for _, k := range w.head.Shards {
 		w.dirty[k] = true // removed, or written anew
 	}
-	w.head = numberHead{Validity: validity, Own: own, Next: ownBase}
-	if own {
-		w.head.Next = 1
+	last := w.head.Validity
+	w.head = numberHead{Validity: store.Validity, Next: ownBase}
+	switch {
+	case own:
+		w.head = numberHead{Validity: newValidity(last), Next: 1, Own: true}
+	case store.Validity == last:
+		w.head.Validity, w.head.Store = newValidity(last), store.Validity
 	}
 	w.shards, w.byName = map[uint32]*numberShard{}, map[nameHash]uint32{}
 }
 
-// strangers tells whether a store that was not empty now has other names only. A
-// server that names its messages in another way (UIDLs after an upgrade, files
-// from a backup) shows no new mail but the old under new names.
-func (w *numbering) strangers(names []string) bool {
-	if len(w.byName) == 0 || len(names) == 0 {
+// renumbered tells whether a store that was not empty now has other names for
+// its messages. A server that names them in another way (UIDLs after an upgrade,
+// files from a backup) shows no new mail but the old under new names. A user
+// whose own program fetches his mail and deletes it shows new mail only too, but
+// not as much of it as there was, and of other sizes.
+func (w *numbering) renumbered(names []string, store StoreUIDs) bool {
+	gone := len(w.head.Present)
+	if gone == 0 || 2*len(names) < gone || slices.ContainsFunc(names, func(name string) bool { return w.byName[hashName(name)] != 0 }) {
 		return false
 	}
-	return !slices.ContainsFunc(names, func(name string) bool { return w.byName[hashName(name)] != 0 })
+	if len(names) >= fewNames || len(store.Sizes) == 0 {
+		return true
+	}
+	had, same := map[int64]int{}, 0
+	for _, uid := range w.head.Present {
+		had[w.size(uid)]++
+	}
+	for _, name := range names {
+		if size := store.Sizes[name]; size > 0 && had[size] > 0 {
+			had[size]--
+			same++
+		}
+	}
+	return same > 0 && 2*same >= min(len(names), gone)
 }
+
+// reused tells whether the store gave a name to another message. Which of them
+// are others is not known: all are matched by their content again.
+func (w *numbering) reused(names []string, store StoreUIDs) bool {
+	if len(store.Sizes) == 0 {
+		return false
+	}
+	return slices.ContainsFunc(names, func(name string) bool {
+		was, is := w.size(w.byName[hashName(name)]), store.Sizes[name]
+		return was > 0 && is > 0 && was != is
+	})
+}
+
+// crowded tells whether there are too many names without a message. None of them
+// may be forgotten by itself. A folder without messages is one that cannot be
+// seen right now, perhaps: what is known of it stays.
+func (w *numbering) crowded(names []string) bool {
+	return len(names) > 0 && len(w.byName) > 2*len(names)+keepGone
+}
+
+// see notes what is there, and tells whether the head has changed by it.
+func (w *numbering) see(uids map[string]uint32, store StoreUIDs) (changed bool) {
+	for name, size := range store.Sizes {
+		if uid := uids[name]; uid != 0 && size > 0 && w.size(uid) != size {
+			w.setSize(uid, size)
+		}
+	}
+	if !w.head.Own || len(uids) == 0 {
+		return false
+	}
+	present := uidSet(slices.Sorted(maps.Values(uids)))
+	changed = !slices.Equal(present, w.head.Present)
+	w.head.Present = present
+	return changed
+}
+
+// errHalfBegun says that the process died while it wrote numbers that began anew:
+// some are there, and the head that names them is not.
+var errHalfBegun = errors.New("the shard is of another UIDVALIDITY than its head")
 
 func (w *numbering) loadShard(k uint32) error {
 	s := &numberShard{}
@@ -187,8 +266,11 @@ func (w *numbering) loadShard(k uint32) error {
 	if err := json.Unmarshal(data, s); err != nil {
 		return w.broken(err)
 	}
-	if s.Validity != w.head.Validity || len(s.Names) > shardSize {
-		return w.broken(fmt.Errorf("shard %d is of another UIDVALIDITY", k))
+	if s.Validity != w.head.Validity {
+		return errHalfBegun
+	}
+	if len(s.Names) > shardSize || len(s.Sizes) > len(s.Names) {
+		return w.broken(fmt.Errorf("shard %d has too many names or sizes", k))
 	}
 	w.shards[k] = s
 	for i, name := range s.Names {
@@ -250,6 +332,29 @@ func (w *numbering) at(uid uint32) nameHash {
 	return s.Names[uid%shardSize]
 }
 
+// size gives the size that the message with a UID had, 0 when it is not known.
+func (w *numbering) size(uid uint32) int64 {
+	s := w.shards[uid/shardSize]
+	if s == nil || int(uid%shardSize) >= len(s.Sizes) {
+		return 0
+	}
+	return s.Sizes[uid%shardSize]
+}
+
+// setSize is for UIDs that have a name.
+func (w *numbering) setSize(uid uint32, size int64) {
+	k, i := uid/shardSize, int(uid%shardSize)
+	s := w.shards[k]
+	if s == nil || i >= len(s.Names) {
+		return // the store's own number, which is not kept here
+	}
+	for len(s.Sizes) <= i {
+		s.Sizes = append(s.Sizes, 0)
+	}
+	s.Sizes[i] = size
+	w.dirty[k] = true
+}
+
 func (w *numbering) put(uid uint32, h nameHash) {
 	k, i := uid/shardSize, int(uid%shardSize)
 	s := w.shards[k]
@@ -274,24 +379,6 @@ func (w *numbering) give(h nameHash) (uint32, error) {
 	w.head.Next++
 	w.put(uid, h)
 	return uid, nil
-}
-
-// forget drops shards of names that are all gone, when there are many. The
-// numbers are not given again.
-func (w *numbering) forget(present map[string]uint32) {
-	if len(w.byName) <= 2*len(present)+keepGone {
-		return
-	}
-	live := map[uint32]bool{(w.head.Next - 1) / shardSize: true}
-	for _, uid := range present {
-		live[uid/shardSize] = true
-	}
-	for k := range w.shards {
-		if !live[k] {
-			delete(w.shards, k)
-			w.dirty[k] = true
-		}
-	}
 }
 
 // save writes the shards that changed and then the head. Shards that the head

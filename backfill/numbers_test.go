@@ -1,12 +1,14 @@
 package backfill_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"testing"
 
 	"crossfade/backfill"
+	"crossfade/internal/mailtest"
 )
 
 func numbers(t testing.TB, l backfill.Ledger) *backfill.Numbers {
@@ -85,6 +87,15 @@ func TestNumbersBesideThoseOfAStore(t *testing.T) {
 	if own.Validity <= 78 || own.UIDs["a"] != 1 {
 		t.Errorf("%+v", own)
 	}
+	// Our own stay when it gives some again, of whatever UIDVALIDITY: the names are
+	// the same, and what was copied under them would come once more.
+	for validity := range uint32(2) {
+		store = backfill.StoreUIDs{Validity: 78 + validity, Next: 4, UIDs: map[string]uint32{"b": 1, "a": 2, "c": 3}}
+		again := assign(t, numbers(t, l), store, "a", "b", "c")
+		if again.Validity != own.Validity || again.UIDs["a"] != own.UIDs["a"] || again.UIDs["b"] != own.UIDs["b"] || again.UIDs["c"] != 3 || again.Next != 4 {
+			t.Errorf("%+v, then %+v", own, again)
+		}
+	}
 }
 
 // TestNumbersThatAreNotProven: a UID that is written in the message is another
@@ -115,24 +126,153 @@ func TestNumbersOfAStoreThatRenamesEverything(t *testing.T) {
 	}
 }
 
-func TestNumbersForgetWhatIsLongGone(t *testing.T) {
-	l := newLedger(t)
-	var last backfill.Numbered
-	for round := range 12 {
-		names := []string{"stays"}
-		for i := range 2000 {
-			names = append(names, fmt.Sprint(round, "-", i))
+// few gives n names that begin with a word.
+func few(word string, n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprint(word, "-", i))
+	}
+	return names
+}
+
+// TestNumbersAfterALookThatSawNothing: a store that is not there for one look
+// (a file system that is not mounted) has the same messages when it is back.
+func TestNumbersAfterALookThatSawNothing(t *testing.T) {
+	l := &mailtest.Ledger{}
+	names := few("m", 28600)
+	first := assign(t, numbers(t, l), backfill.StoreUIDs{}, names...)
+	for _, there := range [][]string{nil, names[:3], nil} {
+		assign(t, numbers(t, l), backfill.StoreUIDs{}, there...)
+	}
+	back := assign(t, numbers(t, l), backfill.StoreUIDs{}, names...)
+	if back.Validity != first.Validity || !maps.Equal(back.UIDs, first.UIDs) {
+		t.Errorf("%d names had UIDVALIDITY %d and UIDNEXT %d, and have %d and %d", len(names), first.Validity, first.Next, back.Validity, back.Next)
+	}
+}
+
+// TestNumbersDoNotGrowForEver: names without a message are kept, and when there
+// are too many all numbers begin anew, so that nothing is taken for new mail.
+func TestNumbersDoNotGrowForEver(t *testing.T) {
+	for _, store := range []backfill.StoreUIDs{{}, {Validity: 77, Next: 5, UIDs: map[string]uint32{"stays": 4}}} {
+		l := &mailtest.Ledger{}
+		validities, most := map[uint32]bool{}, 0
+		for round := range 7 {
+			names := append([]string{"stays"}, few(fmt.Sprint(round), 30000)...)
+			got := assign(t, numbers(t, l), store, names...)
+			validities[got.Validity] = true
+			records, err := l.LoadLedger(t.Context(), user)
+			if err != nil {
+				t.Fatal(err)
+			}
+			most = max(most, len(records))
 		}
-		last = assign(t, numbers(t, l), backfill.StoreUIDs{}, names...)
+		names := append([]string{"stays"}, few("6", 30000)...)
+		first, second := assign(t, numbers(t, l), store, names...), assign(t, numbers(t, l), store, names...)
+		if first.Validity != second.Validity || !maps.Equal(first.UIDs, second.UIDs) {
+			t.Error("the numbers changed under the same names")
+		}
+		if len(validities) != 2 || most > 60 {
+			t.Errorf("%d UIDVALIDITYs, up to %d records", len(validities), most)
+		}
 	}
-	if last.Next != 24002 || last.UIDs["stays"] != 1 {
-		t.Errorf("UIDNEXT is %d: numbers were given twice", last.Next)
+}
+
+// TestNumbersOfAUserWhoFetchesAndDeletes: what his own program leaves behind is
+// new mail, and no mailbox with new names.
+func TestNumbersOfAUserWhoFetchesAndDeletes(t *testing.T) {
+	l := &mailtest.Ledger{}
+	size := int64(1000)
+	look := func(names ...string) backfill.Numbered {
+		sizes := map[string]int64{}
+		for _, name := range names {
+			size++
+			sizes[name] = size
+		}
+		return assign(t, numbers(t, l), backfill.StoreUIDs{Sizes: sizes}, names...)
 	}
-	records, err := l.LoadLedger(t.Context(), user)
-	if err != nil {
+	first := look(few("begin", 40)...)
+	for day := range 20 {
+		if got := look(few(fmt.Sprint("day", day), 1+day%7)...); got.Validity != first.Validity {
+			t.Fatalf("day %d: the mailbox counts as another one", day)
+		}
+		look()
+	}
+	// The same mail under other names, with and without a look between at an empty
+	// store, and one that was deleted meanwhile.
+	before := look("a", "b", "c")
+	look()
+	size -= 3
+	if got := look("x", "y"); got.Validity <= before.Validity {
+		t.Errorf("the same sizes under other names count as new mail: %+v", got)
+	}
+	many := look(few("many", 300)...)
+	if got := look(few("again", 290)...); got.Validity <= many.Validity {
+		t.Errorf("a mailbox in which every name is another counts as new mail")
+	}
+}
+
+// TestNumbersOfAReusedName: a server that gives the id of a message that is gone
+// to another one has all matched by content again.
+func TestNumbersOfAReusedName(t *testing.T) {
+	l := &mailtest.Ledger{}
+	first := assign(t, numbers(t, l), backfill.StoreUIDs{Sizes: map[string]int64{"1": 100, "2": 200}}, "1", "2")
+	for range 2 {
+		same := assign(t, numbers(t, l), backfill.StoreUIDs{Sizes: map[string]int64{"1": 100, "2": 200, "3": 300}}, "1", "2", "3")
+		if same.Validity != first.Validity {
+			t.Errorf("%+v, then %+v", first, same)
+		}
+	}
+	// The first one was deleted, and the server counts from 1.
+	other := assign(t, numbers(t, l), backfill.StoreUIDs{Sizes: map[string]int64{"1": 200, "2": 300}}, "1", "2")
+	if other.Validity <= first.Validity {
+		t.Errorf("%+v, then %+v", first, other)
+	}
+	if again := assign(t, numbers(t, l), backfill.StoreUIDs{Sizes: map[string]int64{"1": 200, "2": 300}}, "1", "2"); again.Validity != other.Validity {
+		t.Errorf("%+v, then %+v", other, again)
+	}
+}
+
+// TestNumbersHalfBegunAnew: the process dies between two writes.
+func TestNumbersHalfBegunAnew(t *testing.T) {
+	names, others := few("a", 9000), few("b", 9000)
+	for writes := 1; ; writes++ {
+		l := &mailtest.Ledger{}
+		first := assign(t, numbers(t, l), backfill.StoreUIDs{}, names...)
+		l.Fail(writes)
+		n := numbers(t, l)
+		_, err := n.Assign("INBOX", others, backfill.StoreUIDs{})
+		l.Fail(0)
+		if got := assign(t, numbers(t, l), backfill.StoreUIDs{}, others...); got.Validity <= first.Validity || got.Next != 9001 {
+			t.Fatalf("died at write %d: %d, next %d", writes, got.Validity, got.Next)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
+// TestNumbersKeepANote with the folder's numbers.
+func TestNumbersKeepANote(t *testing.T) {
+	l := newLedger(t)
+	n := numbers(t, l)
+	noted := func(want string) {
+		t.Helper()
+		for _, n := range []*backfill.Numbers{n, numbers(t, l)} {
+			if got, err := n.Noted("INBOX"); string(got) != want || err != nil {
+				t.Errorf("%q, %v, want %q", got, err, want)
+			}
+		}
+	}
+	if err := n.Note("INBOX", json.RawMessage(`1`)); err != nil {
 		t.Fatal(err)
 	}
-	if len(records) > 6 {
-		t.Errorf("%d records are left: %v", len(records), slices.Sorted(maps.Keys(records)))
+	noted("") // there are no numbers yet
+	assign(t, n, backfill.StoreUIDs{}, few("a", 20)...)
+	if err := n.Note("INBOX", json.RawMessage(`{"size":7}`)); err != nil {
+		t.Fatal(err)
 	}
+	noted(`{"size":7}`)
+	assign(t, n, backfill.StoreUIDs{}, few("a", 21)...)
+	noted(`{"size":7}`)
+	assign(t, n, backfill.StoreUIDs{}, few("b", 21)...)
+	noted("")
 }
