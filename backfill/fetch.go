@@ -54,6 +54,7 @@ func (t *fetcher) Begin(uid uint32, size int64) (io.Writer, error) {
 	if t.cur, err = newBody(size, file, t.dir, &t.mem); err != nil {
 		return nil, err
 	}
+	t.cur.room = min(t.cur.room, t.room)
 	return io.MultiWriter(t.h, t.cur), nil
 }
 

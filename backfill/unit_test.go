@@ -317,6 +317,48 @@ func TestBodyInAFile(t *testing.T) {
 	}
 }
 
+// TestBodyMovesToAFile: a message that is larger than it was announced must not
+// grow in memory.
+func TestBodyMovesToAFile(t *testing.T) {
+	p, dir := &pages{}, t.TempDir()
+	f := &fetcher{keep: true, dir: dir, room: spoolOver, mem: arena{from: p}}
+	defer f.close()
+	data := bytes.Repeat([]byte("0123456789abcdef"), spoolOver/16)
+	w, err := f.Begin(1, spoolOver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if most := p.used * pageSize; most > spoolOver {
+			t.Fatalf("%d octets are in memory", most)
+		}
+	}
+	if err := f.End(imapconn.Meta{UID: 1}); err != nil {
+		t.Fatal(err)
+	}
+	m := f.msgs[0]
+	got, err := io.ReadAll(io.NewSectionReader(m.body, 0, m.body.size))
+	if err != nil || !bytes.Equal(got, bytes.Repeat(data, 5)) || m.meta.Size != 5*spoolOver {
+		t.Errorf("%d octets, %v", len(got), err)
+	}
+	if p.used != 0 || f.room != spoolOver {
+		t.Errorf("%d pages are used, room for %d", p.used, f.room)
+	}
+	// The next one has the memory.
+	if w, err = f.Begin(2, 3); err == nil {
+		_, err = w.Write([]byte("abc"))
+	}
+	if err != nil || f.cur.file != nil {
+		t.Errorf("%+v, %v", f.cur, err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestTemporary(t *testing.T) {
 	for text, want := range map[string]bool{
 		"[OVERQUOTA] x": true, "[THROTTLED] slow": true, "[LIMIT] Quota of one message": false, "[TOOBIG] disk": false,
