@@ -66,51 +66,80 @@ func (b *body) next() error {
 	return nil
 }
 
-// maxDates is how much of a message is searched for its date.
-const maxDates = 256 << 10
+const (
+	// maxDates is how much of a message is searched for its date.
+	maxDates = 256 << 10
+	maxField = 8 << 10 // of a field with a date
+)
 
 // received gives the date that stands for the one of the delivery, which POP3
 // does not tell: that of the topmost Received field, which the server wrote, else
 // of Date. Zero when there is none that makes sense.
 func received(message []byte) time.Time {
-	var date time.Time
-	name, value := "", ""
-	take := func() (time.Time, bool) {
-		switch strings.ToLower(name) {
-		case "received":
-			if i := strings.LastIndexByte(value, ';'); i >= 0 {
-				if t, err := mail.ParseDate(strings.TrimSpace(value[i+1:])); err == nil {
-					return t, true
-				}
-			}
-		case "date":
-			if t, err := mail.ParseDate(strings.TrimSpace(value)); err == nil && date.IsZero() {
-				date = t
-			}
-		}
-		return time.Time{}, false
-	}
+	d := dates{}
 	message = message[:min(len(message), maxDates)]
 	for len(message) > 0 {
 		line, rest, _ := bytes.Cut(message, []byte("\n"))
 		message = rest
-		text := strings.TrimRight(string(line), "\r")
-		if text != "" && (text[0] == ' ' || text[0] == '\t') {
-			value += " " + strings.TrimSpace(text)
+		text := bytes.TrimRight(line, "\r")
+		if len(text) > 0 && (text[0] == ' ' || text[0] == '\t') {
+			d.add(text)
 			continue
 		}
-		if t, ok := take(); ok {
-			return t
+		if d.end() || len(text) == 0 {
+			return d.best()
 		}
-		if name = ""; text == "" {
-			break
+		name, value, _ := bytes.Cut(text, []byte(":"))
+		d.begin(name, value)
+	}
+	d.end()
+	return d.best()
+}
+
+// dates looks at the fields of a header as they come. Only those with a date are
+// put together.
+type dates struct {
+	name           string // "" for any other field
+	value          []byte
+	received, date time.Time
+}
+
+func (d *dates) begin(name, value []byte) {
+	d.name, d.value = "", d.value[:0]
+	for _, known := range []string{"received", "date"} {
+		if bytes.EqualFold(name, []byte(known)) {
+			d.name = known
+			d.add(value)
 		}
-		name, value, _ = strings.Cut(text, ":")
 	}
-	if t, ok := take(); ok {
-		return t
+}
+
+func (d *dates) add(text []byte) {
+	if d.name != "" && len(d.value)+len(text) < maxField {
+		d.value = append(append(d.value, ' '), bytes.TrimSpace(text)...)
 	}
-	return date
+}
+
+// end tells whether the field had the date that is wanted most.
+func (d *dates) end() bool {
+	value := strings.TrimSpace(string(d.value))
+	if d.name == "received" {
+		if i := strings.LastIndexByte(value, ';'); i >= 0 {
+			d.received, _ = mail.ParseDate(strings.TrimSpace(value[i+1:])) // zero where it makes no sense
+		}
+	}
+	if d.name == "date" && d.date.IsZero() {
+		d.date, _ = mail.ParseDate(value)
+	}
+	d.name = ""
+	return !d.received.IsZero()
+}
+
+func (d *dates) best() time.Time {
+	if !d.received.IsZero() {
+		return d.received
+	}
+	return d.date
 }
 
 // errReceiver is an error of the receiver: it ends the pass.

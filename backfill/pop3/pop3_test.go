@@ -3,7 +3,6 @@ package pop3_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
@@ -27,29 +26,6 @@ import (
 )
 
 const user = "anna@example.org"
-
-type memLedger struct {
-	mu   sync.Mutex
-	data map[string][]byte
-}
-
-func (l *memLedger) LoadLedger(context.Context, string) (map[string][]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.data), nil
-}
-
-func (l *memLedger) SaveLedger(ctx context.Context, _, name string, data []byte) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.data == nil {
-		l.data = map[string][]byte{}
-	}
-	if l.data[name] = data; data == nil {
-		delete(l.data, name)
-	}
-	return ctx.Err()
-}
 
 func job(src backfill.Source, dst *realtest.Dovecot) backfill.Job {
 	return backfill.Job{User: user, Host: "mx.example.org", From: src, Dest: imapconn.Account{
@@ -93,7 +69,7 @@ func TestMailboxOverPOP3(t *testing.T) {
 	}
 	src.Append(t, user, "INBOX", letter(3, strings.Repeat("line of a large message\r\n", 70000)))
 	from := pop3.Source{Server: pop3.Server{Address: src.POP3Addr, Mode: pop3.TLSNone}, Login: pop3.Login{User: user, Password: "secret"}}
-	l := &memLedger{}
+	l := &mailtest.Ledger{}
 	if r := pass(t, l, job(from, dst)); r.Copied != 61 || len(r.Problems) > 0 {
 		t.Errorf("first pass: %+v", r)
 	}
@@ -286,7 +262,7 @@ func fetch(t *testing.T, s pop3.Source, l backfill.Ledger, uids ...uint32) (*tak
 // TestBodiesAreExact: dots, bare line feeds and sizes that lie.
 func TestBodiesAreExact(t *testing.T) {
 	s := serve(t, func(_ int, line string) string { return plain(line) })
-	k, failures, err := fetch(t, s.source(), &memLedger{}, 1, 2)
+	k, failures, err := fetch(t, s.source(), &mailtest.Ledger{}, 1, 2)
 	if err != nil || len(failures) > 0 {
 		t.Fatal(failures, err)
 	}
@@ -316,7 +292,7 @@ func TestConnectionThatEnds(t *testing.T) {
 		case conn == 2 && line == "UIDL":
 			return "+OK\r\n1 bbb\r\n.\r\n"
 		case conn == 2 && line == "LIST":
-			return "+OK\r\n1 5\r\n.\r\n"
+			return "+OK\r\n1 1\r\n.\r\n"
 		case conn == 2 && line == "RETR 1":
 			return "+OK\r\nSubject: two\r\n\r\n.\r\n"
 		}
@@ -325,7 +301,7 @@ func TestConnectionThatEnds(t *testing.T) {
 	src := s.source()
 	// The script does not close by itself inside an answer: a proxy cuts it.
 	src.Server.Address = cutAfter(t, src.Server.Address, "Subject: cut")
-	k, failures, err := fetch(t, src, &memLedger{}, 1, 2)
+	k, failures, err := fetch(t, src, &mailtest.Ledger{}, 1, 2)
 	if err != nil || len(failures) > 0 || k.got[2] != "Subject: two\r\n\r\n" || len(k.got) != 2 {
 		t.Errorf("%v, %v, %v", k.got, failures, err)
 	}
@@ -398,7 +374,7 @@ func TestRefusals(t *testing.T) {
 			if name == "ends at once" {
 				src.Server.Address = cutAfter(t, src.Server.Address, "+OK")
 			}
-			_, _, err := fetch(t, src, &memLedger{}, 1)
+			_, _, err := fetch(t, src, &mailtest.Ledger{}, 1)
 			var e *pop3.Error
 			if err == nil || !strings.Contains(err.Error(), c.want) || errors.As(err, &e) && e.Temporary() != c.temporary {
 				t.Errorf("%v", err)
@@ -407,6 +383,78 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("the password is in %v", err)
 			}
 		})
+	}
+}
+
+// TestReusedUIDL: a server that gives the UIDL of a message that is gone to
+// another one, which would count as copied.
+func TestReusedUIDL(t *testing.T) {
+	s := serve(t, func(conn int, line string) string {
+		if line == "LIST" && conn > 2 {
+			return "+OK\r\n1 1\r\n2 777\r\n.\r\n"
+		}
+		return plain(line)
+	})
+	l := &mailtest.Ledger{}
+	var stats []imapconn.Status
+	for range 4 {
+		n, err := backfill.NewNumbers(t.Context(), l, user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		box, err := s.source().Open(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, _, err := box.Statuses([]string{"INBOX"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stats = append(stats, all["INBOX"])
+		box.Close()
+	}
+	if stats[0] != stats[1] || stats[2] != stats[3] || stats[1].UIDValidity >= stats[2].UIDValidity || stats[1].ModSeq == stats[2].ModSeq {
+		t.Errorf("%+v", stats)
+	}
+}
+
+// TestNumbersThatChangeWhileMessagesAreRead end the work on the folder: its UIDs
+// are of other messages.
+func TestNumbersThatChangeWhileMessagesAreRead(t *testing.T) {
+	s := serve(t, func(conn int, line string) string {
+		switch {
+		case conn == 1 && line == "RETR 2":
+			return "+OK\r\nSubject: cut"
+		case conn > 1 && line == "LIST":
+			return "+OK\r\n1 1\r\n2 777\r\n.\r\n"
+		}
+		return plain(line)
+	})
+	src := s.source()
+	src.Server.Address = cutAfter(t, src.Server.Address, "Subject: cut")
+	if k, failures, err := fetch(t, src, &mailtest.Ledger{}, 1, 2); !errors.Is(err, imapconn.ErrChanged) {
+		t.Errorf("%v, %v, %v", k.got, failures, err)
+	}
+}
+
+// TestNumbersThatCannotBeKept leave no connection behind.
+func TestNumbersThatCannotBeKept(t *testing.T) {
+	ended := make(chan struct{}, 1)
+	s := serve(t, func(_ int, line string) string {
+		if line == "QUIT" {
+			ended <- struct{}{}
+		}
+		return plain(line)
+	})
+	l := &mailtest.Ledger{}
+	l.Fail(1)
+	if _, _, err := fetch(t, s.source(), l, 1); !errors.Is(err, mailtest.ErrLedger) {
+		t.Errorf("%v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("it did not say goodbye")
 	}
 }
 
@@ -421,7 +469,7 @@ func TestMessagesThatAreRefused(t *testing.T) {
 		}
 		return plain(line)
 	})
-	k, failures, err := fetch(t, s.source(), &memLedger{}, 1, 2, 7)
+	k, failures, err := fetch(t, s.source(), &mailtest.Ledger{}, 1, 2, 7)
 	if err != nil || len(k.got) != 1 || len(failures) != 2 || failures[0].UID != 1 || failures[0].Gone || failures[1].UID != 7 || !failures[1].Gone {
 		t.Errorf("%v, %+v, %v", k.got, failures, err)
 	}

@@ -54,6 +54,7 @@ type box struct {
 	numbered backfill.Numbered
 	byUID    map[uint32]entry
 	chunk    bytes.Buffer
+	most     int64 // octets of a message; 0 means backfill.MaxMessage
 }
 
 // connect logs in, lists the messages and numbers them.
@@ -68,11 +69,21 @@ func (b *box) connect() error {
 	}
 	b.conn = c
 	if b.entries, err = c.list(); err != nil {
-		c.close()
-		b.conn = nil
+		b.Close()
 		return fmt.Errorf("pop3 %s as %s: %w", b.src.Server.Address, b.src.Login.name(), err)
 	}
-	names := make([]string, len(b.entries))
+	if err := b.number(); err != nil {
+		b.Close()
+		return err
+	}
+	return nil
+}
+
+// number gives the messages their UIDs. Servers that make the UIDL of something
+// that is free again when a message is gone give it to another one: that is seen
+// by the size, and then all are matched by their content again.
+func (b *box) number() (err error) {
+	names, sizes := make([]string, len(b.entries)), make(map[string]int64, len(b.entries))
 	count := map[string]int{}
 	for i, e := range b.entries {
 		// Messages that are the same may have the same id (RFC 1939, 7).
@@ -80,8 +91,9 @@ func (b *box) connect() error {
 		if names[i] = e.id; count[e.id] > 1 {
 			names[i] = fmt.Sprintf("%s %d", e.id, count[e.id])
 		}
+		sizes[names[i]] = e.size
 	}
-	if b.numbered, err = b.numbers.Assign("INBOX", names, backfill.StoreUIDs{}); err != nil {
+	if b.numbered, err = b.numbers.Assign("INBOX", names, backfill.StoreUIDs{Sizes: sizes}); err != nil {
 		return err
 	}
 	b.byUID = make(map[uint32]entry, len(names))
@@ -112,7 +124,7 @@ func (b *box) List() ([]imapconn.Folder, error) {
 func (b *box) Statuses([]string) (map[string]imapconn.Status, map[string]error, error) {
 	h, size := fnv.New64a(), int64(0)
 	for _, e := range b.entries {
-		io.WriteString(h, e.id+"\n")
+		fmt.Fprintf(h, "%s %d\n", e.id, e.size)
 		size += e.size
 	}
 	return map[string]imapconn.Status{"INBOX": {Messages: uint32(len(b.entries)), UIDNext: b.numbered.Next, UIDValidity: b.numbered.Validity,
@@ -120,30 +132,34 @@ func (b *box) Statuses([]string) (map[string]imapconn.Status, map[string]error, 
 }
 
 // NewReader implements [backfill.Mailbox].
-func (b *box) NewReader() backfill.MailReader { return reader{b} }
+func (b *box) NewReader() backfill.MailReader { return &reader{b: b} }
 
 // reader reads the one folder over the one connection.
-type reader struct{ b *box }
+type reader struct {
+	b        *box
+	validity uint32 // when the folder was opened
+}
 
 // Close implements [backfill.MailReader].
-func (r reader) Close() error { return nil }
+func (r *reader) Close() error { return nil }
 
 // Select implements [backfill.MailReader].
-func (r reader) Select(f imapconn.Folder) (imapconn.Selected, error) {
+func (r *reader) Select(f imapconn.Folder) (imapconn.Selected, error) {
 	if f.Wire != "INBOX" {
 		return imapconn.Selected{}, fmt.Errorf("%q: %w: POP3 has the INBOX only", f.Name, backfill.ErrFolder)
 	}
+	r.validity = r.b.numbered.Validity
 	return r.selected(), nil
 }
 
-func (r reader) selected() imapconn.Selected {
+func (r *reader) selected() imapconn.Selected {
 	b := r.b
 	return imapconn.Selected{UIDValidity: b.numbered.Validity, UIDNext: b.numbered.Next, Exists: uint32(len(b.entries))}
 }
 
 // ListAll implements [backfill.MailReader]. POP3 has no flags: the lists of them
 // are empty. The date is known when the message is read.
-func (r reader) ListAll(it imapconn.Items) ([]imapconn.Meta, imapconn.Selected, error) {
+func (r *reader) ListAll(it imapconn.Items) ([]imapconn.Meta, imapconn.Selected, error) {
 	metas := make([]imapconn.Meta, 0, len(r.b.byUID))
 	for uid, e := range r.b.byUID {
 		metas = append(metas, meta(uid, e, it))
@@ -166,11 +182,14 @@ const (
 	window   = 32 // commands that are sent ahead of their answers
 )
 
-var errGone = errors.New("the server has it no more")
+var (
+	errGone     = errors.New("the server has it no more")
+	errTooLarge = fmt.Errorf("it has more than %d octets, which is no message", int64(backfill.MaxMessage))
+)
 
 // Fetch implements [backfill.MailReader]. What does not come is asked for again
 // over a new connection.
-func (r reader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) ([]imapconn.Failure, error) {
+func (r *reader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) ([]imapconn.Failure, error) {
 	var failures []imapconn.Failure
 	for tries, streak := 0, 0; len(uids) > 0; {
 		done, refused, err := r.b.fetch(uids, it, recv)
@@ -189,7 +208,7 @@ func (r reader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) 
 			tries, streak = 0, 0
 		}
 		uids = uids[done:]
-		if tries++; tries >= attempts {
+		if tries++; tries >= attempts || errors.Is(err, errTooLarge) {
 			failures = append(failures, imapconn.Failure{UID: uids[0], Err: err})
 			uids, tries = uids[1:], 0
 			if streak++; streak >= hopeless {
@@ -198,6 +217,9 @@ func (r reader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) 
 		}
 		if err := r.b.connect(); err != nil {
 			return nil, err
+		}
+		if r.b.numbered.Validity != r.validity {
+			return nil, fmt.Errorf("folder INBOX: %w", imapconn.ErrChanged)
 		}
 	}
 	return failures, nil
@@ -282,14 +304,16 @@ func (b *box) take(uid uint32, e entry, it imapconn.Items, recv imapconn.Receive
 	}
 	size := n
 	if n == inMemory {
-		size = max(n, e.size)
+		size = max(n+1, e.size) // more follows, whatever LIST says
 	}
 	w, err := recv.Begin(uid, size)
 	if err != nil {
 		return &errReceiver{err}
 	}
 	for m.Size = 0; ; {
-		m.Size += n
+		if m.Size += n; m.Size > cmp.Or(b.most, backfill.MaxMessage) {
+			return errTooLarge
+		}
 		if _, err := w.Write(b.chunk.Bytes()); err != nil {
 			return &errReceiver{err}
 		}
