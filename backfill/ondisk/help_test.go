@@ -2,16 +2,13 @@ package ondisk_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,30 +21,6 @@ import (
 )
 
 const user = "anna@example.org"
-
-// memLedger is a ledger that lasts as long as the test.
-type memLedger struct {
-	mu   sync.Mutex
-	data map[string][]byte
-}
-
-func (l *memLedger) LoadLedger(context.Context, string) (map[string][]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.data), nil
-}
-
-func (l *memLedger) SaveLedger(ctx context.Context, _, name string, data []byte) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.data == nil {
-		l.data = map[string][]byte{}
-	}
-	if l.data[name] = data; data == nil {
-		delete(l.data, name)
-	}
-	return ctx.Err()
-}
 
 // seen is a message as a source shows it or as a server does.
 type seen struct {
@@ -184,19 +157,6 @@ func same(t testing.TB, want, got any) {
 	}
 }
 
-func letter(n, size int) mailtest.StoredMessage {
-	head := fmt.Sprintf("From: a%d@example.net\r\nTo: %s\r\nSubject: letter %d\r\nMessage-ID: <same@example.net>\r\n\r\n", n, user, n)
-	line := fmt.Sprintf("line of letter %d with something in it\r\n", n)
-	m := mailtest.StoredMessage{Body: []byte(head + strings.Repeat(line, 1+size/len(line))),
-		InternalDate: time.Date(2015, 1, 2, 3, 4, 5, 0, time.UTC).Add(time.Duration(n) * time.Hour)}
-	for i, f := range []string{`\Seen`, `\Answered`, `\Flagged`, "$Forwarded", "work"} {
-		if n>>i&1 == 1 {
-			m.Flags = append(m.Flags, f)
-		}
-	}
-	return m
-}
-
 func put(t testing.TB, d *realtest.Dovecot, folder string, from, to, size int) {
 	t.Helper()
 	c := d.Login(t, user)
@@ -205,7 +165,7 @@ func put(t testing.TB, d *realtest.Dovecot, folder string, from, to, size int) {
 		_ = c.Create(folder, nil).Wait() // it may be there
 	}
 	for n := from; n < to; n++ {
-		d.Append(t, user, folder, letter(n, size))
+		d.Append(t, user, folder, mailtest.Letter(n, size))
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
 	"crossfade/backfill/ondisk"
+	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
 
 	"go.uber.org/goleak"
@@ -158,7 +159,7 @@ func TestKilledPassesCopyOnce(t *testing.T) {
 			if r := pass(t, l, jobAt(kind, dir, dst.IMAPAddr), backfill.Options{Final: true}); !r.Clean() || r.Messages != count {
 				t.Errorf("last pass: %+v", r)
 			}
-			want := contents(t, jobAt(kind, dir, dst.IMAPAddr).From, &memLedger{})
+			want := contents(t, jobAt(kind, dir, dst.IMAPAddr).From, &mailtest.Ledger{})
 			same(t, content(want, "INBOX.", "."), content(served(t, dst), "", "/"))
 			if n := len(want["INBOX"]); n != count {
 				t.Errorf("%d of %d messages", n, count)

@@ -12,6 +12,7 @@ import (
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
 	"crossfade/backfill/ondisk"
+	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
 
 	"github.com/emersion/go-imap/v2"
@@ -38,7 +39,7 @@ func TestMaildirIsReadAsDovecotServesIt(t *testing.T) {
 				t.Fatal(err)
 			}
 			from := ondisk.Maildir{Place: ondisk.Place{Base: src.MailRoot, Path: user + "/Maildir"}}
-			l := &memLedger{}
+			l := &mailtest.Ledger{}
 			want := served(t, src)
 			before := tree(t, src.MailRoot)
 			same(t, want, contents(t, from, l))
@@ -155,7 +156,7 @@ func TestCourierMaildir(t *testing.T) {
 		}
 	}
 	from := ondisk.Maildir{Place: ondisk.Place{Base: dir}}
-	box := open(t, from, &memLedger{})
+	box := open(t, from, &mailtest.Ledger{})
 	folders, err := box.List()
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +195,7 @@ func TestMaildirWithoutUIDs(t *testing.T) {
 		write(t, filepath.Join(dir, "new", fmt.Sprintf("14000000%02d.x.host", n)), fmt.Sprintf("Subject: %d\n\nbody\n", n))
 	}
 	write(t, filepath.Join(dir, ".Ä Umlaut & Co", "cur", "1.a:2,S"), "Subject: utf8\n\nname\n")
-	from, l := ondisk.Maildir{Place: ondisk.Place{Base: filepath.Dir(dir), Path: filepath.Base(dir)}}, &memLedger{}
+	from, l := ondisk.Maildir{Place: ondisk.Place{Base: filepath.Dir(dir), Path: filepath.Base(dir)}}, &mailtest.Ledger{}
 	if r := pass(t, l, job(from, dst), backfill.Options{}); r.Copied != 21 || len(r.Problems) > 0 {
 		t.Fatalf("%+v", r)
 	}
@@ -214,7 +215,7 @@ func TestMaildirWithoutUIDs(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	// The ledger is lost: what is there is known by its content.
-	if r := pass(t, &memLedger{}, job(from, dst), backfill.Options{}); r.Copied != 0 || r.Adopted != 21 {
+	if r := pass(t, &mailtest.Ledger{}, job(from, dst), backfill.Options{}); r.Copied != 0 || r.Adopted != 21 {
 		t.Errorf("without a ledger: %+v", r)
 	}
 }
@@ -230,7 +231,7 @@ func TestMaildirNeverLosesWhatIsRenamed(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "cur"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l := &memLedger{}
+	l := &mailtest.Ledger{}
 	from := ondisk.Maildir{Place: ondisk.Place{Base: dir}}
 	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- renameAll(dir, count, stop) }()
@@ -303,7 +304,7 @@ func TestMaildirRefusesWhatLeavesTheTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	from := ondisk.Maildir{Place: ondisk.Place{Base: base, Path: "anna"}}
-	box := open(t, from, &memLedger{})
+	box := open(t, from, &mailtest.Ledger{})
 	folders, err := box.List()
 	if err != nil || len(folders) != 2 {
 		t.Fatal(folders, err)
@@ -322,6 +323,125 @@ func TestMaildirRefusesWhatLeavesTheTree(t *testing.T) {
 	}
 }
 
+// TestLinksOnTheWayToATree: what a user puts in place of his tree, or of his
+// INBOX, must not show another's mail. The administrator's links count.
+func TestLinksOnTheWayToATree(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a link to another user: NOT PROVEN")
+	}
+	base := t.TempDir()
+	bert := filepath.Join(base, "bert")
+	write(t, filepath.Join(bert, "Maildir", "cur", "1.secret:2,"), "Subject: secret\n\n")
+	write(t, filepath.Join(bert, "inbox"), mboxText)
+	write(t, filepath.Join(base, "spool", "bert"), mboxText)
+	link := func(to, from string, owner int) {
+		t.Helper()
+		from = filepath.Join(base, from)
+		if err := os.MkdirAll(filepath.Dir(from), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(to, from); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Lchown(from, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const anna = 1234
+	link("../bert/Maildir", "anna/Maildir", anna)
+	link("../bert", "anna/home", anna)
+	link("bert", "spool/anna", anna)
+	link("bert", "moved", 0)              // the administrator's
+	link("nobody", "moved-to-nowhere", 0) // leads to what is not there
+	link("round", "round", 0)
+	link("/etc", "out", 0)
+	link("../..", "out2", 0)
+	link("../bert", "carla/link", 0) // root's, in a directory of the user
+	if err := os.Chown(filepath.Join(base, "carla"), anna, anna); err != nil {
+		t.Fatal(err)
+	}
+	place := func(path string) ondisk.Place { return ondisk.Place{Base: base, Path: path} }
+	for name, c := range map[string]struct {
+		src  backfill.Source
+		want string
+	}{
+		"tree":                    {ondisk.Maildir{Place: place("anna/Maildir")}, "symbolic link"},
+		"level of it":             {ondisk.Maildir{Place: place("anna/home/Maildir")}, "symbolic link"},
+		"mbox tree":               {ondisk.Mbox{Folders: place("anna/home")}, "symbolic link"},
+		"mbox file":               {ondisk.Mbox{Folders: place("spool/anna")}, "symbolic link"},
+		"INBOX":                   {ondisk.Mbox{Folders: place("bert"), Inbox: place("spool/anna")}, "symbolic link"},
+		"in the user's directory": {ondisk.Maildir{Place: place("carla/link/Maildir")}, "symbolic link"},
+		"round":                   {ondisk.Maildir{Place: place("round/x")}, "too many"},
+		"out":                     {ondisk.Maildir{Place: place("out/x")}, "leads out"},
+		"out below":               {ondisk.Maildir{Place: place("out2/x")}, "leads out"},
+		"nowhere":                 {ondisk.Maildir{Place: place("moved-to-nowhere/Maildir")}, "no such file"},
+		"Maildir moved":           {ondisk.Maildir{Place: place("moved/Maildir")}, ""},
+		"mbox moved":              {ondisk.Mbox{Folders: place("moved/inbox")}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.want == "" {
+				if got := contents(t, c.src, &mailtest.Ledger{}); len(got["INBOX"]) == 0 {
+					t.Errorf("%v", got)
+				}
+				return
+			}
+			n, err := backfill.NewNumbers(t.Context(), &mailtest.Ledger{}, user)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if box, err := c.src.Open(t.Context(), n); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, %v", box, err)
+			}
+		})
+	}
+	// The INBOX becomes a link behind the opening.
+	from := ondisk.Mbox{Folders: place("bert"), Inbox: place("spool/carla")}
+	write(t, filepath.Join(base, "spool", "carla"), mboxText)
+	if err := os.Remove(filepath.Join(bert, "inbox")); err != nil {
+		t.Fatal(err)
+	}
+	box := open(t, from, &mailtest.Ledger{})
+	if err := os.Remove(filepath.Join(base, "spool", "carla")); err != nil {
+		t.Fatal(err)
+	}
+	link("bert", "spool/carla", anna)
+	if _, err := box.List(); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, err := box.Statuses([]string{"INBOX"}); err != nil || errs["INBOX"] == nil {
+		t.Errorf("%v, %v", errs, err)
+	}
+}
+
+// TestMaildirNumbersStayWhenAServerBegins: a tree that was read without UIDs, and
+// that Dovecot opens later, has the same messages.
+func TestMaildirNumbersStayWhenAServerBegins(t *testing.T) {
+	dir := t.TempDir()
+	var list strings.Builder
+	list.WriteString("3 V1400000000 N21 G3085f01b7f11094c501100008c4a11c1\n")
+	for n := range 20 {
+		name := fmt.Sprintf("%d.M1P1.host", 1400000000+n)
+		write(t, filepath.Join(dir, "cur", name+":2,S"), fmt.Sprintf("Subject: %d\n\nbody\n", n))
+		fmt.Fprintf(&list, "%d :%s\n", 20-n, name) // in an order of its own
+	}
+	from, l := ondisk.Maildir{Place: ondisk.Place{Base: dir}}, &mailtest.Ledger{}
+	before := contents(t, from, l)
+	box := open(t, from, l)
+	if _, err := box.List(); err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := box.Statuses([]string{"INBOX"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "dovecot-uidlist"), list.String())
+	second, _, err := box.Statuses([]string{"INBOX"})
+	if err != nil || first["INBOX"] != second["INBOX"] {
+		t.Errorf("%+v, then %+v, %v", first, second, err)
+	}
+	same(t, before, contents(t, from, l))
+}
+
 // TestMaildirThatIsNotThere: an empty mount point is no empty mailbox.
 func TestMaildirThatIsNotThere(t *testing.T) {
 	dir := t.TempDir()
@@ -333,12 +453,12 @@ func TestMaildirThatIsNotThere(t *testing.T) {
 	write(t, filepath.Join(dir, ".A", "cur", "1.a:2,"), "x\n")
 	write(t, filepath.Join(dir, "B", "cur", "1.a:2,"), "x\n")
 	from := ondisk.Maildir{Place: ondisk.Place{Base: dir}}
-	if _, err := open(t, from, &memLedger{}).List(); err == nil || !strings.Contains(err.Error(), "layout=") {
+	if _, err := open(t, from, &mailtest.Ledger{}).List(); err == nil || !strings.Contains(err.Error(), "layout=") {
 		t.Errorf("%v", err)
 	}
 	for layout, want := range map[ondisk.Layout]string{ondisk.LayoutPlus: "INBOX.A", ondisk.LayoutFS: "B"} {
 		from.Layout = layout
-		folders, err := open(t, from, &memLedger{}).List()
+		folders, err := open(t, from, &mailtest.Ledger{}).List()
 		if err != nil || len(folders) != 2 || folders[1].Name != want {
 			t.Errorf("%s: %v, %v", layout, folders, err)
 		}

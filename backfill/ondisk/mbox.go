@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
@@ -57,46 +59,101 @@ type mbTree struct {
 type mbFile struct {
 	root *os.Root
 	name string
+	// plain: it must not be a link. The directory is not one of the user's own.
+	plain bool
 }
 
+func (f mbFile) open() (*os.File, error) {
+	var seen fs.FileInfo
+	if f.plain {
+		var err error
+		if seen, err = f.root.Lstat(f.name); err != nil {
+			return nil, reason(err)
+		}
+		if seen.Mode()&fs.ModeSymlink != 0 {
+			return nil, errLink
+		}
+	}
+	file, st, err := openFile(f.root, f.name)
+	if err == nil && f.plain && !os.SameFile(seen, st) {
+		file.Close()
+		return nil, errSwapped
+	}
+	return file, err
+}
+
+// open finds out what there is. Who has neither folders nor an INBOX is nobody,
+// or his mail is not there now: an empty mailbox must not come of it.
 func (t *mbTree) open(m Mbox) error {
+	there := false
 	if m.Inbox != (Place{}) {
-		if err := t.openInbox(m.Inbox); err != nil {
+		var err error
+		if there, err = t.openInbox(m.Inbox); err != nil {
 			return err
 		}
 	}
-	base, err := os.OpenRoot(m.Folders.Base)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", m.Folders.Base, reason(err))
-	}
-	t.roots = append(t.roots, base)
-	name := cmp.Or(m.Folders.Path, ".")
-	st, err := base.Stat(name)
-	switch {
-	case err != nil && errors.Is(err, fs.ErrNotExist) && t.inbox != nil:
-		return nil // a user without folders
-	case err != nil:
-		return fmt.Errorf("open %s: %w (the path and its links must not leave %s)", m.Folders, reason(err), m.Folders.Base)
-	case !st.IsDir():
-		return t.openInbox(m.Folders)
-	}
-	if t.root, err = base.OpenRoot(name); err != nil {
-		return fmt.Errorf("open %s: %w", m.Folders, reason(err))
-	}
-	t.roots = append(t.roots, t.root)
-	return nil
-}
-
-// openInbox notes where the INBOX is. Its directory has to be there; the file is
-// not when there is no mail.
-func (t *mbTree) openInbox(p Place) error {
-	dir := Place{Base: p.Base, Path: path.Dir(p.Path)}
-	root, err := dir.open()
+	s, err := m.Folders.find()
 	if err != nil {
 		return err
 	}
-	t.roots = append(t.roots, root)
-	t.inbox = &mbFile{root, path.Base(p.Path)}
+	if s.dir != nil {
+		t.roots = append(t.roots, s.dir)
+	}
+	switch {
+	case s.st == nil && there:
+		return nil // a user without folders
+	case s.st == nil && t.inbox != nil:
+		return fmt.Errorf("open %s: it is not there, and neither is the INBOX %s: is the user's name right, and are the file systems mounted?", m.Folders, m.Inbox)
+	case s.st == nil:
+		return m.Folders.failed(syscall.ENOENT)
+	case !s.st.IsDir():
+		_, err := t.openInbox(m.Folders)
+		return err
+	}
+	if t.root, err = enter(s.dir, s.name, s.st); err != nil {
+		return m.Folders.failed(err)
+	}
+	t.roots = append(t.roots, t.root)
+	if t.inbox == nil {
+		return notEmpty(t.root, m.Folders.String())
+	}
+	return nil
+}
+
+// openInbox notes where the INBOX is, and tells whether it is there. Its
+// directory has to be, with something in it; the file is not when there is no
+// mail.
+func (t *mbTree) openInbox(p Place) (there bool, err error) {
+	s, err := p.find()
+	if err != nil {
+		return false, err
+	}
+	if s.dir == nil {
+		return false, fmt.Errorf("open %s: %w (the directory of the INBOX is missing: is the file system mounted?)", p, syscall.ENOENT)
+	}
+	t.roots = append(t.roots, s.dir)
+	t.inbox = &mbFile{root: s.dir, name: s.name, plain: true}
+	if s.st == nil {
+		return false, notEmpty(s.dir, path.Dir(p.String()))
+	}
+	return true, nil
+}
+
+// notEmpty refuses a directory that has nothing in it, as that has which a file
+// system is mounted on.
+func notEmpty(dir *os.Root, name string) error {
+	d, err := dir.Open(".")
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, reason(err))
+	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("open %s: there is nothing in it: is the path right, and is the file system mounted?", name)
+	}
+	if err != nil {
+		return fmt.Errorf("list %s: %w", name, reason(err))
+	}
 	return nil
 }
 
@@ -139,7 +196,7 @@ func (t *mbTree) List() ([]imapconn.Folder, error) {
 		if _, ok := files[f.Wire]; ok {
 			return nil, fmt.Errorf("list the folders: there are two with the name %q: rename one", f.Wire)
 		}
-		files[f.Wire] = mbFile{t.root, name}
+		files[f.Wire] = mbFile{root: t.root, name: name}
 		f.Subscribed = subscribed[levelsOf(f.Name, "/", "")]
 		out = append(out, f)
 	}
@@ -261,7 +318,7 @@ func (t *mbTree) look(wire string) (*mbState, error) {
 }
 
 func (t *mbTree) index(file mbFile, last *mbState) (*mbState, error) {
-	f, st, err := openFile(file.root, file.name)
+	f, err := file.open()
 	if errors.Is(err, fs.ErrNotExist) && t.inbox != nil && file == *t.inbox {
 		return &mbState{index: &mbIndex{}}, nil
 	}
@@ -269,6 +326,10 @@ func (t *mbTree) index(file mbFile, last *mbState) (*mbState, error) {
 		return nil, fmt.Errorf("open it: %w", err)
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, reason(err)
+	}
 	if last != nil && last.current(st) {
 		return last, nil
 	}

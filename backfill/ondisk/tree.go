@@ -3,6 +3,7 @@ package ondisk
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/bzip2"
 	"compress/gzip"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"syscall"
 
 	"crossfade/backfill"
@@ -18,37 +18,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 )
-
-// Place is where one user's tree lies. The path is looked for below the base, and
-// never leaves it, whatever the user's name is and whatever links there are.
-type Place struct {
-	Base string // an absolute directory
-	Path string // relative to Base; empty means Base itself
-}
-
-func (p Place) String() string {
-	if p.Path == "" {
-		return p.Base
-	}
-	return strings.TrimSuffix(p.Base, "/") + "/" + p.Path
-}
-
-// open opens the tree. Everything in it is reached through what it gives.
-func (p Place) open() (*os.Root, error) {
-	base, err := os.OpenRoot(p.Base)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", p.Base, reason(err))
-	}
-	if p.Path == "" {
-		return base, nil
-	}
-	defer base.Close()
-	root, err := base.OpenRoot(p.Path)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w (the path and its links must not leave %s, and the user who runs crossfade has to be able to read it)", p, reason(err), p.Base)
-	}
-	return root, nil
-}
 
 // reason drops the path from an error of the file system: it is said before.
 func reason(err error) error {
@@ -143,6 +112,7 @@ type handing struct {
 	recv imapconn.Receiver
 	raw  bytes.Buffer
 	out  []byte
+	most int64 // octets of a message; 0 means backfill.MaxMessage
 	// check, if there is one, tells behind the last octet whether they are the
 	// ones that were meant.
 	check func() error
@@ -151,50 +121,52 @@ type handing struct {
 // message hands one message on as IMAP would: with CRLF. A recvError is the
 // receiver's, any other the reader's.
 func (h *handing) message(m imapconn.Meta, r io.Reader) error {
-	h.raw.Reset()
-	n, err := h.raw.ReadFrom(io.LimitReader(r, inMemory))
+	n, last, err := h.next(r, 0)
 	if err != nil {
-		return reason(err)
+		return err
 	}
-	var last byte
-	h.out, last = appendCRLF(h.out[:0], h.raw.Bytes(), 0)
 	size := int64(len(h.out))
 	if n == inMemory {
-		size = max(size, m.Size)
-	}
-	if n < inMemory && h.check != nil {
-		if err := h.check(); err != nil {
-			return err
-		}
+		size = max(size, m.Size, inMemory+1) // more follows, whatever was noted of it
 	}
 	w, err := h.recv.Begin(m.UID, size)
 	if err != nil {
 		return &recvError{err}
 	}
-	if _, err := w.Write(h.out); err != nil {
-		return &recvError{err}
-	}
-	m.Size = int64(len(h.out))
-	for whole := n < inMemory; !whole; whole = n < inMemory {
-		h.raw.Reset()
-		if n, err = h.raw.ReadFrom(io.LimitReader(r, inMemory)); err != nil {
-			return reason(err)
+	for m.Size = 0; ; {
+		if m.Size += int64(len(h.out)); m.Size > cmp.Or(h.most, backfill.MaxMessage) {
+			return errTooLarge
 		}
-		h.out, last = appendCRLF(h.out[:0], h.raw.Bytes(), last)
 		if _, err := w.Write(h.out); err != nil {
 			return &recvError{err}
 		}
-		m.Size += int64(len(h.out))
-		if n < inMemory && h.check != nil {
-			if err := h.check(); err != nil {
-				return err
-			}
+		if n < inMemory {
+			break
+		}
+		if n, last, err = h.next(r, last); err != nil {
+			return err
 		}
 	}
 	if err := h.recv.End(m); err != nil {
 		return &recvError{err}
 	}
 	return nil
+}
+
+var errTooLarge = fmt.Errorf("it has more than %d octets, which is no message", int64(backfill.MaxMessage))
+
+// next reads up to inMemory octets, and leaves them in out with CRLF. With fewer
+// the message is over.
+func (h *handing) next(r io.Reader, before byte) (n int64, last byte, err error) {
+	h.raw.Reset()
+	if n, err = h.raw.ReadFrom(io.LimitReader(r, inMemory)); err != nil {
+		return n, before, reason(err)
+	}
+	h.out, last = appendCRLF(h.out[:0], h.raw.Bytes(), before)
+	if n < inMemory && h.check != nil {
+		err = h.check()
+	}
+	return n, last, err
 }
 
 // packed are the forms in which Dovecot's plugins keep messages (zlib,
