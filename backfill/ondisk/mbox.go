@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
@@ -27,6 +27,10 @@ type Mbox struct {
 	// Inbox is the file of the INBOX; the zero value means "inbox" or "INBOX" in
 	// Folders.
 	Inbox Place
+
+	// For tests: called at named points; and instead of settling.
+	at   func(point string)
+	rest time.Duration
 }
 
 // String names the tree in reports and certificates.
@@ -34,7 +38,10 @@ func (m Mbox) String() string { return "mbox " + m.Folders.String() }
 
 // Open implements [backfill.Source].
 func (m Mbox) Open(ctx context.Context, n *backfill.Numbers) (backfill.Mailbox, error) {
-	t := &mbTree{ctx: ctx, numbers: n, files: map[string]mbFile{}, known: map[string]*mbState{}}
+	t := &mbTree{ctx: ctx, numbers: n, files: map[string]mbFile{}, known: map[string]*mbState{}, at: m.at, rest: cmp.Or(m.rest, settling)}
+	if t.at == nil {
+		t.at = func(string) {}
+	}
 	if err := t.open(m); err != nil {
 		t.Close()
 		return nil, err
@@ -49,6 +56,8 @@ type mbTree struct {
 	root    *os.Root // nil when there is an INBOX only
 	inbox   *mbFile
 	roots   []*os.Root
+	at      func(point string)
+	rest    time.Duration
 
 	mu    sync.Mutex
 	files map[string]mbFile   // by Wire
@@ -247,7 +256,7 @@ func (t *mbTree) Statuses(wires []string) (map[string]imapconn.Status, map[strin
 		if t.ctx.Err() != nil {
 			return nil, nil, context.Cause(t.ctx)
 		}
-		s, err := t.look(wire)
+		st, err := t.status(wire)
 		if errors.Is(err, backfill.ErrFolder) {
 			errs[wire] = err
 			continue
@@ -255,7 +264,7 @@ func (t *mbTree) Statuses(wires []string) (map[string]imapconn.Status, map[strin
 		if err != nil {
 			return nil, nil, err
 		}
-		stats[wire] = imapconn.Status{Messages: uint32(len(s.index.messages)), UIDNext: s.numbered.Next, UIDValidity: s.numbered.Validity, ModSeq: s.fingerprint()}
+		stats[wire] = st
 	}
 	return stats, errs, nil
 }
@@ -265,17 +274,13 @@ func (t *mbTree) NewReader() backfill.MailReader { return &mbReader{t: t} }
 
 // mbState is what a file held at one time.
 type mbState struct {
-	st       fs.FileInfo // nil when there was no file
+	stamp    stamp // zero when there was no file
 	index    *mbIndex
 	numbered backfill.Numbered
 }
 
-// current tells whether the file is still as it was.
-func (s *mbState) current(st fs.FileInfo) bool {
-	if s.st == nil || st == nil {
-		return s.st == nil && st == nil
-	}
-	return os.SameFile(s.st, st) && s.st.Size() == st.Size() && s.st.ModTime().Equal(st.ModTime())
+func (s *mbState) status() imapconn.Status {
+	return imapconn.Status{Messages: uint32(len(s.index.messages)), UIDNext: s.numbered.Next, UIDValidity: s.numbered.Validity, ModSeq: s.fingerprint()}
 }
 
 // fingerprint changes with whatever changes in the folder.
@@ -298,6 +303,9 @@ func (t *mbTree) look(wire string) (*mbState, error) {
 		return nil, folderError(wire, errors.New("it was not listed"))
 	}
 	s, err := t.index(file, last)
+	if err != nil && t.ctx.Err() != nil {
+		return nil, context.Cause(t.ctx)
+	}
 	if err != nil {
 		return nil, folderError(wire, err)
 	}
@@ -326,98 +334,63 @@ func (t *mbTree) index(file mbFile, last *mbState) (*mbState, error) {
 		return nil, fmt.Errorf("open it: %w", err)
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, reason(err)
-	}
-	if last != nil && last.current(st) {
-		return last, nil
-	}
-	unlock, err := lockFile(t.ctx, file, f)
+	now, err := stampOf(f)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	for range 3 {
-		if st, err = f.Stat(); err != nil {
-			return nil, reason(err)
-		}
-		x, err := indexMbox(f, st.Size())
-		if err != nil && !errors.Is(err, errShrunk) {
-			return nil, err
-		}
-		after, serr := f.Stat()
-		if serr != nil {
-			return nil, reason(serr)
-		}
-		if s := (&mbState{st: st, index: x}); err == nil && s.current(after) {
-			return s, nil
+	if last != nil && last.stamp.same(now) {
+		return last, nil
+	}
+	for try := range mostTries {
+		s, err := t.readThrough(file, f, try == mostTries-1)
+		if !errors.Is(err, errShrunk) && !errors.Is(err, errMoved) {
+			return s, err
 		}
 	}
 	return nil, errBusy
 }
 
-var errBusy = errors.New("it is changed faster than it can be read, by something that does not lock it: the next pass tries again")
+// mostTries is how often a file is read through that is changed meanwhile.
+const mostTries = 3
 
-// mbReader reads the messages of mbox files.
-type mbReader struct {
-	t     *mbTree
-	wire  string
-	state *mbState
-	byUID map[uint32]*mbMessage
-	hand  handing
-}
-
-// Close implements [backfill.MailReader].
-func (r *mbReader) Close() error { return nil }
-
-// Select implements [backfill.MailReader].
-func (r *mbReader) Select(f imapconn.Folder) (imapconn.Selected, error) {
-	r.wire, r.state = f.Wire, nil
-	if err := r.again(); err != nil {
-		return imapconn.Selected{}, err
-	}
-	return r.selected(), nil
-}
-
-func (r *mbReader) again() error {
-	s, err := r.t.look(r.wire)
+// readThrough finds the messages of a file. It begins when nobody writes. How
+// long it takes is up to what strangers sent, so others may write meanwhile, which
+// shows, unless they are to be kept away.
+func (t *mbTree) readThrough(file mbFile, f *os.File, keepAway bool) (*mbState, error) {
+	began, unlock, err := t.lock(file, f)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if r.state != nil && r.state.numbered.Validity != s.numbered.Validity {
-		return folderError(r.wire, imapconn.ErrChanged)
+	defer unlock()
+	if !keepAway {
+		unlock()
 	}
-	r.state, r.byUID = s, make(map[uint32]*mbMessage, len(s.index.messages))
-	for i := range s.index.messages {
-		m := &s.index.messages[i]
-		r.byUID[s.numbered.UIDs[m.name]] = m
+	t.at("index")
+	x, err := indexMbox(stoppable{t.ctx, f}, began.Size)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	after, err := stampOf(f)
+	if err != nil {
+		return nil, err
+	}
+	if !began.same(after) {
+		return nil, errMoved
+	}
+	return &mbState{stamp: began, index: x}, nil
 }
 
-func (r *mbReader) selected() imapconn.Selected {
-	n := r.state.numbered
-	return imapconn.Selected{UIDValidity: n.Validity, UIDNext: n.Next, Exists: uint32(len(r.state.index.messages))}
+// stoppable reads until ctx is over.
+type stoppable struct {
+	ctx context.Context
+	r   io.ReaderAt
 }
 
-// ListAll implements [backfill.MailReader]. Sizes are those in the file.
-func (r *mbReader) ListAll(it imapconn.Items) ([]imapconn.Meta, imapconn.Selected, error) {
-	metas := make([]imapconn.Meta, 0, len(r.byUID))
-	for uid, m := range r.byUID {
-		metas = append(metas, m.meta(uid, it))
+func (s stoppable) ReadAt(p []byte, off int64) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
 	}
-	slices.SortFunc(metas, func(a, b imapconn.Meta) int { return cmp.Compare(a.UID, b.UID) })
-	return metas, r.selected(), nil
+	return s.r.ReadAt(p, off)
 }
 
-func (m *mbMessage) meta(uid uint32, it imapconn.Items) imapconn.Meta {
-	meta := imapconn.Meta{UID: uid, Size: m.end - m.start}
-	if it.Flags {
-		meta.Flags = slices.Clone(m.flags)
-	}
-	if it.Date {
-		meta.Date = m.date
-	}
-	return meta
-}
+var errBusy = errors.New("it is changed faster than it can be read, by something that does not lock it: the next pass tries again")

@@ -15,6 +15,7 @@ import (
 	"crossfade/backfill"
 	"crossfade/backfill/imapconn"
 	"crossfade/backfill/ondisk"
+	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
 
 	"github.com/emersion/go-imap/v2"
@@ -68,7 +69,7 @@ func TestMboxIsReadAsDovecotServesIt(t *testing.T) {
 	write(t, filepath.Join(home, "mail", ".subscriptions"), "crlf\n")
 	own(t, src, home)
 	from := ondisk.Mbox{Folders: ondisk.Place{Base: src.MailRoot, Path: user + "/mail"}, Inbox: ondisk.Place{Base: src.MailRoot, Path: user + "/spool"}}
-	l := &memLedger{}
+	l := &mailtest.Ledger{}
 	before := contents(t, from, l) // Dovecot writes into the files when it opens them
 	want := served(t, src)
 	same(t, content(want, "", "/"), content(before, "", "/"))
@@ -80,7 +81,7 @@ func TestMboxIsReadAsDovecotServesIt(t *testing.T) {
 	if n := len(want["INBOX"]); n != 16 {
 		t.Errorf("Dovecot has %d messages in INBOX", n)
 	}
-	same(t, want, contents(t, from, &memLedger{}))
+	same(t, want, contents(t, from, &mailtest.Ledger{}))
 	still := tree(t, home)
 	j := job(from, dst)
 	if r := pass(t, l, j, backfill.Options{}); r.Copied != 32 || len(r.Problems) > 0 {
@@ -136,7 +137,7 @@ func TestMboxWithoutUIDs(t *testing.T) {
 		return fmt.Sprintf("From a Fri Jan  2 03:04:05 2015\nSubject: %d\n%s\nbody\n\n", n, extra)
 	}
 	write(t, file, msg(1, "")+msg(2, "")+msg(2, "")+msg(3, "X-UID: 1\n"))
-	from, l := ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &memLedger{}
+	from, l := ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &mailtest.Ledger{}
 	first := contents(t, from, l)["INBOX"]
 	if len(first) != 4 {
 		t.Fatalf("%v", first)
@@ -159,7 +160,7 @@ func TestMboxThatIsChangedWhileItIsRead(t *testing.T) {
 		return fmt.Sprintf("From a Fri Jan  2 03:04:05 2015\nSubject: %04d\n\nbody\n\n", n)
 	}
 	write(t, file, msg(1)+msg(2)+msg(3))
-	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &memLedger{})
+	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &mailtest.Ledger{})
 	folders, err := box.List()
 	if err != nil || len(folders) != 1 {
 		t.Fatal(folders, err)
@@ -210,7 +211,7 @@ func TestMboxLocks(t *testing.T) {
 	write(t, file, mboxText)
 	write(t, file+".lock", "")
 	from := ondisk.Mbox{Folders: ondisk.Place{Base: dir, Path: "INBOX"}}
-	box := open(t, from, &memLedger{})
+	box := open(t, from, &mailtest.Ledger{})
 	if _, err := box.List(); err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +243,7 @@ func TestMboxOddTrees(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: base, Path: "anna"}}, &memLedger{})
+	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: base, Path: "anna"}}, &mailtest.Ledger{})
 	folders, err := box.List()
 	if err != nil || len(folders) != 4 {
 		t.Fatal(folders, err)
@@ -256,10 +257,72 @@ func TestMboxOddTrees(t *testing.T) {
 	}
 }
 
+// TestMboxOfAUserWhoIsNotThere: nobody's mailbox is not an empty one, and neither
+// is one whose file system is not mounted.
+func TestMboxOfAUserWhoIsNotThere(t *testing.T) {
+	base := t.TempDir()
+	place := func(levels ...string) ondisk.Place { return ondisk.Place{Base: base, Path: filepath.Join(levels...)} }
+	for _, dir := range []string{"home/anna/mail", "home/bert/mail", "spool", "unmounted"} {
+		if err := os.MkdirAll(filepath.Join(base, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(base, "spool", "carla"), mboxText)
+	write(t, filepath.Join(base, "home", "bert", "mail", "sent"), mboxText)
+	for name, c := range map[string]struct {
+		folders, inbox ondisk.Place
+		want           string // of the error; "" for none
+		messages       map[string]int
+	}{
+		"nobody":                  {place("home/nobody/mail"), place("spool/nobody"), "neither", nil},
+		"nobody, no home":         {place("no/nobody"), place("spool/nobody"), "neither", nil},
+		"INBOX only":              {place("home/carla/mail"), place("spool/carla"), "", map[string]int{"INBOX": 5}},
+		"folders only":            {place("home/bert/mail"), place("spool/bert"), "", map[string]int{"INBOX": 0, "sent": 5}},
+		"no mail at all":          {place("home/anna/mail"), place("spool/anna"), "", map[string]int{"INBOX": 0}},
+		"spool not mounted":       {place("home/bert/mail"), place("unmounted/bert"), "mounted", nil},
+		"no spool":                {place("home/bert/mail"), place("nowhere/bert"), "mounted", nil},
+		"folders not mounted":     {place("unmounted"), ondisk.Place{}, "mounted", nil},
+		"no folders and no INBOX": {place("home/nobody/mail"), ondisk.Place{}, "no such file", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from := ondisk.Mbox{Folders: c.folders, Inbox: c.inbox}
+			if c.want != "" {
+				if box, err := from.Open(t.Context(), nil); err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%v, %v", box, err)
+				}
+				return
+			}
+			got := map[string]int{}
+			for folder, msgs := range contents(t, from, &mailtest.Ledger{}) {
+				got[folder] = len(msgs)
+			}
+			same(t, c.messages, got)
+		})
+	}
+}
+
+// TestMboxFirstMessageThatOnlyLooksLikeNotes: the field that the server's own
+// notes have may be in anybody's mail.
+func TestMboxFirstMessageThatOnlyLooksLikeNotes(t *testing.T) {
+	const field = "X-IMAP: 1420000000 0000000012\n"
+	for text, want := range map[string]int{
+		"From eve@example.net Fri Jan  2 03:04:05 2015\nSubject: hello\n" + field + "\nmail\n":                                                          1,
+		"From MAILER-DAEMON Fri Jan  2 03:04:05 2015\nSubject: DON'T DELETE\n" + field + "\ninternal\n":                                                 0,
+		"From anna Fri Jan  2 03:04:05 2015\n" + field + "Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\n\ninternal\n":                     0,
+		"From a Fri Jan  2 03:04:05 2015\n\nfirst\n\nFrom MAILER-DAEMON Fri Jan  2 03:04:05 2015\n" + field + "Subject: FOLDER INTERNAL DATA\n\nmail\n": 2,
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "INBOX"), text)
+		if got := contents(t, ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &mailtest.Ledger{})["INBOX"]; len(got) != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
 func TestMboxPassEndsWithItsContext(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "INBOX"), mboxText)
-	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &memLedger{})
+	box := open(t, ondisk.Mbox{Folders: ondisk.Place{Base: dir}}, &mailtest.Ledger{})
 	folders, err := box.List()
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +338,7 @@ func TestMboxPassEndsWithItsContext(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	n, err := backfill.NewNumbers(t.Context(), &memLedger{}, user)
+	n, err := backfill.NewNumbers(t.Context(), &mailtest.Ledger{}, user)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -64,20 +65,17 @@ func (r *mbReader) fetch(uids []uint32, it imapconn.Items) (done int, err error)
 	if r.byUID[uids[0]] == nil {
 		return 0, errGone
 	}
-	f, st, err := openFile(file.root, file.name)
+	f, err := file.open()
 	if err != nil {
 		return 0, fmt.Errorf("open it: %w", err)
 	}
 	defer f.Close()
-	unlock, err := lockFile(r.t.ctx, file, f)
+	now, unlock, err := r.t.lock(file, f)
 	if err != nil {
 		return 0, err
 	}
 	defer unlock()
-	if st, err = f.Stat(); err != nil {
-		return 0, reason(err)
-	}
-	if !r.state.current(st) {
+	if !r.state.stamp.same(now) {
 		return 0, errMoved
 	}
 	for i, uid := range uids {
@@ -85,14 +83,14 @@ func (r *mbReader) fetch(uids []uint32, it imapconn.Items) (done int, err error)
 		if m == nil {
 			return i, errGone
 		}
-		if err := r.hand.mbox(f, uid, m, it); err != nil {
+		if err := r.hand.mbox(stoppable{r.t.ctx, f}, uid, m, it); err != nil {
 			return i, err
 		}
 	}
 	return len(uids), nil
 }
 
-func (h *handing) mbox(f *os.File, uid uint32, m *mbMessage, it imapconn.Items) error {
+func (h *handing) mbox(f io.ReaderAt, uid uint32, m *mbMessage, it imapconn.Items) error {
 	meta := m.meta(uid, it)
 	if !it.Body {
 		if err := h.recv.End(meta); err != nil {
@@ -122,34 +120,62 @@ const (
 	staleLock = 5 * time.Minute
 )
 
-// lockFile waits until nobody who locks an mbox writes to it, and keeps writers
-// that use fcntl away until unlock is called. A file of a lock is looked at and
-// never made: nothing is written into the tree.
-func lockFile(ctx context.Context, file mbFile, f *os.File) (unlock func(), err error) {
+// lock waits until nobody who locks an mbox writes to it, tells how the file is
+// then, and keeps writers that use fcntl away until unlock is called. A file of a
+// lock is looked at and never made: nothing is written into the tree. It is looked
+// at once more behind the file: who made it in between may have written half a
+// message. One who makes it later changes the file's size or time.
+func (t *mbTree) lock(file mbFile, f *os.File) (now stamp, unlock func(), err error) {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for deadline := time.Now().Add(lockTime); ; {
-		st, err := file.root.Stat(file.name + ".lock")
-		dotted := err == nil && time.Since(st.ModTime()) < staleLock
-		if !dotted {
-			err = syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_RDLCK, Whence: io.SeekStart})
-			switch {
-			case err == nil, errors.Is(err, syscall.ENOLCK), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENOTSUP):
-				// Where there are no locks nobody has one; what changes is noticed.
-				return func() {
-					_ = syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_UNLCK, Whence: io.SeekStart}) // closing unlocks it too
-				}, nil
-			case !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EINTR):
-				return nil, fmt.Errorf("lock it for reading: %w", err)
+		locked := false
+		if !file.dotted() {
+			if locked, err = readLock(f); err != nil {
+				return now, nil, err
 			}
 		}
+		if locked {
+			t.at("locked")
+			unlock = sync.OnceFunc(func() { readUnlock(f) })
+			if now, err = stampOf(f); err == nil && !file.dotted() {
+				return now, unlock, nil
+			}
+			if unlock(); err != nil {
+				return now, nil, err
+			}
+		}
+		t.at("wait")
 		if time.Now().After(deadline) {
-			return nil, errLocked
+			return now, nil, errLocked
 		}
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-t.ctx.Done():
+			return now, nil, context.Cause(t.ctx)
 		}
 	}
+}
+
+// dotted tells whether the file of a lock is there, and not a stale one.
+func (f mbFile) dotted() bool {
+	st, err := f.root.Stat(f.name + ".lock")
+	return err == nil && time.Since(st.ModTime()) < staleLock
+}
+
+// readLock takes the lock if it can be had. Where there are no locks nobody has
+// one; what changes is noticed.
+func readLock(f *os.File) (bool, error) {
+	err := syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_RDLCK, Whence: io.SeekStart})
+	switch {
+	case err == nil, errors.Is(err, syscall.ENOLCK), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENOTSUP):
+		return true, nil
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EINTR):
+		return false, nil
+	}
+	return false, fmt.Errorf("lock it for reading: %w", err)
+}
+
+func readUnlock(f *os.File) {
+	_ = syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_UNLCK, Whence: io.SeekStart}) // closing unlocks it too
 }

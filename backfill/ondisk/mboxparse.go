@@ -37,15 +37,18 @@ type mbIndex struct {
 	validity uint32 // X-IMAPbase or X-IMAP; 0 without
 	last     uint32 // the highest UID given, as the same field says
 	// keywords are the server's: others in X-Keywords are the sender's.
-	keywords []string
+	keywords map[string]bool
 }
 
 // hidden are the fields that Dovecot and UW-imap keep their notes in and do not
 // show to clients.
 var hidden = []string{"content-length", "status", "x-imap", "x-imapbase", "x-keywords", "x-status", "x-uid"}
 
-// mostHeader is how much of a header is searched for such fields.
-const mostHeader = 1 << 20
+const (
+	// mostHeader is how much of a header is searched for such fields.
+	mostHeader = 1 << 20
+	mostField  = 64 << 10 // octets of one of them
+)
 
 // fromLine is "From sender Wed Jan  1 12:34:56 2003", with what some servers put
 // around the year. Without a date it is text (RFC 4155; Dovecot takes it so too).
@@ -220,6 +223,11 @@ type mbParser struct {
 	first  bool
 	pseudo bool // it is the server's own notes and no message
 	length int64
+
+	name             string // of the field that is being read; "" for one of no interest
+	value            []byte
+	notes            string // X-IMAP
+	daemon, internal bool   // what the server's own notes say of themselves
 }
 
 // message reads the message whose "From " line is at pos, and gives where the
@@ -230,8 +238,11 @@ func (p *mbParser) message(pos int64) (next int64, err error) {
 		return pos, err
 	}
 	p.m.date, _ = parseFrom(line) // it is one: that is how it was found
+	p.daemon = bytes.HasPrefix(line, []byte("From MAILER-DAEMON"))
 	p.m.start, p.length, p.m.flags = pos, -1, []string{}
-	if next, err = p.header(pos); err != nil || p.m.end > 0 {
+	next, err = p.header(pos)
+	p.headerEnds()
+	if err != nil || p.m.end > 0 {
 		return next, err
 	}
 	p.m.body = next
@@ -244,40 +255,58 @@ func (p *mbParser) message(pos int64) (next int64, err error) {
 
 // header reads the fields. A "From " line among them begins the next message.
 func (p *mbParser) header(pos int64) (next int64, err error) {
-	name, value := "", ""
 	for pos < p.l.size {
 		line, next, err := p.l.at(pos)
 		if err != nil {
 			return pos, err
 		}
-		text := strings.TrimRight(string(line[:min(len(line), 4096)]), "\r\n")
-		if text == "" {
-			p.field(name, value)
+		text := bytes.TrimRight(line[:min(len(line), 4096)], "\r\n")
+		if len(text) == 0 {
 			return next, nil
 		}
 		if _, ok := parseFrom(line); ok && pos > p.m.start {
-			p.field(name, value)
 			p.m.body = pos
 			p.ends(p.beforeFrom(pos))
 			return pos, nil
 		}
-		if text[0] == ' ' || text[0] == '\t' {
-			value += " " + strings.TrimSpace(text)
-		} else {
-			p.field(name, value)
-			name, value, _ = strings.Cut(text, ":")
+		if text[0] != ' ' && text[0] != '\t' {
+			p.field()
+			p.begin(text)
+		} else if p.name != "" && len(p.value)+len(text) < mostField {
+			p.value = append(append(p.value, ' '), bytes.TrimSpace(text)...)
 		}
 		pos = next
 	}
-	p.field(name, value)
 	p.m.body, p.m.end = pos, pos
 	return pos, nil
 }
 
+// begin takes the first line of a field. Only those that mean something are put
+// together: a header has as many lines as its sender likes.
+func (p *mbParser) begin(text []byte) {
+	name, value, _ := bytes.Cut(text, []byte(":"))
+	p.name, p.value = strings.ToLower(string(bytes.TrimSpace(name))), append(p.value[:0], value...)
+	if p.name != "subject" && !slices.Contains(hidden, p.name) {
+		p.name = ""
+	}
+}
+
+// headerEnds takes what only the whole header tells.
+func (p *mbParser) headerEnds() {
+	p.field()
+	slices.Sort(p.m.flags)
+	p.m.flags = slices.Compact(p.m.flags)
+	// UW-imap's own notes are the first message, and say what they are: the field
+	// alone may be in anybody's mail.
+	if p.first && p.notes != "" && (p.daemon || p.internal) {
+		p.pseudo = p.base(p.notes)
+	}
+}
+
 // field takes a field of the server's own.
-func (p *mbParser) field(name, value string) {
-	value = strings.TrimSpace(value)
-	switch strings.ToLower(strings.TrimSpace(name)) {
+func (p *mbParser) field() {
+	value := strings.TrimSpace(string(p.value))
+	switch p.name {
 	case "content-length":
 		if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
 			p.length = n
@@ -290,19 +319,36 @@ func (p *mbParser) field(name, value string) {
 		p.flag(value, 'T', `\Draft`)
 		p.flag(value, 'D', `\Deleted`)
 	case "x-keywords":
-		p.m.flags = append(p.m.flags, slices.DeleteFunc(strings.Fields(value), func(k string) bool { return !slices.Contains(p.index.keywords, k) })...)
-	case "x-imap", "x-imapbase":
-		words := strings.Fields(value)
-		if !p.first || len(words) < 2 {
-			return
+		p.m.flags = append(p.m.flags, slices.DeleteFunc(strings.Fields(value), func(k string) bool { return !p.index.keywords[k] })...)
+	case "x-imapbase":
+		if p.first {
+			p.base(value)
 		}
-		if v, last := parseUID(words[0]), parseUID(strings.TrimLeft(words[1], "0")); v != 0 {
-			p.index.validity, p.index.last, p.index.keywords = v, last, words[2:]
-			p.pseudo = strings.EqualFold(strings.TrimSpace(name), "x-imap")
-		}
+	case "x-imap":
+		p.notes = value
 	case "x-uid":
 		p.m.uid = parseUID(value)
+	case "subject":
+		p.internal = strings.Contains(strings.ToUpper(value), "FOLDER INTERNAL DATA")
 	}
+	p.name = ""
+}
+
+// base reads "UIDVALIDITY, last UID, keywords".
+func (p *mbParser) base(value string) bool {
+	words := strings.Fields(value)
+	if len(words) < 2 {
+		return false
+	}
+	v, last := parseUID(words[0]), parseUID(strings.TrimLeft(words[1], "0"))
+	if v == 0 {
+		return false
+	}
+	p.index.validity, p.index.last, p.index.keywords = v, last, map[string]bool{}
+	for _, k := range words[2:] {
+		p.index.keywords[k] = true
+	}
+	return true
 }
 
 func (p *mbParser) flag(value string, letter byte, flag string) {
