@@ -87,7 +87,7 @@ func (k *keywords) updates(dir *os.Root) error {
 	if err != nil && err != io.EOF {
 		return fmt.Errorf("list courierimapkeywords: %w", reason(err))
 	}
-	newest := map[string]int64{}
+	newest, sum := map[string]int64{}, 0
 	for _, name := range names {
 		base, tick := name, int64(0)
 		if strings.HasPrefix(name, ".") {
@@ -103,6 +103,9 @@ func (k *keywords) updates(dir *os.Root) error {
 		b, err := readSmall(dir, name, 1<<20)
 		if err != nil {
 			return err
+		}
+		if sum += len(name) + len(b); sum > mostKeywords {
+			return fmt.Errorf("read courierimapkeywords: its files have more than %d octets together", mostKeywords)
 		}
 		newest[base] = tick
 		k.courier[base] = strings.Fields(string(b))
