@@ -16,6 +16,10 @@ type asking[T any] struct {
 	each func(address string, answer T, err error) error
 }
 
+// ahead is how many answers wait for one that comes before them, for each that is
+// asked for at once: an answer may be large, and there are many users.
+const ahead = 4
+
 // answer is what is known of one user.
 type answer[T any] struct {
 	value T
@@ -36,7 +40,9 @@ func (q *asking[T]) run(addresses []string) error {
 	bar := newProgress(q.app.stderr)
 	defer bar.end()
 	finished := make(chan struct{}, len(addresses))
-	for range max(1, min(q.atOnce, len(addresses))) {
+	workers := max(1, min(q.atOnce, len(addresses)))
+	open := make(chan struct{}, workers*ahead) // asked, and not given to each
+	for range workers {
 		wg.Go(func() {
 			for i := range next {
 				answers[i].value, answers[i].err = q.ask(ctx, addresses[i])
@@ -48,6 +54,11 @@ func (q *asking[T]) run(addresses []string) error {
 	wg.Go(func() {
 		defer close(next)
 		for i := range addresses {
+			select {
+			case open <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
 			select {
 			case next <- i:
 			case <-ctx.Done():
@@ -75,6 +86,8 @@ func (q *asking[T]) run(addresses []string) error {
 		if err := q.each(address, answers[i].value, answers[i].err); err != nil {
 			return err
 		}
+		answers[i] = answer[T]{} // one may be large
+		<-open
 	}
 	return nil
 }

@@ -13,7 +13,8 @@ type plans struct {
 	app     *app
 	asJSON  bool
 	results results
-	all     []backfill.Plan
+	all     []backfill.Plan // with asJSON only
+	users   int
 	total   backfill.Plan // its folders are left out
 	folders int
 	make    int // folders
@@ -37,7 +38,7 @@ func (c *backfillRunCmd) dryRun(a *app, addresses []string) error {
 		if err := a.printJSON(p.all); err != nil {
 			return err
 		}
-	} else if len(p.all) > 1 {
+	} else if p.users > 1 {
 		p.printTotal()
 	}
 	return p.results.err("planned")
@@ -64,8 +65,9 @@ func (p *plans) each(address string, plan backfill.Plan, err error) error {
 	for _, x := range plan.Problems {
 		p.classes[x.Class] += max(x.Count, 1)
 	}
-	p.all = append(p.all, plan)
+	p.users++
 	if p.asJSON {
+		p.all = append(p.all, plan)
 		return nil
 	}
 	return p.app.printPlan(plan)
@@ -105,7 +107,7 @@ func plannedOtherwise(f backfill.PlanFolder) string {
 
 func (p *plans) printTotal() {
 	t := p.total
-	fmt.Fprintf(p.app.stdout, "all: %s, %s (%d made), %s (%s), %d to copy (%s), %d left out, %d refused\n", count(len(p.all), "user", "users"),
+	fmt.Fprintf(p.app.stdout, "all: %s, %s (%d made), %s (%s), %d to copy (%s), %d left out, %d refused\n", count(p.users, "user", "users"),
 		count(p.folders, "folder", "folders"), p.make, count(t.Messages, "message", "messages"), size(t.Bytes), t.Copy, size(t.CopyBytes), t.Filtered, t.Refused)
 	if text := classText(p.classes); text != "" {
 		fmt.Fprintf(p.app.stdout, "all: %s\n", text)

@@ -247,8 +247,8 @@ func (c *backfillVerifyCmd) check(a *app) error {
 				err = fmt.Errorf("%s in the certificate and not in the mailbox now", count(out.Missing, "message is", "messages are"))
 			}
 			r.note(user, "", err)
-			all = append(all, out)
 			if c.JSON {
+				all = append(all, out)
 				return nil
 			}
 			return a.printComparison(out)
