@@ -112,13 +112,12 @@ func (c *candidates) pair(m *incoming, k key) {
 		}
 		delete(c.ids, uid)
 		m.done = true
-		c.f.rec.paired(m.meta.UID, uid, there.Loose)
+		c.f.rec.paired(m.meta.UID, uid, m.id.Loose, there.Loose)
 		if !c.f.rec.Readopt { // else it was paired before: it has not just come, and may be ours
 			c.f.arrived(m.meta.UID, there)
 			c.f.rec.Theirs.add(uid)
 		}
 		c.f.rec.Foreign.remove(uid)
-		c.f.rec.Orphans.remove(uid)
 		delete(c.f.rec.Refused, m.meta.UID)
 		delete(c.f.rec.Unread, m.meta.UID)
 		c.f.p.tally(func(r *Report, _ *Progress) { r.Adopted++ })

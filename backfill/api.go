@@ -23,12 +23,32 @@ type Job struct {
 	// with the same queue id are one message delivered to both sides.
 	Host string
 	// Settled tells that the user reads the destination: what he deletes there is
-	// his, and not missing.
+	// his, and not missing. Without it he reads the source.
 	Settled bool
 }
 
-// Options are how a pass is made.
+// Options are how a pass is made. Together, Options.Back and Job.Settled say what
+// kind of pass it is:
+//
+//	           the user reads the source     the user reads the destination (Settled)
+//	forth      copies, the tail, a flip      a sweep of the old mailbox after the flip
+//	Back       a sweep of the new mailbox    a rollback, and what keeps old current
+//	           before the flip               after the flip (a mirror)
+//
+// A pass from the side that is read carries the user's will: with Deletions what
+// he deleted and moved, with Restore what is gone from the other side, and where a
+// flag is not the same his side wins. A sweep, from the side that is not read,
+// carries new mail, and a changed flag where the reader's side still has the flags
+// that both sides agreed on last; never a deletion, a move or the flag \Deleted.
+// Deletions, AllowDeletions and Restore contradict a sweep: [ErrNotRead].
 type Options struct {
+	// Back turns the pass round: it copies from Job.Dest to Job.Source, which has
+	// to be a mailbox over IMAP that is not Gmail's ([ErrNoWayBack], and
+	// Job.WayBack for what can be told before). It works on the same pairs: nothing
+	// that one direction copied comes back with the other. In its report, its
+	// progress and its errors "source" is where it read, which is Job.Dest;
+	// DayLimit alone names the sides as the Job does. Copier.Filter does not count.
+	Back bool
 	// Final asks for a walk that trusts no shortcut: every folder is looked at.
 	Final bool
 	// RetryRefused offers the messages again that the destination refused in
@@ -36,20 +56,21 @@ type Options struct {
 	// every 16 passes.
 	RetryRefused bool
 	// Restore copies messages again that were copied and are gone from the
-	// destination since. It is for a user who still reads the source: what is
-	// there is to be on the destination on the day he is moved.
+	// destination since: what is in the mailbox that is read is to be in the other
+	// one on the day the user is moved.
 	Restore bool
 	// Deletions carries over what was deleted on the source: copies whose message
 	// is gone there are deleted on the destination, as far as
-	// [Copier.DeleteCeiling] goes. It is for a user who still reads the source,
-	// and must never be set for one who reads the destination.
+	// [Copier.DeleteCeiling] goes. Back, that is the message of which ours was the
+	// copy: the user deleted it in the mailbox that he reads.
 	Deletions bool
 	// AllowDeletions says that an operator has looked: in this pass there is no
 	// ceiling. It means nothing without Deletions.
 	AllowDeletions bool
 	// MayDelete, when there is one, is asked once more right before anything is
-	// deleted, or copied again (Restore): a pass may take hours, and meanwhile the user may have come to read
-	// the destination. Its error ends the pass, which has copied everything by then.
+	// deleted, or copied again (Restore): a pass may take hours, and meanwhile the
+	// user may have come to read the other side. Its error ends the pass, which has
+	// copied everything by then.
 	MayDelete func(context.Context) error
 	// Prompt is for a small pass that somebody waits for, such as one for a user who
 	// is ready: it may use what first copies leave of the daily limits, a twentieth.

@@ -16,9 +16,12 @@ const (
 	// they are.
 	atticName = "Needs attention"
 	// atticSource is the name of its record in the ledger: no folder of a source
-	// has a NUL in its name.
+	// has a NUL in its name. atticBack is that of what the old side refused.
 	atticSource = "\x00needs attention"
+	atticBack   = atticSource + " back"
 )
+
+func isAttic(wire string) bool { return wire == atticSource || wire == atticBack }
 
 // attic is that folder. Its record is that of a folder whose source is this
 // package: wrapped messages have numbers of ours in place of UIDs of a source,
@@ -26,6 +29,7 @@ const (
 type attic struct {
 	p   *pass
 	rec *record
+	far *record // of the other direction's: a folder of the source; only read
 
 	mu sync.Mutex // the lanes of a pass come here
 
@@ -48,11 +52,19 @@ type kept struct {
 }
 
 func openAttic(p *pass) (*attic, error) {
-	rec, err := p.book.record(atticSource)
+	own, others := atticSource, atticBack
+	if p.o.Back {
+		own, others = others, own
+	}
+	rec, err := p.book.read(own)
 	if err != nil {
 		return nil, err
 	}
-	return &attic{p: p, rec: rec}, nil
+	far, err := p.book.read(others)
+	if err != nil {
+		return nil, err
+	}
+	return &attic{p: p, rec: rec, far: far}, nil
 }
 
 // name is what the folder is called on the destination.
@@ -89,7 +101,7 @@ func (a *attic) paired(k kept) bool {
 // run is the work on the folder over the connections of a lane.
 func (a *attic) run(l *lane) *folderRun {
 	f := &folderRun{p: a.p, lane: l, rec: a.rec, agreed: agreed{}, told: map[string]bool{}, isAttic: true}
-	f.src = imapconn.Folder{Name: atticName, Wire: atticSource, Subscribed: true}
+	f.src = imapconn.Folder{Name: atticName, Wire: a.rec.Source, Subscribed: true}
 	f.name, f.wire = a.called(), a.rec.Dest
 	f.exists = slices.ContainsFunc(a.p.dstSide.folders, func(d imapconn.Folder) bool { return d.Wire == a.rec.Dest && d.Selectable() })
 	return f

@@ -372,7 +372,7 @@ func (f *folderRun) appended(msgs []*incoming, done imapconn.Appended) error {
 		return nil
 	}
 	for i, m := range msgs {
-		f.rec.paired(m.meta.UID, done.UIDs[i], m.id.Loose)
+		f.rec.paired(m.meta.UID, done.UIDs[i], m.id.Loose, m.id.Loose)
 		f.uidNext = max(f.uidNext, done.UIDs[i]+1)
 	}
 	return nil

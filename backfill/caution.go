@@ -23,6 +23,9 @@ const lookAgain = -1
 func (p *pass) most(n int) int { return max(alwaysDeletes, int(p.ceiling()*float64(n))) }
 
 func (p *pass) allowing() string {
+	if p.o.Back {
+		return "an operator who allows them"
+	}
 	return fmt.Sprintf("`crossfade backfill run --allow-deletions %s`", p.job.User)
 }
 
@@ -60,7 +63,7 @@ func (p *pass) doubts() doubt {
 // notLeftOut takes out of what was deleted the messages that the filter leaves out
 // by now: where they are moved to they are not copied any more.
 func (f *folderRun) notLeftOut(del uidSet) (uidSet, error) {
-	filter := f.p.c.Filter
+	filter := f.p.filter
 	if !filter.messages() || len(del) == 0 {
 		return del, nil
 	}

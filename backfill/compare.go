@@ -33,7 +33,7 @@ type facing struct {
 func (s *comparison) folder(pr pairing) (err error) {
 	f := &facing{wire: pr.src.Wire, check: len(s.v.Folders)}
 	err = both(func() (err error) {
-		f.src, err = s.p.identities(s.p.src, pr.src, s.p.c.Filter)
+		f.src, err = s.p.identities(s.p.src, pr.src, s.p.filter)
 		return inside("source", err)
 	}, func() (err error) {
 		if pr.exists {

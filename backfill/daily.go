@@ -117,6 +117,7 @@ type day struct {
 	// exempt passes count and are not stopped; prompt ones may use what a first
 	// copy spares.
 	exempt, prompt bool
+	back           bool // the pass reads from what is the destination for limits
 	name           string
 
 	mu      sync.Mutex
@@ -128,13 +129,24 @@ type day struct {
 // openDay reads what was used. A pass counts under a name of its own, and a
 // verification under another.
 func (p *pass) openDay(verifies bool) {
-	d := &day{ctx: p.ctx, book: p.book, limits: p.c.Daily, exempt: p.o.Final || verifies, prompt: p.o.Prompt, name: dailyName}
+	d := &day{ctx: p.ctx, book: p.book, limits: p.c.Daily, exempt: p.o.Final || verifies, prompt: p.o.Prompt, back: p.o.Back, name: dailyName}
 	other := verifyName
 	if verifies {
 		d.name, other = verifyName, dailyName
 	}
 	d.rec, d.others = readDay(p.book, d.name, p.log), readDay(p.book, other, p.log)
 	p.day = d
+}
+
+// side gives a side of the pass as the job names it: limits are a server's.
+func (d *day) side(s Side) Side {
+	switch {
+	case !d.back:
+		return s
+	case s == SideSource:
+		return SideDest
+	}
+	return SideSource
 }
 
 // ceiling is what this pass may use of a limit.
@@ -169,6 +181,7 @@ func sumUse(hours []hourUse) (n int64) {
 // to wait. More than half a limit needs only half of it to be free: a message
 // that is larger than the limit would never be copied else.
 func (d *day) take(s Side, octets int64) error {
+	s = d.side(s)
 	limit := d.limits.of(s)
 	if limit <= 0 {
 		return nil
@@ -214,6 +227,7 @@ func (d *day) note(s Side, octets int64, now time.Time) error {
 
 // count adds what was not taken before: what a server was offered again.
 func (d *day) count(s Side, octets int64) error {
+	s = d.side(s)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.note(s, octets, time.Now())
@@ -244,6 +258,7 @@ func (d *day) barred() error {
 func (d *day) bar(limit *DayLimit, anew bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	limit.Side = d.side(limit.Side)
 	b := d.rec.Bars[limit.Side]
 	if b == nil || anew {
 		b = &bar{}

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
-	"strings"
 
 	"crossfade/backfill/imapconn"
 )
@@ -38,14 +36,6 @@ func (p *pass) ceiling() float64 {
 type anchor struct {
 	UID   uint32 `json:"uid"`
 	Loose key    `json:"loose"`
-}
-
-// paired notes a pair, and what the message on the destination is known by.
-func (r *record) paired(src, dst uint32, loose key) {
-	r.Pairs.add(src, dst)
-	if r.Anchor == nil || dst > r.Anchor.UID {
-		r.Anchor = &anchor{dst, loose}
-	}
 }
 
 // noteGone keeps in the record which copied messages the source does not list
@@ -315,6 +305,9 @@ func (f *folderRun) expunge(del uidSet, moved int) error {
 	if a := f.rec.Anchor; a != nil && slices.Contains(uids, a.UID) {
 		f.rec.Anchor = nil
 	}
+	if a := f.rec.other().Anchor; a != nil && del.has(a.UID) {
+		f.rec.other().Anchor = nil
+	}
 	f.p.tally(func(r *Report, _ *Progress) { r.Deleted += len(uids) - moved; r.Moved += moved })
 	f.p.log.Info("deleted on the destination what is gone from the source", "user", f.p.job.User, "folder", f.src.Name, "deleted", len(uids)-moved, "moved", moved)
 	return f.save()
@@ -437,13 +430,13 @@ func (p *pass) lookMissing() error {
 	if !p.o.Deletions || len(p.o.Only) > 0 {
 		return nil
 	}
-	listed := map[string]bool{atticSource: true}
+	listed := map[string]bool{}
 	for _, pr := range slices.Concat(p.pairings, p.outside) {
 		listed[pr.src.Wire] = true
 	}
-	missing := p.book.others(listed)
-	if len(missing) == 0 {
-		return nil
+	missing, err := p.book.others(listed)
+	if err != nil || len(missing) == 0 {
+		return err
 	}
 	again, err := p.srcBox.List()
 	if err != nil {
@@ -464,20 +457,4 @@ func (p *pass) lookMissing() error {
 		}
 	}
 	return nil
-}
-
-// others gives the folders that the ledger knows beside those, sorted.
-func (b *book) others(listed map[string]bool) []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var out []string
-	for name := range b.data {
-		escaped, ok := strings.CutPrefix(name, folderPrefix)
-		wire, err := url.PathUnescape(escaped)
-		if ok && err == nil && !listed[wire] {
-			out = append(out, wire)
-		}
-	}
-	slices.Sort(out)
-	return out
 }

@@ -119,7 +119,7 @@ func omitted(folder string, n int, whole bool) Problem {
 // leaves out. It comes after the mapping: no folder's place depends on the filter.
 func (p *pass) sift(all []pairing) (in, out []pairing) {
 	for _, pr := range all {
-		if p.c.Filter.omitsFolder(pr.src.Name) {
+		if p.filter.omitsFolder(pr.src.Name) {
 			out = append(out, pr)
 		} else {
 			in = append(in, pr)
@@ -145,7 +145,7 @@ func countOf(stats map[string]imapconn.Status, pr pairing) int {
 // left gives the messages of a list that are copied, and how many are not. Those
 // that are paired already stay: they were copied before.
 func (p *pass) left(metas []imapconn.Meta, known pairs) (in []imapconn.Meta, n int) {
-	f := p.c.Filter
+	f := p.filter
 	if !f.messages() {
 		return metas, 0
 	}

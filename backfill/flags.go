@@ -56,6 +56,9 @@ func (f *folderRun) canKeep(flag string) bool {
 	if imapconn.KeywordOK(flag) && f.dsel.CanKeep(flag) {
 		return true
 	}
+	if imapconn.KeywordOK(flag) && !slices.Contains(f.rec.Unkept, flag) {
+		f.rec.Unkept = append(f.rec.Unkept, flag)
+	}
 	if !f.told[flag] {
 		f.told[flag] = true
 		f.p.problem(Problem{Folder: f.src.Name, Class: ClassFlag, Text: fmt.Sprintf("the destination cannot keep %q", flag)})
@@ -71,22 +74,19 @@ type change struct{ add, remove string }
 // there stays.
 func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 	changes := map[change]uidSet{}
-	var unknown []imapconn.Meta
+	var unknown, changed []imapconn.Meta
 	for _, m := range metas {
-		dst, ok := f.rec.Pairs.dest(m.UID)
-		if !ok || m.Flags == nil {
+		if _, ok := f.rec.Pairs.dest(m.UID); !ok || m.Flags == nil {
 			continue
 		}
-		was, known := f.agreed[m.UID]
-		if !known {
+		if _, known := f.agreed[m.UID]; !known {
 			unknown = append(unknown, m)
-			continue
+		} else if add, remove, _ := f.changed(m); len(add)+len(remove) > 0 {
+			changed = append(changed, m)
 		}
-		now := flagSet(m.Flags)
-		if now != was {
-			f.addChange(changes, dst, minus(now, was), minus(was, now))
-			f.agreed[m.UID] = now
-		}
+	}
+	if err := f.addChanged(changed, changes); err != nil {
+		return fmt.Errorf("destination: %w", err)
 	}
 	if err := f.compareFlags(unknown, changes); err != nil {
 		return fmt.Errorf("destination: %w", err)
@@ -106,7 +106,84 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 	}
 	f.p.crash("after-flags")
 	f.forgetAgreed(metas)
-	return f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed)
+	return f.p.book.saveAgreed(f.p.ctx, f.rec, f.agreed)
+}
+
+// changed gives what changed on the source since both sides agreed, and what they
+// agree on once the destination has it. A flag that the source never kept is not
+// one that was removed there.
+func (f *folderRun) changed(m imapconn.Meta) (add, remove []string, then string) {
+	was, now := f.agreed[m.UID], flagSet(m.Flags)
+	never := f.rec.other().Unkept
+	add, remove = minus(now, was), slices.DeleteFunc(minus(was, now), func(flag string) bool { return slices.Contains(never, flag) })
+	if f.p.sweeps() {
+		add, remove = without(add, deletedFlag), without(remove, deletedFlag)
+	}
+	return add, remove, flagSet(append(minus(was, strings.Join(remove, " ")), add...))
+}
+
+// deletedFlag says that a message is as good as deleted: clients do the rest.
+const deletedFlag = `\Deleted`
+
+func without(flags []string, flag string) []string {
+	return slices.DeleteFunc(flags, func(f string) bool { return strings.EqualFold(f, flag) })
+}
+
+// addChanged adds the changes of messages. In a sweep only those count whose
+// copies have the flags still that both sides agreed on: else the reader changed
+// some himself, and what he did is left to a pass in the other direction.
+func (f *folderRun) addChanged(metas []imapconn.Meta, changes map[change]uidSet) error {
+	if f.p.sweeps() && len(metas) > 0 {
+		there, err := f.flagsThere(metas)
+		if err != nil {
+			return err
+		}
+		metas = slices.DeleteFunc(metas, func(m imapconn.Meta) bool {
+			dst, _ := f.rec.Pairs.dest(m.UID)
+			d, ok := there[dst]
+			return !ok || !f.asAgreed(d, f.agreed[m.UID])
+		})
+	}
+	for _, m := range metas {
+		dst, _ := f.rec.Pairs.dest(m.UID)
+		add, remove, then := f.changed(m)
+		f.addChange(changes, dst, add, remove)
+		f.agreed[m.UID] = then
+	}
+	return nil
+}
+
+// asAgreed tells whether a message of the destination has the flags of both sides,
+// but for those that it cannot keep and for the mark of what is to be deleted.
+func (f *folderRun) asAgreed(there, both string) bool {
+	set := without(minus(there, both), deletedFlag)
+	cleared := slices.DeleteFunc(without(minus(both, there), deletedFlag), func(flag string) bool { return slices.Contains(f.rec.Unkept, flag) })
+	return len(set)+len(cleared) == 0
+}
+
+// flagsThere gives the flags of the copies of messages, by their UIDs on the
+// destination.
+func (f *folderRun) flagsThere(metas []imapconn.Meta) (map[uint32]string, error) {
+	var uids []uint32
+	for _, m := range metas {
+		dst, _ := f.rec.Pairs.dest(m.UID)
+		uids = append(uids, dst)
+	}
+	slices.Sort(uids)
+	if _, err := f.lane.dstReader.Select(f.destFolder()); err != nil {
+		return nil, err
+	}
+	there, err := f.lane.dstReader.ListThese(uids, imapconn.Items{Flags: true})
+	if err != nil {
+		return nil, err
+	}
+	out := map[uint32]string{}
+	for _, d := range there {
+		if d.Flags != nil {
+			out[d.UID] = flagSet(d.Flags)
+		}
+	}
+	return out, nil
 }
 
 func (f *folderRun) addChange(changes map[change]uidSet, dst uint32, add, remove []string) {
@@ -120,31 +197,25 @@ func (f *folderRun) addChange(changes map[change]uidSet, dst uint32, add, remove
 
 // compareFlags is for pairs whose flags were never agreed on: adopted ones, and
 // those of a pass that ended before it noted them. The destination gets what it
-// lacks, and keeps what it has.
+// lacks, and keeps what it has. In a sweep it is the reader's, and gets nothing.
 func (f *folderRun) compareFlags(metas []imapconn.Meta, changes map[change]uidSet) error {
 	if len(metas) == 0 {
 		return nil
 	}
-	byDest := map[uint32]imapconn.Meta{}
-	for _, m := range metas {
-		dst, _ := f.rec.Pairs.dest(m.UID)
-		byDest[dst] = m
-	}
-	if _, err := f.lane.dstReader.Select(f.destFolder()); err != nil {
-		return err
-	}
-	there, err := f.lane.dstReader.ListThese(sortedKeys(byDest), imapconn.Items{Flags: true})
-	if err != nil {
-		return err
-	}
-	for _, d := range there {
-		m := byDest[d.UID]
-		if d.Flags != nil {
-			f.addChange(changes, d.UID, minus(flagSet(m.Flags), flagSet(d.Flags)), nil)
+	there := map[uint32]string{}
+	if !f.p.sweeps() {
+		var err error
+		if there, err = f.flagsThere(metas); err != nil {
+			return err
 		}
 	}
 	for _, m := range metas {
-		f.agreed[m.UID] = flagSet(m.Flags)
+		now := flagSet(m.Flags)
+		dst, _ := f.rec.Pairs.dest(m.UID)
+		if d, ok := there[dst]; ok {
+			f.addChange(changes, dst, minus(now, d), nil)
+		}
+		f.agreed[m.UID] = now
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ type folderRun struct {
 }
 
 func (p *pass) newRun(pr pairing) (*folderRun, error) {
-	rec, err := p.book.record(pr.src.Wire)
+	rec, err := p.book.at(pr.src.Wire, pr.wire)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
-	if r.Sift != f.p.c.Filter.mark() || !f.settled() || r.Missed {
+	if r.Sift != f.p.filter.mark() || !f.settled() || r.Missed {
 		return false
 	}
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
@@ -306,7 +306,7 @@ func (f *folderRun) sync() error {
 
 // listed is what a folder's list has of each message.
 func (p *pass) listed() imapconn.Items {
-	return p.c.Filter.items(imapconn.Items{Flags: true, Size: true})
+	return p.filter.items(imapconn.Items{Flags: true, Size: true})
 }
 
 // open waits until the folder is open on both sides, and voids the pairs when the UIDs of one
@@ -326,7 +326,7 @@ func (f *folderRun) open() error {
 	}
 	ssel := f.reading.opened
 	f.uidNext = max(f.dsel.UIDNext, 1)
-	if f.agreed, err = f.p.book.agreed(f.src.Wire); err != nil {
+	if f.agreed, err = f.p.book.agreed(f.rec); err != nil {
 		return err
 	}
 	r := f.rec
@@ -341,23 +341,11 @@ func (f *folderRun) open() error {
 	if r.SrcValidity != 0 {
 		f.p.log.Warn("UIDVALIDITY changed, or UIDNEXT went back: messages are matched by content again", "user", f.p.job.User, "folder", f.src.Name,
 			"source", !srcSame, "destination", !dstSame)
-		r.Readopt = true
 	}
-	if dstSame {
-		f.orphan()
-	} else {
-		r.Orphans = nil
-	}
-	r.Pairs, r.Foreign, r.Seen, r.Carried, f.agreed, r.Mark = nil, nil, 0, 0, agreed{}, imapconn.Status{}
-	r.Gone, r.Stays, r.Anchor = nil, nil, nil
-	if !srcSame {
-		r.Refused, r.Unread, r.Pending = nil, nil, nil
-	}
-	if !dstSame {
-		r.Pending, r.Theirs = nil, nil
-	}
+	f.agreed = agreed{}
+	r.void(!srcSame, !dstSame)
 	r.SrcValidity, r.DstValidity = ssel.UIDValidity, f.dsel.UIDValidity
-	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {
+	if err := f.p.book.saveAgreed(f.p.ctx, f.rec, f.agreed); err != nil {
 		return err
 	}
 	return f.save()
@@ -418,7 +406,7 @@ func (f *folderRun) finish(sel imapconn.Selected) error {
 	if r.Readopt || !f.p.again && len(f.p.o.Only) == 0 {
 		r.Carried, _ = r.Pairs.last() // it came from nowhere
 	}
-	r.Readopt, r.Sift = false, f.p.c.Filter.mark()
+	r.Readopt, r.Sift = false, f.p.filter.mark()
 	r.Mark = imapconn.Status{Messages: sel.Exists, UIDNext: sel.UIDNext, UIDValidity: sel.UIDValidity, ModSeq: f.status.ModSeq}
 	if f.failed {
 		r.Mark = imapconn.Status{}

@@ -116,7 +116,7 @@ func (b *gmailBox) over(s *imapconn.Session, do func(*imapconn.Session) error) (
 		var err error
 		if s == nil {
 			s, err = b.p.c.Dialer.Open(b.p.ctx, b.p.job.Source)
-			b.p.c.together().srcSeats.refused(err, srcSeats)
+			b.p.srcServer().refused(err, srcSeats)
 		}
 		if err == nil {
 			err = do(s)
@@ -129,7 +129,7 @@ func (b *gmailBox) over(s *imapconn.Session, do func(*imapconn.Session) error) (
 			s = nil
 		}
 		if _, slower := imapconn.Throttled(err); slower {
-			if err := (pauser{&b.p.throttle, &b.p.c.together().srcSeats, SideSource}).Pause(b.p.ctx, err); err != nil {
+			if err := (pauser{&b.p.throttle, b.p.srcServer(), SideSource}).Pause(b.p.ctx, err); err != nil {
 				return nil, err
 			}
 			continue

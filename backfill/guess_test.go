@@ -15,7 +15,7 @@ func TestGuess(t *testing.T) {
 		metas = append(metas, imapconn.Meta{UID: uid, Size: 100})
 	}
 	rec := func() *record {
-		return &record{SrcValidity: 7, Pairs: pairs{{1, 1, 3}}, Refused: map[uint32]*refusal{5: {Skip: 2}}}
+		return &record{SrcValidity: 7, Pairs: pairs{{1, 1, 3}}, half: half{Refused: map[uint32]*refusal{5: {Skip: 2}}}}
 	}
 	for _, x := range []struct {
 		what     string

@@ -80,7 +80,7 @@ type chart struct {
 // mark notes what was copied so far, now and then, and at the end of a pass.
 func (p *pass) mark(end bool) {
 	h := &p.chart
-	if !h.mu.TryLock() {
+	if p.o.Back || !h.mu.TryLock() {
 		return // another lane does it
 	}
 	defer h.mu.Unlock()

@@ -64,18 +64,35 @@ func child(args []string) int {
 	}
 	name := args[5]
 	job := backfill.Job{User: name, Host: "mx.example.org", Source: account(args[0], name, "secret"), Dest: account(args[1], name, "secret")}
-	if _, err := c.Pass(context.Background(), job, reads); err != nil {
+	job, o := way(job, args[6])
+	if _, err := c.Pass(context.Background(), job, o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
+// way is how passes are made in each direction, with a user who reads old and one
+// who reads new ("settled").
+func way(job backfill.Job, how string) (backfill.Job, backfill.Options) {
+	job.Settled = strings.HasPrefix(how, "settled")
+	o := backfill.Options{Back: strings.HasSuffix(how, "back")}
+	if o.Back == job.Settled {
+		o.Deletions, o.Restore = true, true
+	}
+	return job, o
+}
+
 // killed runs a child and tells whether it was killed, and not done before.
 func killed(t *testing.T, src, dst, name, ledger, point string, nth int) bool {
 	t.Helper()
+	return killedOn(t, "forth", src, dst, name, ledger, point, nth)
+}
+
+func killedOn(t *testing.T, how, src, dst, name, ledger, point string, nth int) bool {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{src, dst, ledger, point, strconv.Itoa(nth), name}, "|"))
+	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{src, dst, ledger, point, strconv.Itoa(nth), name, how}, "|"))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

@@ -76,7 +76,7 @@ func (p *pass) openLane() (*lane, error) {
 		// The source may as well be connected to when the first folder is read.
 		if r, ok := l.src.(interface{ Connect() error }); ok {
 			err := r.Connect()
-			p.c.together().srcSeats.refused(err, srcSeats)
+			p.srcServer().refused(err, srcSeats)
 			return err
 		}
 		return nil
@@ -224,9 +224,9 @@ func (p *pass) closeSpares() {
 // reader makes a reader that waits when its server wants it slower.
 func (p *pass) reader(acct imapconn.Account, s *imapconn.Session) *imapconn.Reader {
 	r := imapconn.NewReader(p.ctx, &p.c.Dialer, acct, s)
-	server, side := &p.c.together().dstSeats, SideDest
+	server, side := p.dstServer(), SideDest
 	if acct.Server.Address == p.job.Source.Server.Address && p.job.From == nil {
-		server, side = &p.c.together().srcSeats, SideSource
+		server, side = p.srcServer(), SideSource
 	}
 	r.Pauser = pauser{&p.throttle, server, side}
 	return r
@@ -234,7 +234,7 @@ func (p *pass) reader(acct imapconn.Account, s *imapconn.Session) *imapconn.Read
 
 // pauseDest waits when the destination wants it slower.
 func (p *pass) pauseDest(cause error) error {
-	return pauser{&p.throttle, &p.c.together().dstSeats, SideDest}.Pause(p.ctx, cause)
+	return pauser{&p.throttle, p.dstServer(), SideDest}.Pause(p.ctx, cause)
 }
 
 // errStopped ends the work of a lane after another lane's failed.

@@ -33,7 +33,7 @@ func (p *pass) knownOnly() ([]pairing, error) {
 			return nil, nil
 		}
 		pr := pairing{src: imapconn.Folder{Wire: wire, Name: nameOf(wire)}, wire: rec.Dest, name: nameOf(rec.Dest), exists: true}
-		if p.c.Filter.omitsFolder(pr.src.Name) {
+		if p.filter.omitsFolder(pr.src.Name) {
 			return nil, nil
 		}
 		out = append(out, pr)

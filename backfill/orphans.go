@@ -14,10 +14,10 @@ import (
 // to another folder.
 
 // orphan takes the copies of a folder of the source that is another one by now.
-func (f *folderRun) orphan() {
-	for _, r := range f.rec.Pairs {
-		for i := range r.N {
-			f.rec.Orphans.add(r.Dst + i)
+func (r *record) orphan() {
+	for _, p := range r.Pairs {
+		for i := range p.N {
+			r.Orphans.add(p.Dst + i)
 		}
 	}
 }

@@ -38,6 +38,7 @@ type pass struct {
 	narrow   bool    // the folders of the destination were not asked for, see Options.Only
 	srcBox   Mailbox // what is read; nil until it is open
 	dry      bool    // the ledger is not written to
+	filter   Filter  // of this pass
 
 	*lane    // the first one
 	spares   []*spare
@@ -64,9 +65,9 @@ type pass struct {
 }
 
 // Pass copies what is new on the source, and the changes of flags, to the
-// destination. It is safe to stop at any instant, by ctx or by killing the
-// process, and to start again: nothing is lost and nothing copied twice. With an
-// error the report says what was done before it.
+// destination, or with Options.Back the other way round. It is safe to stop at any instant, by ctx or by killing the
+// process, and to start again in either direction: nothing is lost and nothing
+// copied twice. With an error the report says what was done before it.
 //
 // Deletions and moves on the source are carried over with Options.Deletions only;
 // else what was copied stays on the destination. Messages that users delete on the
@@ -103,6 +104,14 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.srcRate, p.dstRate = newBucket(c.SourceRates.User), newBucket(c.DestRates.User)
+	p.filter = c.Filter
+	if err := o.contradicts(job); err != nil {
+		return nil, err
+	}
+	if o.Back {
+		p.srcRate, p.dstRate = p.dstRate, p.srcRate
+		p.job, p.filter = job.turned(), Filter{}
+	}
 	p.throttle.patience = c.Patience
 	p.throttle.waited = func(wait time.Duration, cause error) {
 		p.tally(func(r *Report, _ *Progress) { r.Throttled += wait })
@@ -111,6 +120,11 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 	var err error
 	if p.book, err = openBook(ctx, c.Ledger, job.User); err != nil {
 		return nil, err
+	}
+	if o.Back {
+		if err = p.book.turn(); err != nil {
+			return nil, err
+		}
 	}
 	c.together().passes.Add(1)
 	p.counted = true
@@ -176,10 +190,11 @@ func (p *pass) connect() error {
 	}
 	known[atticSource] = p.attic.rec.Dest
 	p.srcSide, p.dstSide = src, dst
+	src.folders = p.returnable(src.folders)
 	all, problems := mapFolders(src.side, dst.side, known)
 	all = p.only(all)
 	p.pairings, p.outside = p.sift(all)
-	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.c.Filter.omitsFolder(x.Folder) })
+	p.report.Problems = slices.DeleteFunc(problems, func(x Problem) bool { return p.filter.omitsFolder(x.Folder) })
 	if g, ok := p.srcBox.(*gmailBox); ok {
 		p.report.Problems = append(p.report.Problems, g.notes...)
 	}
@@ -200,7 +215,11 @@ func (p *pass) login() error {
 
 func (p *pass) openDest() (*imapconn.Session, error) {
 	s, err := p.c.Dialer.Open(p.ctx, p.job.Dest)
-	p.c.together().dstSeats.refused(err, dstSeats)
+	p.dstServer().refused(err, dstSeats)
+	if err == nil && p.o.Back && s.Has(imapconn.GmailExtensions) {
+		s.Close()
+		return nil, noWayBack("the old mailbox is Gmail's, which shows each message in several folders")
+	}
 	return s, err
 }
 
@@ -290,6 +309,9 @@ func (p *pass) folders() error {
 	p.measure()
 	p.openEarly(len(p.pairings))
 	if err := p.attic.review(); err != nil {
+		return err
+	}
+	if err := p.settleOther(); err != nil {
 		return err
 	}
 	runs, failed, err := p.look()

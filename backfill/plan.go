@@ -111,7 +111,7 @@ func (p *pass) planFolder(pr pairing, st imapconn.Status) (PlanFolder, []Problem
 	if err != nil {
 		return f, nil, inside("source", err)
 	}
-	metas, _, err := p.src.ListAll(p.c.Filter.items(imapconn.Items{Size: true}))
+	metas, _, err := p.src.ListAll(p.filter.items(imapconn.Items{Size: true}))
 	if err != nil {
 		return f, nil, inside("source", err)
 	}

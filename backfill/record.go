@@ -1,35 +1,42 @@
 package backfill
 
 import (
-	"cmp"
-	"context"
-	"encoding/json"
-	"fmt"
-	"maps"
 	"net/url"
 	"slices"
-	"strconv"
-	"strings"
-	"sync"
-	"time"
 
 	"crossfade/backfill/imapconn"
 )
 
-// record is what the ledger knows of one folder of the source.
+// record is what the ledger knows of one folder of the source and its place on
+// the destination, as a pass sees it: the source is where the pass reads. The
+// ledger keeps it as a pass from the job's source to its destination sees it,
+// under the folder's name there; a pass back works on what inverted gives.
 type record struct {
 	Source      string `json:"source"` // the name on the wire of the source
 	Dest        string `json:"dest"`   // the name on the wire of the destination
 	SrcValidity uint32 `json:"src_validity"`
 	DstValidity uint32 `json:"dst_validity"`
-	Pairs       pairs  `json:"pairs,omitempty"`
+	// Pairs hold for both directions: what one copied the other finds paired.
+	Pairs pairs `json:"pairs,omitempty"`
+	// Theirs are messages of the destination that were there before they were
+	// copied: not ours to delete.
+	Theirs     uidSet `json:"theirs,omitempty"`
+	Subscribed bool   `json:"subscribed,omitempty"`
+	half
+	// Back is the half of the passes in the other direction.
+	Back *half `json:"back,omitempty"`
+	// Attic is for the record of the wrapped messages only.
+	Attic []kept `json:"attic,omitempty"`
+
+	back bool // it is seen by a pass back
+}
+
+// half is what one direction keeps of a folder for itself.
+type half struct {
 	// Foreign are messages of the destination with a UID below Seen that are in
 	// no pair.
 	Foreign uidSet `json:"foreign,omitempty"`
-	// Theirs are messages of the destination that were there before they were
-	// copied: not ours to delete.
-	Theirs uidSet `json:"theirs,omitempty"`
-	Seen   uint32 `json:"seen,omitempty"`
+	Seen    uint32 `json:"seen,omitempty"`
 	// Mark is the state of the source with which the folder was last finished.
 	Mark    imapconn.Status     `json:"mark"`
 	Refused map[uint32]*refusal `json:"refused,omitempty"`
@@ -38,9 +45,8 @@ type record struct {
 	Filtered int    `json:"filtered,omitempty"`
 	Sift     string `json:"sift,omitempty"`
 	// Unread counts the passes in which a message could not be read.
-	Unread     map[uint32]int `json:"unread,omitempty"`
-	Pending    *journal       `json:"pending,omitempty"`
-	Subscribed bool           `json:"subscribed,omitempty"`
+	Unread  map[uint32]int `json:"unread,omitempty"`
+	Pending *journal       `json:"pending,omitempty"`
 	// Readopt says that the pairs were voided: until the folder is finished the
 	// messages of the destination are looked at one by one.
 	Readopt bool `json:"readopt,omitempty"`
@@ -61,8 +67,84 @@ type record struct {
 	// source that had this name, and are in no pair.
 	Orphans uidSet   `json:"orphans,omitempty"`
 	Rights  *granted `json:"rights,omitempty"`
-	// Attic is for the record of the wrapped messages only.
-	Attic []kept `json:"attic,omitempty"`
+	// Unkept are the flags that the destination was found not to keep: that they
+	// are missing there says nothing.
+	Unkept []string `json:"unkept,omitempty"`
+}
+
+// inverted is the record as a pass in the other direction sees it. Nothing that
+// changes later is in both.
+func (r *record) inverted() *record {
+	mine := r.half
+	v := &record{
+		Source: r.Dest, Dest: r.Source, SrcValidity: r.DstValidity, DstValidity: r.SrcValidity,
+		Pairs: r.Pairs.inverted(), Subscribed: r.Subscribed, Attic: r.Attic, Back: &mine, back: !r.back,
+	}
+	if r.Back != nil {
+		v.half = *r.Back
+	}
+	for _, d := range r.Theirs {
+		if s, ok := v.Pairs.dest(d); ok {
+			v.Theirs = append(v.Theirs, s)
+		}
+	}
+	slices.Sort(v.Theirs)
+	return v
+}
+
+// other is the half of the other direction.
+func (r *record) other() *half {
+	if r.Back == nil {
+		r.Back = &half{}
+	}
+	return r.Back
+}
+
+// void forgets what is said of UIDs that mean other messages now: the pairs, and
+// in both directions what rests on them.
+func (r *record) void(srcChanged, dstChanged bool) {
+	was := r.SrcValidity != 0
+	o := r.other()
+	if dstChanged {
+		r.Orphans = nil
+	} else {
+		r.orphan()
+	}
+	if srcChanged {
+		o.Orphans = nil
+	}
+	r.Pairs = nil
+	if dstChanged || srcChanged && r.back {
+		r.Theirs = nil // the messages are matched again, and may be copies of ours
+	}
+	for _, h := range []*half{&r.half, o} {
+		h.Foreign, h.Seen, h.Mark = nil, 0, imapconn.Status{}
+		h.Gone, h.Stays, h.Anchor, h.Carried = nil, nil, nil, 0
+		h.Readopt = h.Readopt || was
+	}
+	if srcChanged {
+		r.Refused, r.Unread, r.Pending, o.Pending = nil, nil, nil, nil
+	}
+	if dstChanged {
+		r.Pending, o.Refused, o.Unread, o.Pending = nil, nil, nil, nil
+	}
+}
+
+// paired notes a pair, and what the messages are known by on both sides.
+func (r *record) paired(src, dst uint32, atSrc, atDst key) {
+	o := r.other()
+	r.Pairs.add(src, dst)
+	r.anchor(dst, atDst)
+	o.anchor(src, atSrc)
+	o.Carried = max(o.Carried, dst) // it came to that folder by us
+	r.Orphans.remove(dst)
+}
+
+// anchor notes the message of a pair where the direction's copies are.
+func (h *half) anchor(uid uint32, loose key) {
+	if h.Anchor == nil || uid > h.Anchor.UID {
+		h.Anchor = &anchor{uid, loose}
+	}
 }
 
 // refusal is a message that the destination did not take.
@@ -104,338 +186,3 @@ const (
 
 // recordName is printable whatever the server calls its folders.
 func recordName(prefix, wire string) string { return prefix + url.PathEscape(wire) }
-
-// run says that n messages from Src on are those from Dst on.
-type run struct{ Src, Dst, N uint32 }
-
-// pairs are UID pairs, as runs in the order of the source.
-type pairs []run
-
-func (p pairs) at(src uint32) int {
-	i, _ := slices.BinarySearchFunc(p, src, func(r run, s uint32) int { return cmp.Compare(r.Src, s) })
-	return i
-}
-
-// dest gives the UID on the destination.
-func (p pairs) dest(src uint32) (uint32, bool) {
-	i := p.at(src)
-	if i < len(p) && p[i].Src == src {
-		return p[i].Dst, true
-	}
-	if i == 0 || src-p[i-1].Src >= p[i-1].N {
-		return 0, false
-	}
-	return p[i-1].Dst + (src - p[i-1].Src), true
-}
-
-// add notes a pair; a source UID that is in one already stays as it is.
-func (p *pairs) add(src, dst uint32) {
-	if _, ok := p.dest(src); ok {
-		return
-	}
-	i := p.at(src)
-	if i > 0 {
-		prev := &(*p)[i-1]
-		if prev.Src+prev.N == src && prev.Dst+prev.N == dst {
-			prev.N++
-			if i < len(*p) && (*p)[i].Src == src+1 && (*p)[i].Dst == dst+1 {
-				prev.N += (*p)[i].N
-				*p = slices.Delete(*p, i, i+1)
-			}
-			return
-		}
-	}
-	if i < len(*p) && (*p)[i].Src == src+1 && (*p)[i].Dst == dst+1 {
-		(*p)[i].Src, (*p)[i].Dst, (*p)[i].N = src, dst, (*p)[i].N+1
-		return
-	}
-	*p = slices.Insert(*p, i, run{src, dst, 1})
-}
-
-// remove takes the pair of a source UID out.
-func (p *pairs) remove(src uint32) {
-	if _, ok := p.dest(src); !ok {
-		return
-	}
-	i := p.at(src)
-	if i == len(*p) || (*p)[i].Src != src {
-		i--
-	}
-	r, n := (*p)[i], src-(*p)[i].Src
-	var left pairs
-	if n > 0 {
-		left = append(left, run{r.Src, r.Dst, n})
-	}
-	if n+1 < r.N {
-		left = append(left, run{src + 1, r.Dst + n + 1, r.N - n - 1})
-	}
-	*p = slices.Replace(*p, i, i+1, left...)
-}
-
-// count gives the number of pairs.
-func (p pairs) count() int {
-	n := 0
-	for _, r := range p {
-		n += int(r.N)
-	}
-	return n
-}
-
-// last gives the highest UIDs of both sides, 0 when there are none.
-func (p pairs) last() (src, dst uint32) {
-	for _, r := range p {
-		src, dst = max(src, r.Src+r.N-1), max(dst, r.Dst+r.N-1)
-	}
-	return src, dst
-}
-
-// dests gives the UIDs of the destination that are in a pair.
-func (p pairs) dests() map[uint32]bool {
-	m := make(map[uint32]bool, p.count())
-	for _, r := range p {
-		for i := range r.N {
-			m[r.Dst+i] = true
-		}
-	}
-	return m
-}
-
-// MarshalText writes "1:5000>1,5002>5001": the UIDs of the source, and the
-// first one of the destination.
-func (p pairs) MarshalText() ([]byte, error) {
-	var b []byte
-	for i, r := range p {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendUint(b, uint64(r.Src), 10)
-		if r.N > 1 {
-			b = strconv.AppendUint(append(b, ':'), uint64(r.Src)+uint64(r.N)-1, 10)
-		}
-		b = strconv.AppendUint(append(b, '>'), uint64(r.Dst), 10)
-	}
-	return b, nil
-}
-
-// UnmarshalText reads the form of MarshalText, and refuses what is not in
-// order.
-func (p *pairs) UnmarshalText(text []byte) error {
-	*p = nil
-	if len(text) == 0 {
-		return nil
-	}
-	next := uint64(1)
-	for part := range strings.SplitSeq(string(text), ",") {
-		src, dst, ok := strings.Cut(part, ">")
-		first, last, err := parseRange(src)
-		to, err2 := strconv.ParseUint(dst, 10, 32)
-		if !ok || err != nil || err2 != nil || to == 0 || uint64(first) < next || to+uint64(last-first) > 1<<32-1 {
-			return fmt.Errorf("UID pairs: %q makes no sense", part)
-		}
-		*p = append(*p, run{first, uint32(to), last - first + 1})
-		next = uint64(last) + 1
-	}
-	return nil
-}
-
-func parseRange(s string) (first, last uint32, err error) {
-	a, b, two := strings.Cut(s, ":")
-	x, err := strconv.ParseUint(a, 10, 32)
-	if err != nil {
-		return 0, 0, err
-	}
-	y := x
-	if two {
-		if y, err = strconv.ParseUint(b, 10, 32); err != nil {
-			return 0, 0, err
-		}
-	}
-	if x == 0 || y < x || y == 1<<32-1 {
-		return 0, 0, fmt.Errorf("%q is not a range", s)
-	}
-	return uint32(x), uint32(y), nil
-}
-
-// uidSet is a set of UIDs, ascending, written as ranges.
-type uidSet []uint32
-
-func (u uidSet) MarshalText() ([]byte, error) {
-	return []byte(strings.Join(imapconn.FormatUIDs(u, 1<<30), ",")), nil
-}
-
-func (u *uidSet) UnmarshalText(text []byte) error {
-	*u = nil
-	if len(text) == 0 {
-		return nil
-	}
-	for part := range strings.SplitSeq(string(text), ",") {
-		first, last, err := parseRange(part)
-		if err != nil || last-first > 1<<24 || len(*u) > 0 && first <= (*u)[len(*u)-1] {
-			return fmt.Errorf("UID set: %q makes no sense", part)
-		}
-		for n := first; n <= last; n++ {
-			*u = append(*u, n)
-		}
-	}
-	return nil
-}
-
-func (u *uidSet) add(uid uint32) {
-	if i, ok := slices.BinarySearch(*u, uid); !ok {
-		*u = slices.Insert(*u, i, uid)
-	}
-}
-
-func (u uidSet) has(uid uint32) bool {
-	_, ok := slices.BinarySearch(u, uid)
-	return ok
-}
-
-func (u *uidSet) remove(uid uint32) {
-	if i, ok := slices.BinarySearch(*u, uid); ok {
-		*u = slices.Delete(*u, i, i+1)
-	}
-}
-
-// agreed are the flags that both sides had last, by UID of the source: sorted
-// and joined by spaces.
-type agreed map[uint32]string
-
-func encodeAgreed(a agreed) ([]byte, error) {
-	sets := map[string]uidSet{}
-	for uid, flags := range a {
-		sets[flags] = append(sets[flags], uid)
-	}
-	for _, s := range sets {
-		slices.Sort(s)
-	}
-	return json.Marshal(sets)
-}
-
-func decodeAgreed(data []byte) (agreed, error) {
-	a := agreed{}
-	if len(data) == 0 {
-		return a, nil
-	}
-	var sets map[string]uidSet
-	if err := json.Unmarshal(data, &sets); err != nil {
-		return nil, err
-	}
-	for flags, uids := range sets {
-		for _, u := range uids {
-			a[u] = flags
-		}
-	}
-	return a, nil
-}
-
-// book reads and writes the records of one user.
-type book struct {
-	ledger Ledger
-	user   string
-
-	mu   sync.Mutex // the lanes of a pass write at once
-	data map[string][]byte
-}
-
-func (b *book) known(name string) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.data[name]
-}
-
-func openBook(ctx context.Context, l Ledger, user string) (*book, error) {
-	data, err := l.LoadLedger(ctx, user)
-	if err != nil {
-		return nil, fmt.Errorf("load the ledger of %s: %w", user, err)
-	}
-	return &book{ledger: l, user: user, data: data}, nil
-}
-
-// record gives what is known of a folder, an empty record when it is new.
-func (b *book) record(wire string) (*record, error) {
-	r := &record{Source: wire}
-	data := b.known(recordName(folderPrefix, wire))
-	if len(data) == 0 {
-		return r, nil
-	}
-	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("ledger of %s, folder %q: %w (remove the record to have the folder matched by content again)", b.user, wire, err)
-	}
-	return r, nil
-}
-
-// folders gives the names on the wire of the folders that have a record, on the
-// source and on the destination.
-func (b *book) folders() (src, dst []string, err error) {
-	b.mu.Lock()
-	names := slices.Sorted(maps.Keys(b.data))
-	b.mu.Unlock()
-	for _, name := range names {
-		escaped, ok := strings.CutPrefix(name, folderPrefix)
-		if !ok {
-			continue
-		}
-		wire, err := url.PathUnescape(escaped)
-		if err != nil {
-			return nil, nil, fmt.Errorf("ledger of %s: the record %q has no name of a folder: %w", b.user, name, err)
-		}
-		rec, err := b.record(wire)
-		if err != nil {
-			return nil, nil, err
-		}
-		if rec.SrcValidity != 0 && wire != atticSource {
-			src, dst = append(src, wire), append(dst, rec.Dest)
-		}
-	}
-	return src, dst, nil
-}
-
-func (b *book) agreed(wire string) (agreed, error) {
-	a, err := decodeAgreed(b.known(recordName(flagsPrefix, wire)))
-	if err != nil {
-		return nil, fmt.Errorf("ledger of %s, flags of folder %q: %w (remove the record to have them compared again)", b.user, wire, err)
-	}
-	return a, nil
-}
-
-// saveTime bounds the writing of a record after the pass was called off.
-const saveTime = 10 * time.Second
-
-// save writes a record even when ctx is over: what was done is to be known.
-func (b *book) save(ctx context.Context, r *record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return b.write(ctx, recordName(folderPrefix, r.Source), data)
-}
-
-func (b *book) saveAgreed(ctx context.Context, wire string, a agreed) error {
-	if len(a) == 0 && len(b.known(recordName(flagsPrefix, wire))) == 0 {
-		return nil // no record says the same
-	}
-	data, err := encodeAgreed(a)
-	if err != nil {
-		return err
-	}
-	return b.write(ctx, recordName(flagsPrefix, wire), data)
-}
-
-func (b *book) write(ctx context.Context, name string, data []byte) error {
-	if string(b.known(name)) == string(data) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
-	defer cancel()
-	if err := b.ledger.SaveLedger(ctx, b.user, name, data); err != nil {
-		return fmt.Errorf("write the ledger of %s: %w", b.user, err)
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.data == nil {
-		b.data = map[string][]byte{}
-	}
-	b.data[name] = data
-	return nil
-}

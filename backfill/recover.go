@@ -152,8 +152,7 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 				continue
 			}
 			t.msgs[i].done = true
-			f.rec.paired(e.UID, t.msgs[i].meta.UID, t.msgs[i].id.Loose)
-			f.rec.Orphans.remove(t.msgs[i].meta.UID)
+			f.rec.paired(e.UID, t.msgs[i].meta.UID, e.Loose, t.msgs[i].id.Loose)
 			delete(f.rec.Refused, e.UID)
 			delete(f.rec.Unread, e.UID)
 			f.uidNext = max(f.uidNext, t.msgs[i].meta.UID+1)
@@ -211,7 +210,7 @@ func (f *folderRun) restore() error {
 	if a := f.rec.Anchor; a != nil && !there[a.UID] {
 		f.rec.Anchor = nil
 	}
-	if err := f.p.book.saveAgreed(f.p.ctx, f.src.Wire, f.agreed); err != nil {
+	if err := f.p.book.saveAgreed(f.p.ctx, f.rec, f.agreed); err != nil {
 		return err
 	}
 	return f.save()

@@ -52,6 +52,9 @@ func (p *pass) carryRights(all []*folderRun) error {
 
 // asksRights tells whether both servers can be asked who may do what, and are.
 func (p *pass) asksRights() bool {
+	if p.o.Back {
+		return false
+	}
 	src, ok := p.srcBox.(*imapMailbox)
 	return ok && src.Has("ACL") && p.dst.Has("ACL") && !p.o.Final && len(p.o.Only) == 0
 }

@@ -215,63 +215,84 @@ func (s *seats) calm(ctx context.Context) error {
 	}
 }
 
-// sit takes the connections of the pass's first lane to both servers. Who holds
-// those to the destination never waits for one.
-func (p *pass) sit() error {
-	all := p.c.together()
-	if p.job.From == nil {
-		if err := all.srcSeats.take(p.ctx, srcSeats, p.hurry()); err != nil {
-			return err
-		}
-		p.srcTaken = true
+// srcServer and dstServer are what all passes have of the servers that this one
+// reads from and appends to.
+func (p *pass) srcServer() *seats {
+	if p.o.Back {
+		return &p.c.together().dstSeats
 	}
-	if err := all.dstSeats.take(p.ctx, dstSeats, p.hurry()); err != nil {
+	return &p.c.together().srcSeats
+}
+
+func (p *pass) dstServer() *seats {
+	if p.o.Back {
+		return &p.c.together().srcSeats
+	}
+	return &p.c.together().dstSeats
+}
+
+// sit takes the connections of the pass's first lane to both servers: those to
+// the old one first, in both directions, so that nobody who holds those to the new
+// one waits.
+func (p *pass) sit() error {
+	src := func() (err error) {
+		if p.job.From == nil {
+			err = p.srcServer().take(p.ctx, srcSeats, p.hurry())
+			p.srcTaken = err == nil
+		}
 		return err
 	}
-	p.dstTaken = true
-	return nil
+	dst := func() error {
+		err := p.dstServer().take(p.ctx, dstSeats, p.hurry())
+		p.dstTaken = err == nil
+		return err
+	}
+	first, second := src, dst
+	if p.o.Back {
+		first, second = dst, src
+	}
+	if err := first(); err != nil {
+		return err
+	}
+	return second()
 }
 
 // stand gives them back.
 func (p *pass) stand() {
-	all := p.c.together()
 	if p.srcTaken {
-		all.srcSeats.give(srcSeats)
+		p.srcServer().give(srcSeats)
 	}
 	if p.dstTaken {
-		all.dstSeats.give(dstSeats)
+		p.dstServer().give(dstSeats)
 	}
 	p.srcTaken, p.dstTaken = false, false
 }
 
 // sitMore takes the connections of one more lane, if they are to be had.
 func (p *pass) sitMore() bool {
-	all := p.c.together()
-	if p.job.From == nil && !all.srcSeats.try(srcSeats) {
+	if p.job.From == nil && !p.srcServer().try(srcSeats) {
 		return false
 	}
-	if all.dstSeats.try(dstSeats) {
+	if p.dstServer().try(dstSeats) {
 		return true
 	}
 	if p.job.From == nil {
-		all.srcSeats.give(srcSeats)
+		p.srcServer().give(srcSeats)
 	}
 	return false
 }
 
 func (p *pass) standMore() {
-	all := p.c.together()
 	if p.job.From == nil {
-		all.srcSeats.give(srcSeats)
+		p.srcServer().give(srcSeats)
 	}
-	all.dstSeats.give(dstSeats)
+	p.dstServer().give(dstSeats)
 }
 
 // crowded tells whether others wait for connections that this pass could do
 // without.
 func (p *pass) crowded() bool {
-	all := p.c.together()
-	return p.job.From == nil && all.srcSeats.crowded() || all.dstSeats.crowded()
+	return p.job.From == nil && p.srcServer().crowded() || p.dstServer().crowded()
 }
 
 // pauser waits for one pass when its server wants it slower, and has all others

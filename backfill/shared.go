@@ -73,7 +73,7 @@ func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
 	if err := p.day.take(SideSource, octets); err != nil {
 		return err
 	}
-	if err := p.c.together().srcSeats.calm(ctx); err != nil {
+	if err := p.srcServer().calm(ctx); err != nil {
 		return err
 	}
 	if p.o.Final {
@@ -82,11 +82,15 @@ func (p *pass) takeSource(ctx context.Context, n int, octets int64) error {
 	if err := p.srcRate.take(ctx, n, octets); err != nil {
 		return err
 	}
-	return p.c.together().src.take(ctx, n, octets)
+	all := p.c.together()
+	if p.o.Back {
+		return all.dst.take(ctx, n, octets)
+	}
+	return all.src.take(ctx, n, octets)
 }
 
 func (p *pass) takeDest(ctx context.Context, n int, octets int64) error {
-	if err := p.c.together().dstSeats.calm(ctx); err != nil {
+	if err := p.dstServer().calm(ctx); err != nil {
 		return err
 	}
 	if p.o.Final {
@@ -95,5 +99,9 @@ func (p *pass) takeDest(ctx context.Context, n int, octets int64) error {
 	if err := p.dstRate.take(ctx, n, octets); err != nil {
 		return err
 	}
-	return p.c.together().dst.take(ctx, n, octets)
+	all := p.c.together()
+	if p.o.Back {
+		return all.src.take(ctx, n, octets)
+	}
+	return all.dst.take(ctx, n, octets)
 }

@@ -59,8 +59,12 @@ func (p *pass) openSource() (Mailbox, error) {
 	}
 	s, err := p.c.Dialer.Open(p.ctx, p.job.Source)
 	if err != nil {
-		p.c.together().srcSeats.refused(err, srcSeats)
+		p.srcServer().refused(err, srcSeats)
 		return nil, err
+	}
+	if p.o.Back && s.Has(imapconn.GmailExtensions) {
+		s.Close()
+		return nil, noWayBack("the new mailbox is Gmail's, which shows each message in several folders")
 	}
 	if s.Has(imapconn.GmailExtensions) && p.job.Gmail != GmailOff {
 		b, err := openGmail(p, s)

@@ -377,7 +377,7 @@ func TestTemporary(t *testing.T) {
 // What was appended and not recognised is there: offered again, it would be
 // there twice.
 func TestForgetRefused(t *testing.T) {
-	f := &folderRun{rec: &record{Refused: map[uint32]*refusal{1: {Text: unrecognised, Skip: never}, 2: {Text: "NO", Tries: 3, Skip: 4}}}}
+	f := &folderRun{rec: &record{half: half{Refused: map[uint32]*refusal{1: {Text: unrecognised, Skip: never}, 2: {Text: "NO", Tries: 3, Skip: 4}}}}}
 	f.forgetRefused()
 	if a, b := f.rec.Refused[1], f.rec.Refused[2]; a.Skip != never || b.Skip != 0 || b.Tries != 0 {
 		t.Errorf("%+v, %+v", a, b)

@@ -72,11 +72,15 @@ func (p *pass) verifyOutside(v *Verification) error {
 // verifyUnlisted names the folders that were copied once and that the source does
 // not list any more: nobody compared what is in them.
 func (p *pass) verifyUnlisted(v *Verification) error {
-	listed := map[string]bool{atticSource: true}
+	listed := map[string]bool{}
 	for _, pr := range slices.Concat(p.pairings, p.outside) {
 		listed[pr.src.Wire] = true
 	}
-	for _, wire := range p.book.others(listed) {
+	unlisted, err := p.book.others(listed)
+	if err != nil {
+		return err
+	}
+	for _, wire := range unlisted {
 		rec, err := p.book.record(wire)
 		if err != nil {
 			return err

@@ -25,6 +25,7 @@ const (
 // refuses as it is.
 type wrapper struct {
 	user, host string
+	refused    string // the system that did
 	folder     string // of the source
 	original   *incoming
 	words      string // of the server
@@ -106,19 +107,19 @@ func (w *wrapper) write(out io.Writer, plain bool) error {
 // text is for the owner of the mailbox and for whoever he asks.
 func (w *wrapper) text() string {
 	o := w.original
-	date := "the old mail system does not tell"
+	date := "that system does not tell"
 	if !o.meta.Date.IsZero() {
 		date = o.meta.Date.Format("Mon, 02 Jan 2006 15:04:05 -0700")
 	}
 	return strings.Join([]string{
-		"The new mail system refused this message as it is. It is attached, whole and",
-		"unchanged: open or save the attachment message.eml.",
+		"The " + w.refused + " mail system refused this message as it is. It is attached, whole",
+		"and unchanged: open or save the attachment message.eml.",
 		"",
-		"Folder on the old system: " + w.folder,
+		"Folder on the other system: " + w.folder,
 		fmt.Sprintf("UID there: %d", o.meta.UID),
 		"Received: " + date,
 		fmt.Sprintf("Size: %d octets", o.body.size),
-		"What the new system said: " + w.words,
+		"What the " + w.refused + " system said: " + w.words,
 		"",
 	}, "\r\n")
 }
@@ -219,6 +220,10 @@ func (f *folderRun) wrap(uid uint32, r *refusal) error {
 		return nil // it stays refused, and is looked at again
 	}
 	w := &wrapper{user: f.p.job.User, host: f.p.job.Host, folder: f.src.Name, original: t.msgs[0], words: r.Text, now: time.Now()}
+	w.refused = "new"
+	if f.p.o.Back {
+		w.refused = "old"
+	}
 	words, err := f.p.attic.put(f, w)
 	if err != nil {
 		return fmt.Errorf("destination: folder %q: %w", atticName, err)
