@@ -31,7 +31,8 @@ var allowed = map[string][]string{
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
 	"backfill/certificate":    {"backfill"},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
-	"admin":                   {"mail", "router", "queue", "backfill", "cutover"},
+	"dnswatch":                {"mail"},
+	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch"},
 
 	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},
 	"store/redis":     {"mail", "router", "queue", "backfill", "store/transfer"},
@@ -39,14 +40,14 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "admin", "store/disk", "store/redis", "store/transfer"},
+		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
 
-	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
+	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

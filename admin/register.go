@@ -120,5 +120,6 @@ func (s *Server) registerAll() {
 	s.registerApply()
 	s.registerSystem()
 	s.registerNodes()
+	s.registerDNS()
 	s.registerEvents()
 }

@@ -89,6 +89,7 @@ type Config struct {
 	Conductor ConductorAPI // nil: no IMAP is configured, so nobody is copied
 	Backends  BackendsAPI  // nil: there is no switch
 	Nodes     NodesAPI     // nil: nothing is known of nodes
+	DNS       DNSAPI       // nil: the DNS is not watched
 	Events    *Events      // nil: the server's own
 	// Reload reads the configuration again; its strings tell what a reload
 	// cannot change. nil: it cannot be reloaded.
@@ -219,7 +220,7 @@ func schemaName(t reflect.Type, hint string) string {
 		t = t.Elem()
 	}
 	switch pkg := path.Base(t.PkgPath()); pkg {
-	case "queue", "cutover", "backfill":
+	case "queue", "cutover", "backfill", "dnswatch":
 		return strings.ToUpper(pkg[:1]) + pkg[1:] + name
 	}
 	return name

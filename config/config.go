@@ -34,6 +34,7 @@ type Config struct {
 	Cutover  Cutover  `yaml:"cutover" doc:"How users are moved."`
 	Backfill Backfill `yaml:"backfill" doc:"How past mail is copied, and how much is asked of both servers for it. A reload counts for passes that begin after it; rates of all users together count at once."`
 	Queue    Queue    `yaml:"queue" doc:"How long and how much mail is kept."`
+	DNS      DNS      `yaml:"dns" doc:"The records of the domains, for crossfade dns check and crossfade dns watch; see docs/dns.md. Nothing here changes a record."`
 
 	src *source // where each key was written; nil for a Config built in code
 }
@@ -177,5 +178,6 @@ func Default() *Config {
 			DoubtWait:   Duration(5 * time.Minute),
 			MinFree:     512 * MiB,
 		},
+		DNS: defaultDNS(),
 	}
 }

@@ -149,6 +149,13 @@ func setScalar(v reflect.Value, text string, node ast.Node) error {
 	if prefix, ok := v.Addr().Interface().(*netip.Prefix); ok {
 		return setPrefix(prefix, text)
 	}
+	if ip, ok := v.Addr().Interface().(*netip.Addr); ok {
+		var err error
+		if *ip, err = netip.ParseAddr(text); err != nil || ip.Zone() != "" {
+			return badValue(0, "%q is not an IP address: write one such as 192.0.2.25 or 2001:db8::25", text)
+		}
+		return nil
+	}
 	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		return u.UnmarshalText([]byte(text))
 	}

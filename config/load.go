@@ -214,6 +214,11 @@ func (c *Config) resolve(dir string) {
 	for i := range c.Domains {
 		normal(&c.Domains[i])
 	}
+	for _, hosts := range [][]string{c.DNS.RelayMX, c.DNS.OldMX, c.DNS.NewMX} {
+		for i := range hosts {
+			normal(&hosts[i])
+		}
+	}
 }
 
 // leaf is one key that holds a value, in the order of the struct.

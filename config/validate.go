@@ -27,6 +27,7 @@ func (c *Config) Validate() error {
 	k.loops()
 	k.subaddress()
 	k.backfill()
+	k.dns()
 	return k.c.src.join(k.problems)
 }
 

@@ -38,6 +38,7 @@ type commands struct {
 	Backfill backfillCmd `cmd:"" help:"Copy past mail from old to new."`
 	Queue    queueCmd    `cmd:"" help:"Mail that was accepted and not yet delivered."`
 	Node     nodeCmd     `cmd:"" help:"The nodes that share one Redis."`
+	DNS      dnsCmd      `cmd:"" name:"dns" help:"The records of the domains: what is wrong for this phase, and who can still know the old ones."`
 	Store    storeCmd    `cmd:"" help:"Move a store to Redis or back, and look whether it is whole."`
 	Health   healthCmd   `cmd:"" help:"Ask a running relay whether it can take mail; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`

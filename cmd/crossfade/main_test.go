@@ -27,9 +27,12 @@ func TestMain(m *testing.M) {
 // first line, then the body; with .1, .2 and so on at the end of the name, the
 // first, second and so on answer), and notes the requests in the file requests.
 // crossfade.yaml is a configuration whose admin API is that server.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata", "") }
+
+// runScripts runs the scripts of a directory; more is added to the configuration.
+func runScripts(t *testing.T, dir, more string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			web := httptest.NewServer(&canned{dir: env.WorkDir, asked: map[string]int{}})
@@ -38,7 +41,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CROSSFADE_TOKEN", "0123456789abcdef")
 			env.Setenv("NO_PROXY", "*")
 			conf := fmt.Sprintf("hostname: mx.example.org\ndomains: [example.org]\nadmin: {listen: %q, token_file: ./good}\n"+
-				"backends: {old: {smtp: smtp://old.example.net}, new: {smtp: smtp://new.example.net}}\n", strings.TrimPrefix(web.URL, "http://"))
+				"backends: {old: {smtp: smtp://old.example.net}, new: {smtp: smtp://new.example.net}}\n", strings.TrimPrefix(web.URL, "http://")) + more
 			if err := os.WriteFile(filepath.Join(env.WorkDir, "crossfade.yaml"), []byte(conf), 0o600); err != nil {
 				return err
 			}

@@ -29,9 +29,12 @@ func (d *Daemon) openAdmin() (err error) {
 	if err := d.registry.Register(newNodesCollector(nodes)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	if err := d.registry.Register(newDNSCollector(d.dns)); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
-		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes,
+		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes, DNS: d.dnsAPI(),
 		Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.readable() && sides.new.readable() {

@@ -19,6 +19,7 @@ import (
 	"crossfade/backfill"
 	"crossfade/config"
 	"crossfade/cutover"
+	"crossfade/dnswatch"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
@@ -65,6 +66,7 @@ type Daemon struct {
 	copier    *copiers
 	tail      *backfill.Tail // nil: nothing listens on old
 	conductor *cutover.Conductor
+	dns       *dnswatch.Watch // nil: the DNS is not watched
 	admin     *admin.Server
 	audit     *admin.AuditLog
 	cert      *certificate
@@ -152,6 +154,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
 	}
 	p.start("watch", d.watch)
+	if d.dns != nil {
+		p.start("dns watch", d.dns.Run)
+	}
 	d.log.Info("crossfade is up", "version", d.opts.Version, "smtp", fmt.Sprint(d.SMTPAddrs()), "admin", d.AdminURL(), "store", d.cfg.Store)
 	close(d.started)
 	select {
@@ -188,6 +193,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	d.openCopier()
 	d.tail = d.newTail()
+	if err := d.openDNS(); err != nil {
+		return err
+	}
 	d.conductor = d.newConductor()
 	if err := d.openAdmin(); err != nil {
 		return err

@@ -1,0 +1,210 @@
+package dnswatch
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Bounds of what is kept.
+const (
+	maxValues   = 64 // of one record set
+	maxTTLs     = 8
+	maxPolicies = 32
+	forgetAfter = 90 * 24 * time.Hour // a value that is gone for so long
+)
+
+// State is what a [Watch] has seen so far, as it is kept over a restart. Times are UTC.
+type State struct {
+	Since      time.Time     `json:"since" doc:"The first look."`
+	LastRound  time.Time     `json:"last_round,omitzero"`
+	LastAnswer time.Time     `json:"last_answer,omitzero" doc:"When any server answered last."`
+	Sets       []*Set        `json:"sets,omitempty"`
+	Policies   []*PolicySeen `json:"policies,omitempty"`
+}
+
+// Set is one record set over time.
+type Set struct {
+	Domain string       `json:"domain,omitempty"`
+	Name   string       `json:"name"`
+	Type   string       `json:"type"`
+	TTL    int          `json:"ttl,omitempty" doc:"Of the last look, in seconds."`
+	TTLs   []*TTLSeen   `json:"ttls,omitempty" doc:"The TTLs that the zone gave, greatest first."`
+	Values []*ValueSeen `json:"values,omitempty"`
+}
+
+// TTLSeen is a TTL that a record set had.
+type TTLSeen struct {
+	Seconds int       `json:"seconds"`
+	First   time.Time `json:"first"`
+	Last    time.Time `json:"last"`
+}
+
+func (t *TTLSeen) ttl() time.Duration { return time.Duration(t.Seconds) * time.Second }
+
+// until is when no cache has it any more.
+func (t *TTLSeen) until() time.Time { return t.Last.Add(t.ttl()) }
+
+// ValueSeen is one record over time.
+type ValueSeen struct {
+	Value string    `json:"value"`
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+	TTL   int       `json:"ttl" doc:"With which the zone gave it last, in seconds; at most 7 days, which no cache keeps anything longer."`
+	// Gone is the first look at which no authoritative server gave it any more, nor since; where none of them can be
+	// asked, no resolver.
+	Gone time.Time `json:"gone,omitzero"`
+	// Held is when whoever got it at one of our looks, or from a resolver's cache, will have dropped it.
+	Held time.Time `json:"held,omitzero"`
+	By   []string  `json:"by,omitempty" doc:"Who gave it last."`
+}
+
+// given notes that the zone gave the value. With a new TTL, the one before may have been given until just now.
+func (v *ValueSeen) given(ttl time.Duration, now time.Time) {
+	v.hold(now.Add(max(ttl, time.Duration(v.TTL)*time.Second)))
+	v.TTL = int(ttl.Seconds())
+}
+
+// hold notes that somebody has the value until then.
+func (v *ValueSeen) hold(until time.Time) {
+	if until.After(v.Held) {
+		v.Held = until
+	}
+}
+
+// Cached is when nobody has it in a cache any more; zero while it is given out. A resolver that still gives it a week
+// after the zone did does not go by TTLs at all, and is not waited for.
+func (v *ValueSeen) Cached() time.Time {
+	if v.Gone.IsZero() {
+		return time.Time{}
+	}
+	until := v.Gone.Add(time.Duration(v.TTL) * time.Second)
+	if v.Held.After(until) {
+		until = v.Held
+	}
+	if last := v.Gone.Add(maxTTL); until.After(last) {
+		until = last
+	}
+	return until
+}
+
+// PolicySeen is an MTA-STS policy over time.
+type PolicySeen struct {
+	Domain string    `json:"domain"`
+	Mode   string    `json:"mode"`
+	MaxAge int       `json:"max_age"`
+	MX     []string  `json:"mx,omitempty"`
+	First  time.Time `json:"first"`
+	Last   time.Time `json:"last"`
+}
+
+func (p *PolicySeen) policy() Policy {
+	return Policy{Mode: p.Mode, MaxAge: time.Duration(p.MaxAge) * time.Second, MX: p.MX}
+}
+
+// until is when no sender keeps it any more.
+func (p *PolicySeen) until() time.Time { return p.Last.Add(time.Duration(p.MaxAge) * time.Second) }
+
+// highest gives the TTL above least that caches go by longest, when that is not over.
+func (s *State) highest(name string, typ uint16, now time.Time, least time.Duration) (TTLSeen, bool) {
+	var out TTLSeen
+	set := s.find(ask(name, typ))
+	if set == nil {
+		return out, false
+	}
+	for _, t := range set.TTLs {
+		if t.ttl() > least && t.until().After(now) && t.until().After(out.until()) {
+			out = *t
+		}
+	}
+	return out, out.Seconds > 0
+}
+
+func (s *State) find(q question) *Set {
+	for _, set := range s.Sets {
+		if set.Name == bare(q.name) && set.Type == dns.TypeToString[q.typ] {
+			return set
+		}
+	}
+	return nil
+}
+
+func (s *State) set(domain string, q question) *Set {
+	if set := s.find(q); set != nil {
+		return set
+	}
+	set := &Set{Domain: bare(domain), Name: bare(q.name), Type: dns.TypeToString[q.typ]}
+	s.Sets = append(s.Sets, set)
+	slices.SortFunc(s.Sets, func(a, b *Set) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type)) })
+	return set
+}
+
+// sawTTL notes the TTL of the whole set.
+func (s *Set) sawTTL(ttl time.Duration, now time.Time) {
+	seconds := int(ttl.Seconds())
+	if s.TTL != seconds {
+		for _, t := range s.TTLs {
+			if t.Seconds == s.TTL {
+				t.Last = now // it may have been given until just now
+			}
+		}
+	}
+	s.TTL = seconds
+	i := slices.IndexFunc(s.TTLs, func(t *TTLSeen) bool { return t.Seconds == seconds })
+	if i < 0 {
+		i, s.TTLs = len(s.TTLs), append(s.TTLs, &TTLSeen{Seconds: seconds, First: now})
+	}
+	s.TTLs[i].Last = now
+	s.TTLs = slices.DeleteFunc(s.TTLs, func(t *TTLSeen) bool { return t.until().Add(forgetAfter).Before(now) })
+	slices.SortFunc(s.TTLs, func(a, b *TTLSeen) int { return b.Seconds - a.Seconds })
+	s.TTLs = s.TTLs[:min(len(s.TTLs), maxTTLs)]
+}
+
+func (s *Set) value(text string, now time.Time) *ValueSeen {
+	for _, v := range s.Values {
+		if v.Value == text {
+			return v
+		}
+	}
+	v := &ValueSeen{Value: text, First: now}
+	s.Values = append(s.Values, v)
+	return v
+}
+
+// end closes a look: what was not given by those who decide is gone, and what is gone for long is forgotten.
+func (s *Set) end(given map[string]bool, now time.Time) {
+	for _, v := range s.Values {
+		switch {
+		case given[v.Value]:
+			v.Gone = time.Time{}
+		case v.Gone.IsZero():
+			v.Gone = now
+		}
+	}
+	s.Values = slices.DeleteFunc(s.Values, func(v *ValueSeen) bool {
+		return !v.Gone.IsZero() && v.Last.Add(forgetAfter).Before(now)
+	})
+	if len(s.Values) > maxValues {
+		slices.SortFunc(s.Values, func(a, b *ValueSeen) int { return b.Last.Compare(a.Last) })
+		s.Values = s.Values[:maxValues]
+	}
+	slices.SortFunc(s.Values, func(a, b *ValueSeen) int { return cmp.Compare(a.Value, b.Value) })
+}
+
+// sawPolicy notes the policy that a domain publishes now.
+func (s *State) sawPolicy(domain string, p Policy, now time.Time) {
+	mx := slices.Sorted(slices.Values(p.MX))
+	for _, seen := range s.Policies {
+		if seen.Domain == bare(domain) && seen.Mode == p.Mode && seen.policy().MaxAge == p.MaxAge && slices.Equal(seen.MX, mx) {
+			seen.Last = now
+			return
+		}
+	}
+	s.Policies = append(s.Policies, &PolicySeen{Domain: bare(domain), Mode: p.Mode, MaxAge: int(p.MaxAge.Seconds()), MX: mx, First: now, Last: now})
+	s.Policies = slices.DeleteFunc(s.Policies, func(p *PolicySeen) bool { return p.until().Add(forgetAfter).Before(now) })
+	if n := len(s.Policies); n > maxPolicies {
+		s.Policies = s.Policies[n-maxPolicies:]
+	}
+}
