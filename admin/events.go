@@ -14,6 +14,7 @@ const (
 	EventUser    = "user"    // data is a router.Change
 	EventCutover = "cutover" // data is a cutover.Status
 	EventBackend = "backend" // data is a BackendStatus
+	EventWave    = "wave"    // data is a cutover.Pause (a wave stopped by itself) or a cutover.Wave
 	EventPass    = "pass"    // data is a PassEvent
 	EventProblem = "problem" // data is a ProblemEvent
 	EventDoubt   = "doubt"   // data is a relay.DeliverDoubt: how a doubt about a delivery ended

@@ -242,6 +242,52 @@ func (c *memConductor) Verify(ctx context.Context, user string) (backfill.Verifi
 	return backfill.Verification{User: user, Folders: []backfill.FolderCheck{{Source: "INBOX", Dest: "INBOX"}}}, c.err
 }
 
+// memWaves is what the conductor says of waves: there is one, "one".
+type memWaves struct {
+	*memConductor
+	wave cutover.Wave
+}
+
+func (w *memWaves) Waves(_ context.Context, name string) ([]cutover.Wave, error) {
+	if name != "" && name != "one" {
+		return nil, cutover.ErrNoWave
+	}
+	return []cutover.Wave{w.wave}, w.err
+}
+func (w *memWaves) SetWave(_ context.Context, name string, at time.Time) (cutover.Wave, error) {
+	if name != "one" {
+		return cutover.Wave{}, cutover.ErrNoWave
+	}
+	w.wave.NotBefore = at
+	return w.wave, w.err
+}
+func (w *memWaves) ApproveWave(_ context.Context, name, by string) (cutover.Wave, error) {
+	if name != "one" {
+		return cutover.Wave{}, cutover.ErrNoWave
+	}
+	w.wave.ApprovedBy = by
+	return w.wave, w.err
+}
+func (w *memWaves) ResumeFlips(ctx context.Context, wave string) (bool, error) {
+	return w.Resume(ctx, wave)
+}
+func (w *memWaves) PlanMoves(_ context.Context, users []string, wave string) (cutover.MovePlan, error) {
+	p := cutover.MovePlan{Wave: wave, Concurrency: 4, Users: []cutover.PlannedMove{}}
+	for i, u := range users {
+		if slices.Contains(users[:i], u) {
+			return p, cutover.ErrTwice
+		}
+		p.Users = append(p.Users, cutover.PlannedMove{User: u, State: router.StateOld})
+	}
+	return p, w.err
+}
+func (w *memWaves) Report(_ context.Context, wave string) (cutover.MoveReport, error) {
+	if wave != "" && wave != "one" {
+		return cutover.MoveReport{}, cutover.ErrNoWave
+	}
+	return cutover.MoveReport{Wave: wave, Users: []cutover.UserReport{{User: "bert@example.org"}}}, w.err
+}
+
 const (
 	readToken    = "read-0123456789abcdef"
 	operateToken = "operate-0123456789abcdef"
@@ -288,7 +334,8 @@ func newRig(t *testing.T, edit func(*Config)) *rig {
 	t.Cleanup(func() { r.audit.Close() })
 	tokens, err := ParseTokens("rita read " + readToken + "\nolga operate " + operateToken + "\nada admin " + adminToken)
 	check(t, err)
-	cfg := Config{Version: "1.2.3", Tokens: tokens, Users: r.table, Router: rt, Queue: r.queue, Bodies: r.queue, Audit: r.audit, Conductor: r.conductor}
+	cfg := Config{Version: "1.2.3", Tokens: tokens, Users: r.table, Router: rt, Queue: r.queue, Bodies: r.queue, Audit: r.audit, Conductor: r.conductor,
+		Waves: &memWaves{memConductor: r.conductor, wave: cutover.Wave{Name: "one", State: cutover.WavePlanned, Members: 2}}}
 	if edit != nil {
 		edit(&cfg)
 	}

@@ -44,6 +44,7 @@ type Metrics struct {
 	TailLag     prometheus.Histogram   // seconds from a change on old to the end of the pass that carried it
 	Moves       *prometheus.CounterVec // by result: moves of users that ended
 	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
+	Stops       prometheus.Counter     // waves that stopped by themselves
 }
 
 // NewMetrics makes the collectors and registers them with reg.
@@ -77,10 +78,12 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		TailLag:       prometheus.NewHistogram(histogram("backfill_tail_lag_seconds", "Time from the news of a change in the mailbox of a ready user to the end of the pass that carried it.", prometheus.ExponentialBuckets(0.05, 2, 14))),
 		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
 		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
+		Stops:         prometheus.NewCounter(opts("cutover_wave_stops_total", "Waves that stopped by themselves, because attempts at flips failed.")),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
+		m.Stops,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -184,6 +187,13 @@ func (m *Metrics) Bounced() { m.Bounces.Inc() }
 // Noticed counts a delay notice that was queued.
 func (m *Metrics) Noticed() { m.Notices.Inc() }
 
+// Copying counts messages that the backfill appended, and their octets, while its
+// passes run.
+func (m *Metrics) Copying(messages int, octets int64) {
+	m.Copied.Add(float64(messages))
+	m.CopiedBytes.Add(float64(octets))
+}
+
 // Backfilled counts a pass of the backfill that ended. Problems it had before
 // are not counted again.
 func (m *Metrics) Backfilled(p cutover.Passed) {
@@ -196,8 +206,6 @@ func (m *Metrics) Backfilled(p cutover.Passed) {
 		result = "failed"
 	}
 	m.Passes.WithLabelValues(result).Inc()
-	m.Copied.Add(float64(p.Report.Copied))
-	m.CopiedBytes.Add(float64(p.Report.Bytes))
 	m.Throttled.Add(p.Report.Throttled.Seconds())
 	for _, x := range p.New {
 		m.Problems.WithLabelValues(x.Class).Add(float64(max(x.Count, 1)))
@@ -222,6 +230,9 @@ func (m *Metrics) Lagged(after time.Duration) { m.TailLag.Observe(after.Seconds(
 
 // MoveFailed counts an attempt to move a user that ended in an error.
 func (m *Metrics) MoveFailed() { m.Moves.WithLabelValues("failed").Inc() }
+
+// WaveStopped counts a wave that stopped by itself.
+func (m *Metrics) WaveStopped() { m.Stops.Inc() }
 
 // scrapeTime bounds what one scrape may ask of the store.
 const scrapeTime = 5 * time.Second

@@ -203,6 +203,15 @@ func (s *Server) startWave(ctx context.Context, in *waveInput) (*body[WaveStarte
 	}
 	out := WaveStarted{Started: []string{}}
 	req, cursor, found := asked(in.Body), "", false
+	if w, err := s.waves(); err == nil && !req.Sync {
+		// Whoever starts it all the way approves it, also for those who come later.
+		rec := Record{Action: "approve-wave", Object: in.Name, Reason: req.Reason}
+		if _, err := s.sayOfWave(ctx, rec, func(ctx context.Context, _ WavesAPI) (cutover.Wave, error) {
+			return w.ApproveWave(ctx, in.Name, callerOf(ctx).name)
+		}); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		users, next, err := s.cfg.Users.Users(ctx, router.Filter{Wave: in.Name}, cursor, 500)
 		if err != nil {

@@ -41,14 +41,20 @@ func (s *Server) resumeBackfill(ctx context.Context, in *pauseInput) (*body[Back
 	return s.switchBackfill(ctx, "resume-backfill", in.Body, func(ctx context.Context, c ConductorAPI, p BackfillPause) error {
 		known, err := c.Resume(ctx, p.Wave)
 		if err == nil && !known {
-			what := "the backfill is not paused for everybody"
-			if p.Wave != "" {
-				what = fmt.Sprintf("the wave %q is not paused", p.Wave)
-			}
-			return refused(ProblemRefused, what, "GET /v1/backfill shows what is paused; a pause is resumed as it was made")
+			return notPaused("the backfill is", p.Wave)
 		}
 		return conductorError(err)
 	})
+}
+
+// notPaused says that there is no pause to end.
+func notPaused(what, wave string) error {
+	text := what + " not paused for everybody"
+	if wave != "" {
+		text = fmt.Sprintf("the wave %q: %s not paused", wave, what)
+	}
+	return refused(ProblemRefused, text,
+		"GET /v1/backfill shows what is paused; a pause is resumed as it was made: copies by `backfill resume`, flips by `cutover resume`")
 }
 
 func (s *Server) switchBackfill(ctx context.Context, action string, b *BackfillPause, do func(context.Context, ConductorAPI, BackfillPause) error) (*body[BackfillPauses], error) {

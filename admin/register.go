@@ -116,6 +116,7 @@ func (s *Server) registerAll() {
 	s.registerState()
 	s.registerImport()
 	s.registerMoves()
+	s.registerWaves()
 	s.registerQueue()
 	s.registerApply()
 	s.registerSystem()

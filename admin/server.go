@@ -87,6 +87,7 @@ type Config struct {
 	Audit   *AuditLog
 
 	Conductor ConductorAPI // nil: no IMAP is configured, so nobody is copied
+	Waves     WavesAPI     // nil: there are none; needs a Conductor
 	Backends  BackendsAPI  // nil: there is no switch
 	Nodes     NodesAPI     // nil: nothing is known of nodes
 	DNS       DNSAPI       // nil: the DNS is not watched

@@ -231,6 +231,8 @@ var contractPaths = []string{
 	"POST /v1/queue/{id}/release", "POST /v1/queue/{id}/park", "POST /v1/queue/{id}/reroute", "POST /v1/queue:apply", "GET /v1/queue/{id}/message",
 	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify", "POST /v1/backfill:pause", "POST /v1/backfill:resume",
 	"GET /v1/backfill/{address}/plan", "POST /v1/backfill/{address}/inventory", "GET /v1/stats", "GET /v1/events",
+	"GET /v1/waves", "GET /v1/waves/{name}", "PATCH /v1/waves/{name}", "POST /v1/waves/{name}/approve",
+	"POST /v1/cutover:pause", "POST /v1/cutover:resume", "POST /v1/cutover:plan", "GET /v1/cutover/report",
 	"POST /v1/reload", "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/audit", "GET /v1/backends",
 }
 
@@ -693,6 +695,9 @@ func TestMetrics(t *testing.T) {
 	m.IMAPConnections("new", -1)
 	m.Flipped(2 * time.Second)
 	m.MoveFailed()
+	m.Copying(1, 100)
+	m.Copying(2, 200)
+	m.WaveStopped()
 	resp, text := r.ask("", "GET", "/metrics", "") // from this machine
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("%d %s", resp.StatusCode, text)
@@ -701,7 +706,7 @@ func TestMetrics(t *testing.T) {
 		`crossfade_accepted_messages_total 1`, `crossfade_accepted_recipients_total 2`, `crossfade_refused_total{code="550",command="RCPT"} 1`,
 		`crossfade_delivery_recipients_total{result="delivered",route="new"} 1`, `crossfade_delivery_recipients_total{result="deferred",route="old"} 0`,
 		`crossfade_queue_recipients{state="queued"} 2`, `crossfade_queue_recipients{state="parked"} 0`, `crossfade_users{state="new"} 1`,
-		`crossfade_store_up 1`, `crossfade_backfill_messages_total 3`, `crossfade_cutover_moves_total{result="flipped"} 1`,
+		`crossfade_store_up 1`, `crossfade_backfill_messages_total 3`, `crossfade_backfill_bytes_total 300`, `crossfade_cutover_wave_stops_total 1`, `crossfade_cutover_moves_total{result="flipped"} 1`,
 		`crossfade_backfill_problems_total{class="refused"} 1`, `crossfade_backfill_problems_total{class="moved"} 4`, `crossfade_backfill_problems_total{class="quota"} 0`,
 		`crossfade_backfill_passes_total{result="ok"} 1`, `crossfade_backfill_passes_total{result="failed"} 1`, `crossfade_backfill_throttled_seconds_total 1.5`,
 		`crossfade_backfill_connections_open{side="new"} 1`, `crossfade_backfill_connections_open{side="old"} 0`,

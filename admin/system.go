@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"crossfade/cutover"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/router"
@@ -27,6 +28,15 @@ type Stats struct {
 	Users    map[router.State]int `json:"users" doc:"Mailboxes by state."`
 	Moving   int                  `json:"moving" doc:"Users that the conductor works on."`
 	Backends []BackendStatus      `json:"backends"`
+	Alarms   []StatsAlarm         `json:"alarms,omitempty" doc:"What waits for an operator."`
+}
+
+// StatsAlarm is something that stands still until an operator acts.
+type StatsAlarm struct {
+	Kind   string    `json:"kind" doc:"wave-stopped: a wave stopped by itself; see POST /v1/cutover:resume"`
+	Object string    `json:"object"`
+	Text   string    `json:"text"`
+	Since  time.Time `json:"since"`
 }
 
 // Readiness says whether mail can be accepted now.
@@ -139,6 +149,11 @@ func (s *Server) stats(ctx context.Context, _ *struct{}) (*body[Stats], error) {
 		for _, m := range s.cfg.Conductor.Status() {
 			if m.Active() {
 				out.Moving++
+			}
+		}
+		for _, p := range s.cfg.Conductor.Pauses() {
+			if p.By == cutover.Itself {
+				out.Alarms = append(out.Alarms, StatsAlarm{Kind: "wave-stopped", Object: p.Wave, Text: p.Reason, Since: p.Since})
 			}
 		}
 	}

@@ -98,6 +98,10 @@ type Progress struct {
 	MessagesDone int    `json:"messages_done"`
 	Bytes        int64  `json:"bytes"`
 	BytesDone    int64  `json:"bytes_done"`
+	// Copied are messages that this pass has appended so far, CopiedBytes their
+	// octets, as the report counts them.
+	Copied      int   `json:"copied,omitempty"`
+	CopiedBytes int64 `json:"copied_bytes,omitempty"`
 	// The rates are those of the last ten seconds.
 	MessagesPerSecond float64 `json:"messages_per_second,omitempty"`
 	BytesPerSecond    float64 `json:"bytes_per_second,omitempty"`

@@ -341,6 +341,7 @@ func (f *folderRun) taken(msgs []*incoming) {
 			r.Copied++
 			r.Bytes += m.body.size
 			g.BytesDone += m.body.size
+			g.Copied, g.CopiedBytes = r.Copied, r.Bytes
 		}
 	})
 	for _, m := range msgs {

@@ -134,6 +134,11 @@ type Cutover struct {
 	MaxHold     Duration `yaml:"max_hold" reload:"restart" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
 	Window      Duration `yaml:"window" min:"0s" max:"365d" reload:"restart" doc:"How long the mailbox that was left is swept for stragglers after the flip. Not used yet: today one pass two minutes after the flip is all."`
 	Concurrency int      `yaml:"concurrency" reload:"restart" min:"1" max:"1000" doc:"Users moved at the same time; see backfill.users_at_once."`
+
+	MaxHeld        int   `yaml:"max_held" reload:"restart" min:"0" max:"1000" doc:"Users whose mail is held at once, at most, on all nodes together; users whom an operator holds count. 0 means no bound beside concurrency."`
+	FlipsPerMinute int   `yaml:"flips_per_minute" reload:"restart" min:"0" max:"600" doc:"Users whose mail begins to be held in a minute, at most and evenly spread, on all nodes together. 0 means no bound."`
+	StopAfter      int   `yaml:"stop_after" reload:"restart" min:"0" max:"1000" doc:"Attempts at a flip that fail in a row, after which a wave stops by itself: nobody of it is held until crossfade cutover resume. 0 means never."`
+	StopShare      Share `yaml:"stop_share" reload:"restart" doc:"The part of a wave whose last attempt at a flip failed, at which it stops by itself; three users at least. Never: it does not stop for that."`
 }
 
 // Queue says how long and how much mail is kept.
@@ -170,6 +175,8 @@ func Default() *Config {
 			MaxHold:     Duration(10 * time.Minute),
 			Window:      Duration(7 * day),
 			Concurrency: 4,
+			StopAfter:   5,
+			StopShare:   Share{Percent: 20},
 		},
 		Backfill: defaultBackfill(),
 		Queue: Queue{

@@ -32,8 +32,10 @@ type Request struct {
 	Sync bool
 	// AllowDeletions lifts the ceiling on deletions, and RetryRefused offers the
 	// messages again that new refused: for the next pass that ends well, see
-	// [backfill.Options].
+	// [backfill.Options]. The first ends a day after it was said, whatever passes do.
 	AllowDeletions, RetryRefused bool
+	// At is when it was asked; Start fills it in.
+	At time.Time
 }
 
 // Status is where the conductor stands with one user.
@@ -58,7 +60,8 @@ type Status struct {
 	Synced   time.Time     `json:"synced,omitzero"`
 	HoldTime time.Duration `json:"hold_ns,omitempty"` // of the last flip, from held to released
 	Err      string        `json:"error,omitempty"`
-	Attempts int           `json:"attempts,omitempty"`
+	Attempts int           `json:"attempts,omitempty"` // failed since the last one that went well
+	Failures int           `json:"failures,omitempty"` // failed since the beginning
 	Started  time.Time     `json:"started"`
 	Updated  time.Time     `json:"updated"`
 	Next     time.Time     `json:"next,omitzero"`

@@ -56,6 +56,14 @@ type Config struct {
 	// many passes that follow it run at once, beside Concurrency: 2.
 	Watcher    Watcher
 	TailPlaces int
+	// MaxHeld and FlipsPerMinute bound how many users are held at once and how many
+	// holds begin in a minute, on all nodes together; 0: no bound of their own.
+	MaxHeld, FlipsPerMinute int
+	// StopAfter is how many attempts at a flip may fail in a row before a wave
+	// stops by itself, StopShare which part of its users (three at least) may have
+	// failed last, from 0 to 1; 0: it never stops for that.
+	StopAfter  int
+	StopShare  float64
 	LatePass   time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
 	RetryFirst time.Duration // 30 seconds after the first failure, doubled up to RetryMax
 	RetryMax   time.Duration // 1 hour
@@ -74,6 +82,11 @@ type Hooks struct {
 	// Lagged: what a Watcher told of was carried; after is the time from the first
 	// signal to the end of the pass.
 	Lagged func(after time.Duration)
+	// Copying tells of messages that were appended, and their octets, while passes
+	// run.
+	Copying func(messages int, octets int64)
+	// Stopped: a wave stopped by itself.
+	Stopped func(Pause)
 }
 
 // Passed is the end of a pass. With an error Report says what was done before it.
@@ -95,6 +108,10 @@ type Conductor struct {
 
 	pauseMu sync.Mutex
 	pauses  []Pause
+	waves   map[string]waveRecord
+	reading sync.Mutex   // of readOrders
+	gate    sync.RWMutex // read: a user is about to be held; write: that changes
+	pace    *pace
 
 	// asking is held by Start and Cancel, one at a time: a request must not be
 	// noted for a move that is being taken back, nor forgotten behind it.
@@ -133,6 +150,7 @@ func New(cfg Config) *Conductor {
 		cfg: cfg, places: &places{all: cfg.Concurrency}, tails: &places{all: cfg.TailPlaces}, users: map[string]*move{}, wake: make(chan struct{}, 1),
 		lookNow: make(chan struct{}, 1), keepNow: make(chan struct{}, 1),
 	}
+	c.pace = newPace(c.cfg)
 	c.places.paused = func(wave string) bool {
 		_, yes := c.pausedBy(wave)
 		return yes
@@ -147,10 +165,11 @@ func New(cfg Config) *Conductor {
 func (c *Conductor) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	if err := c.readPauses(ctx); err != nil {
+	if err := c.readOrders(ctx); err != nil {
 		return fmt.Errorf("cutover: %w", err)
 	}
 	wg.Go(func() { c.watchPauses(ctx) })
+	wg.Go(func() { c.keepingStatuses(ctx) })
 	if c.cfg.Looker != nil {
 		wg.Go(func() { c.sizing(ctx) })
 	}
@@ -219,7 +238,7 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 	if err != nil {
 		return fmt.Errorf("cutover start: %w", err)
 	}
-	req.User = key
+	req.User, req.At = key, time.Now().UTC().Truncate(time.Second)
 	c.asking.Lock()
 	defer c.asking.Unlock()
 	u, err := c.startUser(ctx, req)

@@ -50,7 +50,7 @@ func (t *table) Users(_ context.Context, f router.Filter, _ string, _ int) ([]ro
 	defer t.mu.Unlock()
 	var out []router.User
 	for _, k := range slices.Sorted(maps.Keys(t.users)) {
-		if u := t.users[k]; f.State == "" || u.State == f.State {
+		if u := t.users[k]; (f.State == "" || u.State == f.State) && (f.Wave == "" || u.Wave == f.Wave) {
 			out = append(out, u)
 		}
 	}

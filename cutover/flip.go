@@ -24,13 +24,12 @@ func (m *move) flip(ctx context.Context, u router.User) error {
 	if err := blocking(rep); err != nil {
 		return err
 	}
-	req := m.request()
-	if req.Sync && !m.c.cfg.AutoApprove {
+	if !m.wanted(u.Wave) {
 		return nil // taken back meanwhile
 	}
-	held, err := m.set(ctx, u, router.StateCutover, req.By, req.Reason)
+	held, err := m.beginHold(ctx, u)
 	if err != nil {
-		return fmt.Errorf("holding the user: %w", err)
+		return err
 	}
 	m.note(func(s *Status) { s.State = held.State })
 	return m.held(ctx, held)

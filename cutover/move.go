@@ -49,10 +49,14 @@ type move struct {
 	sized    bool                    // somebody looked, or need not any more
 	stopPass context.CancelCauseFunc // ends a pass when a pause begins; nil: none runs
 
-	notBefore time.Time // of the user
+	notBefore time.Time // of the user, and of his wave
+	waits     bool      // ready, for somebody's word or a time
 	insist    bool      // somebody asked for a pass since the last one
 
 	told []backfill.Problem // by Hooks.Passed; the goroutine's own
+
+	keeping sync.Mutex
+	kept    *kept // what is on record; nil: nothing
 
 	stake stake  // in the user, where nodes share the work
 	vigil *vigil // over his mailbox, while he is ready
@@ -159,7 +163,11 @@ func (m *move) run(ctx context.Context) {
 		return
 	}
 	defer m.unwatch()
+	defer m.c.pace.leave(m)
 	if m.leaving() || m.check() != nil {
+		cancel()
+	}
+	if wait := m.backOff(); wait > 0 && !m.sleep(ctx, wait) {
 		cancel()
 	}
 	for ctx.Err() == nil {
@@ -175,8 +183,8 @@ func (m *move) run(ctx context.Context) {
 			return
 		case errors.Is(err, errYield):
 			cancel()
-		case errors.Is(err, errPaused):
-			// He waits for a place, which he gets when the pause is over.
+		case errors.Is(err, errPaused), errors.Is(err, errPaced):
+			// He waits for his turn, which he gets when the pause is over.
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
 		case m.limited(err) != nil:
@@ -234,7 +242,9 @@ func (m *move) failed(err error) time.Duration {
 	}
 	m.note(func(s *Status) {
 		s.Phase, s.Err, s.Attempts, s.Next = PhaseFailed, err.Error(), attempts, time.Now().Add(wait)
+		s.Failures++
 	})
+	m.keep()
 	if cfg.Hooks.Failed != nil {
 		cfg.Hooks.Failed()
 	}
@@ -260,6 +270,7 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	m.followPause()
 	if u.State != router.StateReady {
 		m.unwatch()
+		m.c.pace.leave(m)
 	}
 	switch u.State {
 	case router.StateSyncing:
@@ -272,7 +283,7 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 			return m.c.cfg.Tail, err
 		}
 		// Without a place: a hold that waits for one could outlast max_hold.
-		return 0, m.held(ctx, u)
+		return 0, m.counted(ctx, u, func() error { return m.held(ctx, u) })
 	case router.StateNew:
 		return m.flipped(ctx, u)
 	}
@@ -288,6 +299,8 @@ func (m *move) inSlot(ctx context.Context, w work, f func() error) error {
 	if u := m.snapshot().State; !pausable(u) {
 		t.wave, t.exempt = "", true
 	}
+	// A flip is not begun when it is paused, and ends when it is while it waits.
+	t.exempt = t.exempt || w == workFlip
 	err := m.c.places.take(ctx, t, func() {
 		m.phase(PhaseWaiting)
 		m.followPause()
@@ -335,21 +348,27 @@ func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Re
 	}
 	reads := u.State != router.StateNew // he reads old until then
 	req, insist := m.request(), m.insists()
-	began := time.Now()
+	began, count := time.Now(), m.counting()
 	rep, err := m.makePass(ctx, u, job, backfill.Options{
 		Final:          final,
 		Restore:        reads,
 		Deletions:      reads,
-		AllowDeletions: req.AllowDeletions && reads,
+		AllowDeletions: reads && m.mayDeleteMore(req),
 		MayDelete:      func(ctx context.Context) error { return m.stillReads(ctx, u) },
 		RetryRefused:   req.RetryRefused,
 		Prompt:         u.State != router.StateSyncing,
 		Insist:         insist,
 		Progress: func(p backfill.Progress) {
-			m.note(func(s *Status) { s.Progress, s.ETA = p, eta(began, time.Now(), p) })
+			m.note(func(s *Status) {
+				s.Progress, s.ETA = p, eta(began, time.Now(), p)
+				count.upTo(s, p.Copied, p.CopiedBytes)
+			})
 		},
 	})
-	m.note(func(s *Status) { s.ETA = time.Time{} })
+	m.note(func(s *Status) {
+		s.ETA = time.Time{}
+		count.upTo(s, rep.Copied, rep.Bytes)
+	})
 	m.passed(began, rep, err)
 	if err != nil {
 		if insist && m.limited(err) == nil {
@@ -402,8 +421,6 @@ func (m *move) passed(began time.Time, rep backfill.Report, err error) {
 	}
 	m.note(func(s *Status) {
 		s.Passes++
-		s.Copied += rep.Copied
-		s.Bytes += rep.Bytes
 		s.Throttled += rep.Throttled
 		if err == nil {
 			s.Problems, s.Classes, s.Synced = rep.Problems, classes(rep.Problems), began
@@ -458,22 +475,33 @@ func (m *move) sync(ctx context.Context, u router.User) error {
 
 // ready flips a user who is to go on, and keeps the others in sync.
 func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) {
-	req := m.request()
-	flip := !req.Sync || m.c.cfg.AutoApprove
-	wait := time.Until(u.NotBefore)
-	if flip && wait <= 0 {
-		if m.c.cfg.Owners != nil && m.c.places.free() == 0 {
+	now, wait, err := m.mayFlip(ctx, u)
+	if err != nil {
+		return 0, err
+	}
+	if now {
+		if m.c.cfg.Owners != nil && !m.c.pace.bounded() && m.c.places.free() == 0 {
 			return 0, errYield
 		}
 		m.unwatch()
-		return 0, m.inSlot(ctx, workFlip, func() error { return m.flip(ctx, u) })
+		return 0, m.inSlot(ctx, workFlip, func() error {
+			err := m.counted(ctx, u, func() error { return m.flip(ctx, u) })
+			if !errors.Is(err, errPaced) {
+				m.c.pace.leave(m)
+			}
+			return err
+		})
 	}
 	next, err := m.follow(ctx, u)
 	if err != nil {
 		return 0, err
 	}
-	m.note(func(s *Status) { s.Phase, s.Err, s.Attempts = PhaseReady, "", 0 })
-	if flip {
+	m.note(func(s *Status) {
+		if s.Phase = PhaseReady; !s.Flip || time.Now().Before(m.notBefore) {
+			s.Err, s.Attempts, s.Next = "", 0, time.Time{} // else they are those of the flip
+		}
+	})
+	if wait > 0 {
 		return min(wait, next), nil
 	}
 	return next, nil

@@ -136,6 +136,7 @@ func (m *move) set(ctx context.Context, u router.User, to router.State, by, reas
 
 // giveUp lets another node have the user, when no work on him is left here.
 func (m *move) giveUp(done bool) {
+	m.keep()
 	if m.c.cfg.Owners == nil {
 		return
 	}
@@ -235,6 +236,9 @@ func (c *Conductor) takeUp(ctx context.Context) error {
 	var waves []string // of those who need a place, as they are in rest
 	rest := map[string][]string{}
 	for _, user := range free {
+		if user == paceLock {
+			continue // of a node that died with it
+		}
 		u, needs, err := c.needsPlace(ctx, user)
 		if err != nil {
 			return err
@@ -286,8 +290,12 @@ func (c *Conductor) needsPlace(ctx context.Context, user string) (router.User, b
 	case u.State != router.StateReady:
 		return u, u.State == router.StateSyncing, nil
 	}
+	if _, stopped := c.stoppedBy(u.Wave); stopped || c.pace.bounded() {
+		return u, false, nil // he is kept in sync until his turn comes
+	}
+	w := c.wave(u.Wave)
 	req, _, err := c.loadRequest(ctx, user)
-	return u, (!req.Sync || c.cfg.AutoApprove) && time.Until(u.NotBefore) <= 0, err
+	return u, (!req.Sync || w.approved() || c.cfg.AutoApprove) && time.Until(later(u.NotBefore, w.NotBefore)) <= 0, err
 }
 
 // freePlaces counts the places that are neither taken nor waited for.
@@ -333,6 +341,9 @@ func (c *Conductor) enter(ctx context.Context, user string, t time.Time, asked i
 		u, err = router.User{Address: user}, nil // its first step says so
 	}
 	m := newMove(c, u, req)
+	if err == nil {
+		m.remember(ctx)
+	}
 	m.resume(c.elsewhere(user)[user])
 	m.hold(t, asked)
 	if err != nil {

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,20 +13,29 @@ import (
 	"crossfade/router"
 )
 
-// Pause is an operator's word that no mail is copied for now: for all users, or
-// for those of a wave. Who is held is never paused, nor is the pass after a flip.
+// Pause is the word that no mail is copied for now, or that nobody is flipped:
+// for all users, or for those of a wave. Who is held is never paused, nor is the
+// pass after a flip.
 type Pause struct {
-	Wave   string    `json:"wave,omitempty"` // empty: everybody
-	By     string    `json:"by"`
+	Wave string `json:"wave,omitempty"` // empty: everybody
+	// Flips stops new holds alone: users are copied on, and kept in sync.
+	Flips  bool      `json:"flips,omitempty"`
+	By     string    `json:"by"` // an operator, or [Itself]
 	Reason string    `json:"reason,omitempty"`
 	Since  time.Time `json:"since"`
 }
+
+// Itself is who stops the flips of a wave when errors pass a bound.
+const Itself = "crossfade"
 
 // String says what is paused, and why.
 func (p Pause) String() string {
 	what := "all"
 	if p.Wave != "" {
 		what = "wave " + p.Wave
+	}
+	if p.Flips {
+		what = "flips of " + what
 	}
 	s := fmt.Sprintf("%s, by %s since %s", what, p.By, p.Since.UTC().Format(time.RFC3339))
 	if p.Reason != "" {
@@ -35,48 +44,81 @@ func (p Pause) String() string {
 	return s
 }
 
+// Records of pauses; a slash and the wave's name follow, when it is one of a wave.
 const (
 	pauseAll  = "pause"
-	pauseWave = "pause/" // the wave's name follows
-	pauseTime = 5 * time.Second
+	pauseFlip = "stop"
+	pauseTime = 5 * time.Second // between two looks at what is said elsewhere
 )
 
-func pauseName(wave string) string {
-	if wave == "" {
-		return pauseAll
+// record is the name under which a pause is kept.
+func (p Pause) record() string {
+	name := pauseAll
+	if p.Flips {
+		name = pauseFlip
 	}
-	return pauseWave + wave
+	if p.Wave != "" {
+		name += "/" + p.Wave
+	}
+	return name
+}
+
+// what is the command that makes and ends a pause.
+func (p Pause) what() string {
+	if p.Flips {
+		return "cutover"
+	}
+	return "backfill"
 }
 
 // Pause stops the copying for everybody, or for a wave: passes end, and none
-// begins until Resume. It is durable when Pause returns, and other nodes follow
-// within seconds.
+// begins until Resume. Or it stops flips alone. It is durable when Pause returns,
+// and nobody is held after it; other nodes end their passes within seconds.
 func (c *Conductor) Pause(ctx context.Context, p Pause) error {
 	if p.By == "" {
-		return errors.New("backfill pause: nobody says so")
+		return fmt.Errorf("%s pause: nobody says so", p.what())
 	}
 	p.Since = time.Now().UTC().Truncate(time.Second)
-	data, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("backfill pause: %w", err)
+	if err := c.savePause(ctx, p); err != nil {
+		return fmt.Errorf("%s pause: noting it: %w", p.what(), err)
 	}
-	if err := c.cfg.Requests.SaveLedger(ctx, requestsOf, pauseName(p.Wave), data); err != nil {
-		return fmt.Errorf("backfill pause: noting it: %w", err)
-	}
-	return c.readPauses(ctx)
+	return c.readOrders(ctx)
 }
 
-// Resume ends a pause; that of everybody does not end those of waves. false:
-// there was none.
+func (c *Conductor) savePause(ctx context.Context, p Pause) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return c.cfg.Requests.SaveLedger(ctx, requestsOf, p.record(), data)
+}
+
+// Resume ends a pause of the copying; that of everybody does not end those of
+// waves. false: there was none.
 func (c *Conductor) Resume(ctx context.Context, wave string) (bool, error) {
-	if err := c.readPauses(ctx); err != nil {
-		return false, fmt.Errorf("backfill resume: %w", err)
+	return c.resume(ctx, Pause{Wave: wave})
+}
+
+// ResumeFlips ends a pause of the flips, as Resume does. What had failed before
+// does not count any more.
+func (c *Conductor) ResumeFlips(ctx context.Context, wave string) (bool, error) {
+	if wave != "" {
+		if err := c.changeWave(ctx, wave, func(w *waveRecord) { w.Row, w.Failing = 0, nil }); err != nil {
+			return false, fmt.Errorf("cutover resume: %w", err)
+		}
 	}
-	known := slices.ContainsFunc(c.Pauses(), func(p Pause) bool { return p.Wave == wave })
-	if err := c.cfg.Requests.SaveLedger(ctx, requestsOf, pauseName(wave), nil); err != nil {
-		return false, fmt.Errorf("backfill resume: noting it: %w", err)
+	return c.resume(ctx, Pause{Wave: wave, Flips: true})
+}
+
+func (c *Conductor) resume(ctx context.Context, p Pause) (bool, error) {
+	if err := c.readOrders(ctx); err != nil {
+		return false, fmt.Errorf("%s resume: %w", p.what(), err)
 	}
-	return known, c.readPauses(ctx)
+	known := slices.ContainsFunc(c.Pauses(), func(x Pause) bool { return x.Wave == p.Wave && x.Flips == p.Flips })
+	if err := c.cfg.Requests.SaveLedger(ctx, requestsOf, p.record(), nil); err != nil {
+		return false, fmt.Errorf("%s resume: noting it: %w", p.what(), err)
+	}
+	return known, c.readOrders(ctx)
 }
 
 // Pauses lists what is paused: everybody first, then waves by name.
@@ -86,61 +128,106 @@ func (c *Conductor) Pauses() []Pause {
 	return slices.Clone(c.pauses)
 }
 
-// pausedBy gives the pause that a wave is under.
+// pausedBy gives the pause that the copying of a wave is under.
 func (c *Conductor) pausedBy(wave string) (Pause, bool) {
+	return c.pauseOf(wave, func(p Pause) bool { return !p.Flips })
+}
+
+// stoppedBy gives the pause, of the copying or of flips, that lets nobody of a
+// wave be held.
+func (c *Conductor) stoppedBy(wave string) (Pause, bool) {
+	return c.pauseOf(wave, func(Pause) bool { return true })
+}
+
+func (c *Conductor) pauseOf(wave string, counts func(Pause) bool) (Pause, bool) {
 	c.pauseMu.Lock()
 	defer c.pauseMu.Unlock()
-	for _, p := range c.pauses {
-		if p.Wave == "" || p.Wave == wave {
+	return pauseIn(c.pauses, wave, counts)
+}
+
+func pauseIn(pauses []Pause, wave string, counts func(Pause) bool) (Pause, bool) {
+	for _, p := range pauses {
+		if (p.Wave == "" || p.Wave == wave) && counts(p) {
 			return p, true
 		}
 	}
 	return Pause{}, false
 }
 
-// readPauses takes the pauses from the store, and puts them into force here.
-func (c *Conductor) readPauses(ctx context.Context) error {
+// readOrders takes from the store what is paused and what is said of waves, and
+// puts it into force here.
+func (c *Conductor) readOrders(ctx context.Context) error {
+	c.reading.Lock() // so that an older look does not overwrite a newer one
+	defer c.reading.Unlock()
 	records, err := c.cfg.Requests.LoadLedger(ctx, requestsOf)
 	if err != nil {
 		return fmt.Errorf("reading what is paused: %w", err)
 	}
-	var now []Pause
-	for name, data := range records {
-		if name != pauseAll && !strings.HasPrefix(name, pauseWave) {
-			continue
-		}
-		p := Pause{Wave: strings.TrimPrefix(strings.TrimPrefix(name, pauseAll), "/")}
-		if err := json.Unmarshal(data, &p); err != nil {
-			// It is a pause all the same, whatever it says.
-			c.cfg.Log.Warn("cutover: the record of a pause cannot be read; it counts", "record", name, "err", err)
-		}
-		now = append(now, p)
-	}
-	slices.SortFunc(now, func(a, b Pause) int { return cmp.Or(compareWaves(a.Wave, b.Wave), strings.Compare(a.Wave, b.Wave)) })
+	pauses, waves := c.pausesOf(records), c.wavesOf(records)
+	c.gate.Lock() // nobody is about to be held under what was said before
 	c.pauseMu.Lock()
-	same := slices.Equal(c.pauses, now)
-	c.pauses = now
+	before := c.pauses
+	same := slices.Equal(before, pauses) && maps.EqualFunc(c.waves, waves, waveRecord.sameOrders)
+	c.pauses, c.waves = pauses, waves
 	c.pauseMu.Unlock()
+	c.gate.Unlock()
 	if !same {
-		c.pausesChanged()
+		c.ordersChanged(before)
 	}
 	return nil
 }
 
-// pausesChanged ends the passes that are not wanted any more, and lets those
-// begin that are.
-func (c *Conductor) pausesChanged() {
+// pausesOf finds the pauses among the conductor's records.
+func (c *Conductor) pausesOf(records map[string][]byte) []Pause {
+	var out []Pause
+	for name, data := range records {
+		kind, wave, _ := strings.Cut(name, "/")
+		if kind != pauseAll && kind != pauseFlip {
+			continue
+		}
+		p := Pause{}
+		if err := json.Unmarshal(data, &p); err != nil {
+			// It is a pause all the same, whatever it says.
+			c.cfg.Log.Warn("cutover: the record of a pause cannot be read; it counts", "record", name, "err", err)
+		}
+		p.Wave, p.Flips = wave, kind == pauseFlip
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b Pause) int {
+		return cmp.Or(compareWaves(a.Wave, b.Wave), strings.Compare(a.Wave, b.Wave), strings.Compare(a.record(), b.record()))
+	})
+	return out
+}
+
+// ordersChanged ends the passes that are not wanted any more, and lets those
+// begin that are. before is what was paused.
+func (c *Conductor) ordersChanged(before []Pause) {
+	flips := func(p Pause) bool { return p.Flips }
 	for _, m := range c.moves() {
 		m.followPause()
+		wave := m.snapshot().Wave
+		_, was := pauseIn(before, wave, flips)
+		if _, stopped := c.stoppedBy(wave); was && !stopped {
+			m.tryAnew()
+		}
+		m.lookAgain()
 	}
 	c.places.look()
 	c.tails.look()
 }
 
+// tryAnew has a flip that failed tried at once, when somebody lets his wave go on.
+func (m *move) tryAnew() {
+	if s := m.snapshot(); s.State == router.StateReady && s.Attempts > 0 {
+		m.note(func(s *Status) { s.Attempts, s.Next = 0, time.Time{} })
+		token(m.again)
+	}
+}
+
 // watchPauses follows what is said on other nodes.
 func (c *Conductor) watchPauses(ctx context.Context) {
 	for pause(ctx, pauseTime, nil) {
-		if err := c.readPauses(ctx); err != nil && ctx.Err() == nil {
+		if err := c.readOrders(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("cutover: what is paused cannot be read; trying again", "err", err)
 		}
 	}
@@ -157,11 +244,14 @@ func (m *move) followPause() {
 	m.mu.Unlock()
 	p, paused := m.c.pausedBy(wave)
 	text := ""
-	if paused && pausable(state) {
+	switch stopped, yes := m.c.stoppedBy(wave); {
+	case paused && pausable(state):
 		text = p.String()
 		if stop != nil {
 			stop(errPaused)
 		}
+	case yes && state == router.StateReady:
+		text = stopped.String()
 	}
 	if m.snapshot().Paused != text {
 		m.note(func(s *Status) { s.Paused = text })

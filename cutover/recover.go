@@ -9,7 +9,7 @@ import (
 
 // recover makes a move for every user who is on his way.
 func (c *Conductor) recover(ctx context.Context) error {
-	return c.underWay(ctx, true, c.adopt)
+	return c.underWay(ctx, true, func(u router.User, req Request) { c.adopt(ctx, u, req) })
 }
 
 // underWay calls each for every user who is on his way. With arrived a user
@@ -60,10 +60,12 @@ func (c *Conductor) inState(ctx context.Context, st router.State, each func(rout
 	}
 }
 
-func (c *Conductor) adopt(u router.User, req Request) {
+func (c *Conductor) adopt(ctx context.Context, u router.User, req Request) {
+	m := newMove(c, u, req)
+	m.remember(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.users[u.Address] == nil {
-		c.users[u.Address] = newMove(c, u, req)
+		c.users[u.Address] = m
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // requestsOf is the ledger's user under which requests are kept; it is no
@@ -17,6 +18,8 @@ type stored struct {
 	Sync   bool   `json:"sync,omitempty"`
 	Allow  bool   `json:"allow_deletions,omitempty"`
 	Retry  bool   `json:"retry_refused,omitempty"`
+
+	At time.Time `json:"at,omitzero"`
 }
 
 // saveRequest keeps req over a restart. A request by nobody is forgotten.
@@ -24,7 +27,7 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 	if req.By == "" {
 		return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", nil)
 	}
-	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused})
+	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused, At: req.At})
 	if err != nil {
 		return fmt.Errorf("encoding the request: %w", err)
 	}
@@ -47,7 +50,7 @@ func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, 
 	if err := json.Unmarshal(data, &s); err != nil {
 		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
-	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry}, true, nil
+	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry, At: s.At}, true, nil
 }
 
 // used takes back what was said for one pass, after it.
@@ -68,4 +71,22 @@ func (m *move) used(ctx context.Context, req Request) {
 	if err := m.c.saveRequest(ctx, req); err != nil {
 		m.c.cfg.Log.Warn("cutover: what was allowed for one pass stays on record", "user", m.user, "err", err)
 	}
+}
+
+// allowTime is how long after it was said a word to delete more than the ceiling
+// counts: it was said of what somebody had looked at then.
+const allowTime = 24 * time.Hour
+
+// mayDeleteMore tells whether the ceiling on deletions is lifted for a pass that
+// begins now.
+func (m *move) mayDeleteMore(req Request) bool {
+	if !req.AllowDeletions {
+		return false
+	}
+	if age := time.Since(req.At); age > allowTime {
+		m.c.cfg.Log.Warn("cutover: what was said of deletions does not count any more: look again at what was deleted, then `crossfade backfill run --allow-deletions`",
+			"user", m.user, "said", req.At, "by", req.By)
+		return false
+	}
+	return true
 }

@@ -195,6 +195,9 @@ func (m *move) passedOver(rep backfill.Report, err error) {
 			s.Problems = append(slices.Clone(s.Problems), fresh...)
 		})
 	}
+	if rep.Copied > 0 && m.c.cfg.Hooks.Copying != nil {
+		m.c.cfg.Hooks.Copying(rep.Copied, rep.Bytes)
+	}
 	if m.c.cfg.Hooks.Passed != nil {
 		m.c.cfg.Hooks.Passed(Passed{User: m.user, Report: rep, Err: err, New: fresh})
 	}

@@ -15,28 +15,27 @@ type backfillCmd struct {
 }
 
 type backfillRunCmd struct {
-	Addresses []string `arg:"" optional:"" name:"address" help:"Addresses of users."`
-	File      string   `help:"File with an address per line (- is standard input)."`
-	NoWait    bool     `help:"Return at once; see: backfill status."`
-	DryRun    bool     `help:"Say what would be copied, made, renamed, refused and left out, and change nothing."`
-	Allow     bool     `name:"allow-deletions" help:"Delete on new what was deleted on old, however much it is, in the next pass."`
-	Retry     bool     `name:"retry-refused" help:"Offer again, as they are, the messages that new refused."`
-	AtOnce    int      `default:"4" help:"With --dry-run: users looked at at once (${default})."`
+	named  `embed:""`
+	NoWait bool `help:"Return at once; see: backfill status."`
+	DryRun bool `help:"Say what would be copied, made, renamed, refused and left out, and change nothing."`
+	Allow  bool `name:"allow-deletions" help:"Delete on new what was deleted on old, however much it is: in the next pass that ends well, within a day."`
+	Retry  bool `name:"retry-refused" help:"Offer again, as they are, the messages that new refused."`
+	AtOnce int  `default:"4" help:"With --dry-run: users looked at at once (${default})."`
 	jsonFlag
 }
 
 // Run starts copies, then waits until the users are in sync.
 func (c *backfillRunCmd) Run(a *app) error {
-	addresses, err := namedUsers("backfill run", c.Addresses, c.File)
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	addresses, err := c.users(a, client, "backfill run")
 	if err != nil {
 		return err
 	}
 	if c.DryRun {
-		return c.dryRun(a, addresses)
-	}
-	client, err := a.client()
-	if err != nil {
-		return err
+		return c.dryRun(a, client, addresses)
 	}
 	w, err := newWait(a, client, false)
 	if err != nil {
@@ -54,13 +53,4 @@ func (c *backfillRunCmd) Run(a *app) error {
 		w.add(st.User)
 	}
 	return w.finish(c.NoWait, c.JSON)
-}
-
-// namedUsers is addressList for a command that needs one at least.
-func namedUsers(command string, args []string, file string) ([]string, error) {
-	addresses, err := addressList(args, file)
-	if err == nil && len(addresses) == 0 {
-		err = usageError(fmt.Errorf("%s: no users were named", command), "give addresses, or --file")
-	}
-	return addresses, err
 }

@@ -12,36 +12,47 @@ import (
 
 	"crossfade/admin"
 	"crossfade/cutover"
+	"crossfade/mail"
 )
 
 type cutoverCmd struct {
 	Start  cutoverStartCmd  `cmd:"" help:"Move users to the new system, with their mail."`
 	Cancel cutoverCancelCmd `cmd:"" help:"Take users who have not flipped back to old."`
 	Status moveStatusCmd    `cmd:"" help:"Show how moves go."`
+	Wave   waveCmd          `cmd:"" help:"Groups of users who are moved together."`
+	Pause  cutoverPauseCmd  `cmd:"" help:"Flip nobody for now, of all users or of a wave. Copies go on, and who is held goes on."`
+	Resume cutoverResumeCmd `cmd:"" help:"End a pause of flips, also of a wave that stopped by itself."`
+	Report cutoverReportCmd `cmd:"" help:"Say how moves went: when, how long mail was held, what was copied, problems."`
 }
 
 type cutoverStartCmd struct {
-	Addresses []string `arg:"" optional:"" name:"address" help:"Addresses of users."`
-	Wave      string   `help:"All users of this wave."`
-	File      string   `help:"File with an address per line (- is standard input)."`
-	Reason    string   `help:"Why, for the history."`
-	Sync      bool     `help:"Stop at ready: copy, and do not flip."`
-	NoWait    bool     `help:"Return at once; see: cutover status."`
+	named  `embed:""`
+	Reason string `help:"Why, for the history."`
+	Sync   bool   `help:"Stop at ready: copy, and do not flip."`
+	NoWait bool   `help:"Return at once; see: cutover status."`
+	DryRun bool   `help:"Say who would go, in which order and when, and who cannot and why; change nothing. Exit code 3 when some cannot go now."`
+	NoLook bool   `help:"With --dry-run: look into no mailbox; sizes are those that are known."`
+	AtOnce int    `default:"4" help:"With --dry-run: mailboxes looked at at once (${default})."`
 	jsonFlag
 }
 
 // Run starts the moves, then waits for their end.
 func (c *cutoverStartCmd) Run(a *app) error {
-	addresses, err := addressList(c.Addresses, c.File)
+	addresses, err := c.list()
 	if err != nil {
 		return err
-	}
-	if len(addresses) == 0 && c.Wave == "" {
-		return usageError(errors.New("cutover start: no users were named"), "give addresses, --wave or --file")
 	}
 	client, err := a.client()
 	if err != nil {
 		return err
+	}
+	if c.DryRun {
+		return c.dryRun(a, client, addresses)
+	}
+	if c.File != "" {
+		if err := c.check(a, client, addresses); err != nil {
+			return err
+		}
 	}
 	req := admin.MoveRequest{Reason: c.Reason, Sync: c.Sync}
 	w, err := newWait(a, client, !c.Sync)
@@ -67,6 +78,25 @@ func (c *cutoverStartCmd) Run(a *app) error {
 	return w.finish(c.NoWait, c.JSON)
 }
 
+// list gives the addresses that were named. A file that names somebody twice is
+// an error: one of the two may be a mistake for somebody else.
+func (c *cutoverStartCmd) list() ([]string, error) {
+	if c.File != "" {
+		inFile, err := addressesOf(c.File)
+		if err != nil {
+			return nil, err
+		}
+		if err := eachOnce(c.File, inFile); err != nil {
+			return nil, err
+		}
+		return once(append(slices.Clone(c.Addresses), inFile...)), nil
+	}
+	if len(c.Addresses) == 0 && c.Wave == "" {
+		return nil, usageError(errNobody, "give addresses, --wave or --file")
+	}
+	return once(c.Addresses), nil
+}
+
 // startWave starts the moves of a wave.
 func (w *wait) startWave(wave string, req admin.MoveRequest) error {
 	out, err := w.client.StartWave(w.app.ctx, wave, req)
@@ -87,29 +117,50 @@ func (w *wait) startWave(wave string, req admin.MoveRequest) error {
 func addressList(args []string, file string) ([]string, error) {
 	all := slices.Clone(args)
 	if file != "" {
-		in := io.ReadCloser(os.Stdin)
-		if file != "-" {
-			var err error
-			if in, err = openFile(file); err != nil {
-				return nil, err
-			}
-		}
-		defer in.Close()
-		more, err := readAddresses(in)
+		more, err := addressesOf(file)
 		if err != nil {
-			return nil, usageError(fmt.Errorf("%s: %w", file, err), "the file has an address per line; # begins a comment")
+			return nil, err
 		}
 		all = append(all, more...)
 	}
-	var out []string
+	return once(all), nil
+}
+
+// addressesOf reads a file of addresses.
+func addressesOf(file string) ([]string, error) {
+	in := io.ReadCloser(os.Stdin)
+	if file != "-" {
+		var err error
+		if in, err = openFile(file); err != nil {
+			return nil, err
+		}
+	}
+	defer in.Close()
+	out, err := readAddresses(in)
+	if err != nil {
+		return nil, usageError(fmt.Errorf("%s: %w", file, err), "the file has an address per line; # begins a comment")
+	}
+	return out, nil
+}
+
+// once leaves out what was there before.
+func once(all []string) (out []string) {
 	seen := map[string]bool{}
 	for _, address := range all {
-		if !seen[address] {
-			seen[address] = true
+		if key := addressKey(address); !seen[key] {
+			seen[key] = true
 			out = append(out, address)
 		}
 	}
-	return out, nil
+	return out
+}
+
+// addressKey is what two spellings of an address have in common.
+func addressKey(address string) string {
+	if a, err := mail.ParseAddress(address); err == nil {
+		return a.Key()
+	}
+	return address
 }
 
 func readAddresses(r io.Reader) ([]string, error) {
@@ -204,6 +255,7 @@ func (r *results) err(verb string) error {
 // moveStatusCmd is both `cutover status` and `backfill status`.
 type moveStatusCmd struct {
 	Addresses []string `arg:"" optional:"" name:"address" help:"Only these users, with all that is known of their problems."`
+	Wave      string   `help:"Only users of this wave."`
 	jsonFlag
 }
 
@@ -217,25 +269,33 @@ func (c *moveStatusCmd) Run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("reading the state of moves: %w", err)
 	}
-	moves, lines := known.Moves, totalLines(known.Total, known.Waves, time.Now())
-	if len(c.Addresses) > 0 {
-		moves = slices.DeleteFunc(moves, func(s cutover.Status) bool {
-			return !slices.ContainsFunc(c.Addresses, func(address string) bool { return strings.EqualFold(address, s.User) })
-		})
-		all, waves := cutover.Totals(moves, time.Now())
-		lines = totalLines(all, waves, time.Now())
+	if len(c.Addresses) > 0 || c.Wave != "" {
+		known.Moves = slices.DeleteFunc(known.Moves, func(s cutover.Status) bool { return !c.wants(s) })
+		known.Total, known.Waves = cutover.Totals(known.Moves, time.Now())
 	}
 	if c.JSON {
-		return a.printJSON(append([]cutover.Status{}, moves...))
+		known.Moves = append([]cutover.Status{}, known.Moves...)
+		return a.printJSON(known)
 	}
-	if err := a.printMoves(moves); err != nil {
+	if err := a.printMoves(known.Moves); err != nil {
 		return err
 	}
-	for _, line := range lines {
+	for _, line := range totalLines(known.Total, known.Waves, time.Now()) {
 		fmt.Fprintln(a.stderr, clean(line))
 	}
+	for _, p := range known.Paused {
+		fmt.Fprintf(a.stderr, "paused: %s\n", clean(p.String()))
+	}
 	if len(c.Addresses) > 0 {
-		a.printReasons(moves)
+		a.printReasons(known.Moves)
 	}
 	return nil
+}
+
+// wants tells whether a status was asked for.
+func (c *moveStatusCmd) wants(s cutover.Status) bool {
+	if c.Wave != "" && s.Wave == c.Wave {
+		return true
+	}
+	return slices.ContainsFunc(c.Addresses, func(address string) bool { return strings.EqualFold(address, s.User) })
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"crossfade/admin"
 	"crossfade/backfill"
 )
 
@@ -22,11 +23,7 @@ type plans struct {
 }
 
 // dryRun says for each user what a copy would do, and changes nothing.
-func (c *backfillRunCmd) dryRun(a *app, addresses []string) error {
-	client, err := a.client()
-	if err != nil {
-		return err
-	}
+func (c *backfillRunCmd) dryRun(a *app, client *admin.Client, addresses []string) error {
 	p := &plans{app: a, asJSON: c.JSON, results: results{app: a}, all: []backfill.Plan{}, classes: map[string]int{}}
 	q := &asking[backfill.Plan]{app: a, doing: "planned", atOnce: c.AtOnce,
 		ask:  func(ctx context.Context, address string) (backfill.Plan, error) { return client.Plan(ctx, address) },

@@ -13,28 +13,27 @@ import (
 )
 
 type backfillVerifyCmd struct {
-	Addresses []string `arg:"" optional:"" name:"address" help:"Addresses of users."`
-	File      string   `help:"File with an address per line (- is standard input)."`
-	Out       string   `default:"certificates" type:"path" placeholder:"DIR" help:"Directory for the certificates, made when it is missing (${default})."`
-	NoOut     bool     `help:"Write no certificates."`
-	Check     []string `type:"path" placeholder:"FILE" help:"Compare the mailbox on new with a certificate instead; again for several."`
-	AtOnce    int      `default:"2" help:"Users compared at once (${default}). Each is read whole, on both servers."`
+	named  `embed:""`
+	Out    string   `default:"certificates" type:"path" placeholder:"DIR" help:"Directory for the certificates, made when it is missing (${default})."`
+	NoOut  bool     `help:"Write no certificates."`
+	Check  []string `type:"path" placeholder:"FILE" help:"Compare the mailbox on new with a certificate instead; again for several."`
+	AtOnce int      `default:"2" help:"Users compared at once (${default}). Each is read whole, on both servers."`
 	jsonFlag
 }
 
 // Run compares mailboxes. It fails when anything is missing.
 func (c *backfillVerifyCmd) Run(a *app) error {
 	if len(c.Check) > 0 {
-		if len(c.Addresses) > 0 || c.File != "" {
+		if len(c.Addresses) > 0 || c.File != "" || c.Wave != "" {
 			return usageError(errors.New("backfill verify: --check names the user already, in the certificate"), "leave the addresses out")
 		}
 		return c.check(a)
 	}
-	addresses, err := namedUsers("backfill verify", c.Addresses, c.File)
+	client, err := a.client()
 	if err != nil {
 		return err
 	}
-	client, err := a.client()
+	addresses, err := c.users(a, client, "backfill verify")
 	if err != nil {
 		return err
 	}

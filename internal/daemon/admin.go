@@ -38,7 +38,7 @@ func (d *Daemon) openAdmin() (err error) {
 		Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.readable() && sides.new.readable() {
-		cfg.Conductor = d.conductor
+		cfg.Conductor, cfg.Waves = d.conductor, d.conductor
 	}
 	if d.opts.Reload != nil {
 		cfg.Reload = d.reloadFile

@@ -178,6 +178,7 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	cfg := cutover.Config{
 		Table: d.store, Copier: d.copier, Looker: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
+		MaxHeld: c.MaxHeld, FlipsPerMinute: c.FlipsPerMinute, StopAfter: c.StopAfter, StopShare: float64(c.StopShare.Percent) / 100,
 		Tail: time.Duration(d.cfg.Backfill.TailInterval),
 		Log:  d.log,
 		Hooks: cutover.Hooks{
@@ -187,7 +188,11 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 				d.metrics.Backfilled(p)
 				d.events.Passed(p)
 			},
-			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed, Lagged: d.metrics.Lagged,
+			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed, Lagged: d.metrics.Lagged, Copying: d.metrics.Copying,
+			Stopped: func(p cutover.Pause) {
+				d.metrics.WaveStopped()
+				d.events.Publish(admin.EventWave, p)
+			},
 		},
 	}
 	if d.tail != nil {
