@@ -135,6 +135,11 @@ func (k *deliverLooks) settle(w *deliverWorker, lease *queue.Lease, verdict func
 	for i, item := range lease.Items {
 		vs[i] = verdict(item)
 		vs[i].N = item.N
+		if d := vs[i].doubt; d != nil && d.Result == DoubtSentAgain {
+			// Before it is recorded: a process that dies then tells it twice, and not never.
+			w.log.Warn("a delivery in doubt is sent again, it may arrive twice", "id", string(d.ID), "recipient", d.N, "rcpt", d.Rcpt.String(),
+				"sent", string(d.Sent), "for", d.For, "reason", d.Reason)
+		}
 	}
 	w.settle(k.work, settling{lease: lease, verdicts: vs, notices: w.notices(k.work, lease, vs)})
 }

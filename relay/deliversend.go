@@ -267,13 +267,8 @@ func (w *deliverWorker) report(ctx context.Context, lease *queue.Lease, verdicts
 		}
 		rcpt := lease.Envelope.Recipients[v.N].Addr
 		level := slog.LevelInfo
-		if v.doubt != nil {
-			if v.doubt.Result == DoubtSentAgain {
-				level = slog.LevelWarn
-			}
-			if metrics.Doubt != nil {
-				metrics.Doubt(*v.doubt)
-			}
+		if v.doubt != nil && metrics.Doubt != nil {
+			metrics.Doubt(*v.doubt)
 		}
 		if v.alarm != "" {
 			level = slog.LevelWarn

@@ -53,7 +53,7 @@ func runChild(path string) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewJSONHandler(logFile, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewJSONHandler(logFile, &slog.HandlerOptions{Level: childLevel(cfg)}))
 	d, err := New(cfg, log, Options{CrashPoint: crashFromEnv()})
 	if err != nil {
 		return err
@@ -71,6 +71,13 @@ func runChild(path string) error {
 		return d.runBroken(ctx, v)
 	}
 	return d.Run(ctx)
+}
+
+func childLevel(cfg *config.Config) slog.Level {
+	if cfg.Log.Level == "info" {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
 }
 
 func crashFromEnv() func(string) {
@@ -105,6 +112,7 @@ func (d *Daemon) runBroken(ctx context.Context, variant string) error {
 	}
 	d.deliverer, err = relay.NewDeliverer(relay.DelivererConfig{
 		Queue: q, Backends: d.backends, Hostname: d.cfg.Hostname, Resolve: d.resolveSender, Logger: d.log,
+		Finder: d.brokenFinder(variant), DoubtWait: time.Duration(d.cfg.Queue.DoubtWait),
 	})
 	if err != nil {
 		return err
@@ -140,7 +148,7 @@ const (
 
 func wrapBroken(q brokenQueue, variant string) (brokenQueue, error) {
 	switch variant {
-	case "none":
+	case "none", findsAll, findsNothing:
 		return q, nil
 	case ackEarly:
 		return &earlyAck{q}, nil

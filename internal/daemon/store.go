@@ -53,7 +53,7 @@ func (d *Daemon) openStore(ctx context.Context) (err error) {
 	}
 	d.store = s
 	for _, doubt := range s.InDoubt() {
-		d.log.Warn("a delivery was under way when the process before died: it is tried again, a duplicate is possible",
+		d.log.Warn("a delivery was under way when the process before died: its mailbox is asked where there is IMAP, and it is tried again",
 			"id", doubt.ID, "recipient", doubt.N, "route", doubt.Route, "final_dot_allowed", doubt.Sending)
 	}
 	return nil

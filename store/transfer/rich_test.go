@@ -151,7 +151,7 @@ func (w *world) rich() {
 	soon := time.Now().Add(3 * time.Hour)
 	retried := w.put([]byte("retried"), "user004@example.org", "user005@example.org")
 	w.settle(retried.ID, mail.Old, queue.Outcome{Kind: queue.Retry, At: time.Now(), Reply: "451 later", Noticed: true})
-	w.settle(retried.ID, mail.Old, queue.Outcome{Kind: queue.Retry, At: soon, Reply: "451 later still"})
+	w.settle(retried.ID, mail.Old, queue.Outcome{Kind: queue.Retry, At: soon, Reply: "no reply came", Doubt: true})
 	w.settle(w.put([]byte("unknown on old"), "user006@example.org").ID, mail.Old, queue.Outcome{Kind: queue.Reroute, To: mail.New, Reply: "550 unknown"})
 	w.settle(w.put([]byte("a copy"), "both@example.org").ID, mail.Old, queue.Outcome{Kind: queue.Done})
 	held := w.put([]byte("a copy that is held"), "both@example.org")
