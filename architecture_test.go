@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch"},
+	"lookup":                  {"mail", "router"},
 
 	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},
 	"store/redis":     {"mail", "router", "queue", "backfill", "store/transfer"},
@@ -40,7 +41,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "admin", "store/disk", "store/redis", "store/transfer"},
+		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},

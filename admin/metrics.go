@@ -45,6 +45,8 @@ type Metrics struct {
 	Moves       *prometheus.CounterVec // by result: moves of users that ended
 	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
 	Stops       prometheus.Counter     // waves that stopped by themselves
+
+	Lookups *prometheus.CounterVec // by what and answer: questions of other programs
 }
 
 // NewMetrics makes the collectors and registers them with reg.
@@ -79,11 +81,12 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
 		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
 		Stops:         prometheus.NewCounter(opts("cutover_wave_stops_total", "Waves that stopped by themselves, because attempts at flips failed.")),
+		Lookups:       prometheus.NewCounterVec(opts("lookups_total", "Questions of other programs about where users are, by what was asked for and the answer."), []string{"what", "answer"}),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
-		m.Stops,
+		m.Stops, m.Lookups,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -217,6 +220,10 @@ func (m *Metrics) Backfilled(p cutover.Passed) {
 func (m *Metrics) IMAPConnections(side string, n int) {
 	m.Mailboxes.WithLabelValues(side).Add(float64(n))
 }
+
+// LookedUp counts a question of another program. what and answer are words of
+// package lookup, never what was asked.
+func (m *Metrics) LookedUp(what, answer string) { m.Lookups.WithLabelValues(what, answer).Inc() }
 
 // Flipped counts a user who became new after his mail was held for hold.
 func (m *Metrics) Flipped(hold time.Duration) {

@@ -33,6 +33,7 @@ type Config struct {
 	Routing  Routing  `yaml:"routing" doc:"How recipients are found."`
 	Cutover  Cutover  `yaml:"cutover" doc:"How users are moved."`
 	Backfill Backfill `yaml:"backfill" doc:"How past mail is copied, and how much is asked of both servers for it. A reload counts for passes that begin after it; rates of all users together count at once."`
+	Lookup   Lookup   `yaml:"lookup" doc:"Answers for other programs: an existing proxy for IMAP, POP3 or submission, or a Postfix, can ask which side has a user, and follows the same flip. Off unless one of socketmap, tcp_table and http is set. docs/lookups.md has the other program's side. Servers and transports follow a reload, listeners do not."`
 	Queue    Queue    `yaml:"queue" doc:"How long and how much mail is kept."`
 	DNS      DNS      `yaml:"dns" doc:"The records of the domains, for crossfade dns check and crossfade dns watch; see docs/dns.md. Nothing here changes a record."`
 
@@ -47,10 +48,32 @@ type SMTP struct {
 	MaxConnections      int            `yaml:"max_connections" reload:"restart" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
 	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" reload:"restart" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
 	MaxRecipients       int            `yaml:"max_recipients" reload:"restart" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
-	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers. Never an open relay to the world."`
+	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers, and to the outside where smart_host is set. Mail of theirs that goes round is parked with an explanation and not refused. Never an open relay to the world."`
+	SmartHost           SmartHost      `yaml:"smart_host" doc:"Where mail of trusted clients to addresses outside is sent on, and our own notifications to senders outside; off unless url is set. Nobody else may relay. Without it, clients are told 550 for addresses outside, and routing.outbound says who relays notifications."`
 	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that speak PROXY v1 or v2. Not supported yet: must stay empty."`
 	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
 	DataTimeout         Duration       `yaml:"data_timeout" reload:"restart" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
+}
+
+// SmartHost is a server that takes mail to the outside.
+type SmartHost struct {
+	URL            Endpoint   `yaml:"url" doc:"The server: smtp+starttls://host:587, smtps://host, or, without encryption, smtp+insecure://host on a network of your own."`
+	User           string     `yaml:"user" doc:"Name to log in with (AUTH PLAIN or LOGIN, over TLS alone); empty does not log in."`
+	PasswordFile   string     `yaml:"password_file" path:"yes" doc:"File with the password; it is read again for each connection."`
+	PasswordEnv    string     `yaml:"password_env" doc:"Environment variable with the password, instead of password_file."`
+	TLS            BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
+	MaxConnections int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to the smart host at once."`
+}
+
+// Enabled reports whether a smart host is configured.
+func (s *SmartHost) Enabled() bool { return !s.URL.IsZero() }
+
+// Password reads the password; the empty secret when there is no user.
+func (s *SmartHost) Password() (Secret, error) {
+	if s.User == "" {
+		return Secret{}, nil
+	}
+	return readPassword(s.PasswordFile, s.PasswordEnv)
 }
 
 // KeyPair names a certificate chain and its private key, both PEM files. Both are set or neither is.
@@ -99,14 +122,15 @@ type Backends struct {
 
 // Backend is one mail system: where it takes mail, and where mailboxes are read for the backfill.
 type Backend struct {
-	SMTP               Endpoint   `yaml:"smtp" doc:"Where mail is delivered: smtp:// (TLS when offered), smtp+starttls:// (TLS required), smtps://, smtp+insecure:// (never TLS), lmtp:// or lmtp+unix:///path. Default ports 25, 465 (smtps) and 24 (lmtp). Required."`
-	IMAP               Endpoint   `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
-	Mailbox            Mailbox    `yaml:"mailbox" doc:"With old, and instead of imap: mailboxes that are read from the disk or over POP3. maildir:///srv/vmail/{domain}/{local}/Maildir, with ?layout=fs or ?layout=maildir++ where a tree looks like both; mbox:///home/{local}/mail, with ?inbox=/var/mail/{local} where the INBOX is elsewhere; pop3s://host, pop3+starttls://host or pop3+insecure://host (default ports 995 and 110; imap_login says how to log in). {user} is the user's login on old, {local} and {domain} are its parts. Nothing is ever written there. docs/backfill.md says what each kind carries over."`
-	IMAPLogin          *Login     `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
-	Gmail              Gmail      `yaml:"gmail" doc:"With old: how a Gmail mailbox is read. Its server tells by itself that it is one."`
-	TLS                BackendTLS `yaml:"tls" doc:"How the server's certificate is checked."`
-	MaxConnections     int        `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
-	MaxIMAPConnections int        `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections of the backfill to this side at once, of all users together, on each node. A user takes one to old and two to new, and as many again for each further folder that is copied at once while nobody waits for them: with fewer, fewer users than cutover.concurrency are moved at a time. A server that refuses one is asked for fewer for ten minutes."`
+	SMTP               Endpoint       `yaml:"smtp" doc:"Where mail is delivered: smtp:// (TLS when offered), smtp+starttls:// (TLS required), smtps://, smtp+insecure:// (never TLS), lmtp:// or lmtp+unix:///path. Default ports 25, 465 (smtps) and 24 (lmtp). Required."`
+	IMAP               Endpoint       `yaml:"imap" doc:"Where mailboxes are read and written: imaps://, imap+starttls:// or imap+insecure://. Default ports 993 and 143. Without it there is no backfill for this side."`
+	Mailbox            Mailbox        `yaml:"mailbox" doc:"With old, and instead of imap: mailboxes that are read from the disk or over POP3. maildir:///srv/vmail/{domain}/{local}/Maildir, with ?layout=fs or ?layout=maildir++ where a tree looks like both; mbox:///home/{local}/mail, with ?inbox=/var/mail/{local} where the INBOX is elsewhere; pop3s://host, pop3+starttls://host or pop3+insecure://host (default ports 995 and 110; imap_login says how to log in). {user} is the user's login on old, {local} and {domain} are its parts. Nothing is ever written there. docs/backfill.md says what each kind carries over."`
+	IMAPLogin          *Login         `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
+	Gmail              Gmail          `yaml:"gmail" doc:"With old: how a Gmail mailbox is read. Its server tells by itself that it is one."`
+	TLS                BackendTLS     `yaml:"tls" doc:"How the server's certificate is checked."`
+	SendsFrom          []netip.Prefix `yaml:"sends_from" reload:"restart" doc:"Addresses (CIDR) from which this side sends mail. They are trusted as those of smtp.trusted, and a message that this side gives back is recognised as a loop at its first turn instead of its third. An IP address in smtp counts without being listed."`
+	MaxConnections     int            `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
+	MaxIMAPConnections int            `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections of the backfill to this side at once, of all users together, on each node. A user takes one to old and two to new, and as many again for each further folder that is copied at once while nobody waits for them: with fewer, fewer users than cutover.concurrency are moved at a time. A server that refuses one is asked for fewer for ten minutes."`
 }
 
 // Gmail says how mailboxes of Gmail are read.
@@ -124,7 +148,7 @@ type BackendTLS struct {
 // Routing says how recipients are found.
 type Routing struct {
 	Unknown    string `yaml:"unknown" enum:"verify|reject|old|new" doc:"What to do with an address that is in no table: verify asks both sides, reject refuses it, old and new send it there."`
-	Outbound   string `yaml:"outbound" enum:"old|new" doc:"Which backend relays our own bounces and delay notices to senders outside. It has to allow that for this host; what it refuses is parked."`
+	Outbound   string `yaml:"outbound" enum:"old|new" doc:"Which backend relays our own bounces and delay notices to senders outside, where there is no smtp.smart_host. It has to allow that for this host; what it refuses is parked."`
 	Subaddress string `yaml:"subaddress" doc:"Character that separates user from tag: user+tag@ belongs to user@. The empty string turns this off."`
 }
 
@@ -163,6 +187,7 @@ func Default() *Config {
 			MaxConnections:      1000,
 			MaxConnectionsPerIP: 50,
 			MaxRecipients:       1000,
+			SmartHost:           SmartHost{MaxConnections: 20},
 			IdleTimeout:         Duration(5 * time.Minute),
 			DataTimeout:         Duration(time.Hour),
 		},
@@ -179,6 +204,7 @@ func Default() *Config {
 			StopShare:   Share{Percent: 20},
 		},
 		Backfill: defaultBackfill(),
+		Lookup:   defaultLookup(),
 		Queue: Queue{
 			Expire:      Duration(5 * day),
 			DelayNotice: Duration(4 * time.Hour),

@@ -68,7 +68,7 @@ queue:
 	want.Hostname, want.Domains = "mx.example.org", []string{"example.org", "example.net"}
 	if got := Changed(want, c); !cmp.Equal(got, []string{
 		"store", "smtp.tls.cert", "smtp.tls.key", "smtp.trusted", "admin.token_file", "backends.old.smtp", "backends.old.imap",
-		"backends.old.imap_login.user", "backends.old.imap_login.password_file", "backends.new.smtp",
+		"backends.old.imap_login.user", "backends.old.imap_login.password_file", "backends.new.smtp", "lookup.token_file",
 	}) {
 		t.Errorf("keys that differ from the defaults: %q", got)
 	}

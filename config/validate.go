@@ -28,6 +28,7 @@ func (c *Config) Validate() error {
 	k.subaddress()
 	k.backfill()
 	k.dns()
+	k.lookup()
 	return k.c.src.join(k.problems)
 }
 
@@ -183,20 +184,57 @@ func (k *checker) smtp() {
 		seen[address] = true
 	}
 	k.keyPair("smtp.tls", s.TLS)
-	for i, network := range s.Trusted {
-		key := fmt.Sprintf("smtp.trusted[%d]", i)
-		k.network(key, network)
-		// 10.0.0.0/8 and fc00::/7 are the widest networks that anybody owns privately.
-		if addr := network.Addr(); network.IsValid() && (addr.Is4() && network.Bits() < 8 || !addr.Is4() && network.Bits() < 7) {
-			k.fail(key, "%s trusts a large part of the Internet, which makes an open relay: list the backends' own networks", network)
-		}
-	}
+	k.trusted("smtp.trusted", s.Trusted)
+	k.trusted("backends.old.sends_from", k.c.Backends.Old.SendsFrom)
+	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)
+	k.smartHost()
 	for i, network := range s.ProxyProtocol {
 		k.network(fmt.Sprintf("smtp.proxy_protocol[%d]", i), network)
 	}
 	if len(s.ProxyProtocol) > 0 {
 		k.fail("smtp.proxy_protocol", "not supported yet: remove it, and let clients reach us directly")
 	}
+}
+
+// trusted checks a list of networks that may do more than strangers.
+func (k *checker) trusted(list string, networks []netip.Prefix) {
+	for i, network := range networks {
+		key := fmt.Sprintf("%s[%d]", list, i)
+		k.network(key, network)
+		// 10.0.0.0/8 and fc00::/7 are the widest networks that anybody owns privately.
+		if addr := network.Addr(); network.IsValid() && (addr.Is4() && network.Bits() < 8 || !addr.Is4() && network.Bits() < 7) {
+			k.fail(key, "%s trusts a large part of the Internet, which makes an open relay: list the backends' own networks", network)
+		}
+	}
+}
+
+func (k *checker) smartHost() {
+	h := &k.c.SMTP.SmartHost
+	const key = "smtp.smart_host"
+	switch {
+	case !h.Enabled():
+		if h.User != "" || h.PasswordFile != "" || h.PasswordEnv != "" {
+			k.fail(key+".url", "missing: there is a login, and no server for it")
+		}
+		return
+	case h.URL.Protocol != ProtocolSMTP:
+		k.fail(key+".url", "%s:// does not take mail for others: use smtp+starttls://, smtps:// or smtp+insecure://", h.URL.Scheme)
+	case h.URL.TLS == TLSOpportunistic:
+		k.fail(key+".url", "smtp:// encrypts only when that happens to work: write smtp+starttls:// or smtps://, or smtp+insecure:// on a network of your own")
+	case h.User != "" && h.URL.TLS == TLSNone && !h.URL.Loopback():
+		k.fail(key+".user", "a password is not sent in clear: use smtp+starttls:// or smtps://")
+	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0:
+		k.fail(key+".url", "nobody may use it: list the backends' networks in smtp.trusted")
+	case slices.ContainsFunc(k.c.SMTP.Listen, func(listen string) bool { return k.ownListener(listen, h.URL) }):
+		k.fail(key+".url", "%s is our own listener (smtp.listen): mail would loop", h.URL.Address)
+	}
+	if h.PasswordFile != "" && h.PasswordEnv != "" {
+		k.fail(key+".password_env", "two passwords: set password_file or password_env, not both")
+	}
+	if h.User != "" && h.PasswordFile == "" && h.PasswordEnv == "" {
+		k.fail(key+".password_file", "missing: name a file with the password, or an environment variable with password_env")
+	}
+	k.envName(key+".password_env", h.PasswordEnv, "the password")
 }
 
 func (k *checker) network(key string, network netip.Prefix) {

@@ -24,7 +24,7 @@ func (c *Config) Warnings() []string {
 		out = append(out, side.b.warnings(side.key)...)
 	}
 	for _, file := range []struct{ key, path string }{
-		{"smtp.tls.key", c.SMTP.TLS.Key}, {"admin.tls.key", c.Admin.TLS.Key}, {"admin.token_file", c.Admin.TokenFile},
+		{"smtp.tls.key", c.SMTP.TLS.Key}, {"admin.tls.key", c.Admin.TLS.Key}, {"admin.token_file", c.Admin.TokenFile}, {"lookup.token_file", c.Lookup.TokenFile}, {"smtp.smart_host.password_file", c.SMTP.SmartHost.PasswordFile},
 	} {
 		out = appendExposed(out, file.key, file.path)
 	}
@@ -34,6 +34,7 @@ func (c *Config) Warnings() []string {
 	if expire := time.Duration(c.Queue.Expire); expire < day {
 		out = append(out, fmt.Sprintf("queue.expire: %s bounces mail after less than a day (RFC 5321 asks for 4 to 5)", c.Queue.Expire))
 	}
+	out = append(out, c.lookupWarnings()...)
 	return append(out, c.backfillWarnings()...)
 }
 

@@ -103,7 +103,25 @@ type Envelope struct {
 	EnvID      string      `json:"envid,omitempty"` // decoded ENVID
 	Client     Client      `json:"client,omitzero"`
 	MessageID  string      `json:"msgid,omitempty"` // of the header, for people who search; never an identity
+	Passage    Passage     `json:"passage,omitzero"`
 }
+
+// Passage is what the trace headers of a message tell of its earlier ways
+// through this relay. The zero value says that it was never here.
+type Passage struct {
+	// From is the mail system that handed the message over, as far as its
+	// address tells.
+	From Route `json:"from,omitempty"`
+	Hops int   `json:"hops,omitempty"` // Received fields that it came with
+	Ours int   `json:"ours,omitempty"` // of those, written here
+	// IDs and For are what ours say, the latest first, ten at most: queue ids, and
+	// the keys of the recipients where there was only one.
+	IDs []string `json:"ids,omitempty"`
+	For []string `json:"for,omitempty"`
+}
+
+// IsZero tells whether the message was never here.
+func (p Passage) IsZero() bool { return p.Hops == 0 && p.Ours == 0 && p.From == "" }
 
 // Recipient is one address that the message has to reach.
 type Recipient struct {

@@ -34,6 +34,10 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 		w.settle(work, settling{lease: lease})
 		return gateReport{}
 	}
+	if vs := loopVerdicts(lease, w.route); vs != nil {
+		w.settle(work, settling{lease: lease, verdicts: vs})
+		return gateReport{}
+	}
 	started := time.Now()
 	x := &delivery{w: w, lease: lease}
 	x.ctx, x.cancel = context.WithCancelCause(work)

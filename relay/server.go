@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,6 +64,14 @@ type ServerConfig struct {
 	// what follows from this configuration: host name, extensions, postmaster,
 	// TLS, overload (unless given) and logger.
 	Wire wire.Config
+	// Side tells which of the two mail systems a client's address belongs to;
+	// empty: none, or both. Nil knows nobody. A message that comes back to the
+	// side that it comes from is recognised by it.
+	Side func(netip.Addr) mail.Route
+	// RelaysOut tells whether mail of trusted clients (Wire.Trusted) for
+	// addresses outside is taken, for the route out. Nil never does. For anybody
+	// else there is no relaying.
+	RelaysOut func() bool
 	// TLS gives the configuration of one handshake, so that certificates can
 	// change; nil, or a nil result, offers no STARTTLS.
 	TLS     func() *tls.Config
@@ -167,6 +176,27 @@ func (s *Server) overload() string {
 	}
 	s.sick.Do(func() { s.log.Error("connections are refused: the queue takes no mail", "error", err) })
 	return "4.3.2 mail cannot be accepted just now, try again later"
+}
+
+// side tells which mail system a client is.
+func (s *Server) side(ip netip.Addr) mail.Route {
+	if s.cfg.Side == nil {
+		return ""
+	}
+	return s.cfg.Side(ip.Unmap())
+}
+
+// trusts tells whether a client is one of ours.
+func (s *Server) trusts(ip netip.Addr) bool {
+	return s.cfg.Wire.Trusted != nil && s.cfg.Wire.Trusted(ip)
+}
+
+// mayRelay tells whether mail of a client to an address that is not ours may
+// go out. What only looks like an address outside (a route through us, our own
+// name) may not.
+func (s *Server) mayRelay(ip netip.Addr, addr mail.Address) bool {
+	return s.cfg.RelaysOut != nil && s.cfg.RelaysOut() && s.trusts(ip) && !addr.IsNull() &&
+		!s.cfg.Router.Ours(addr.Domain) && !strings.EqualFold(addr.Domain, s.cfg.Hostname)
 }
 
 // Serve takes mail from the connections of l until Shutdown, and returns nil

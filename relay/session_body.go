@@ -12,13 +12,14 @@ import (
 
 // bodyReader is what the store reads: our trace header, then the message as
 // wire settled it, unchanged (I9). On the way it scans the header, and it sets
-// Envelope.MessageID when the header is over: queue.Enqueuer.Put reads the body
+// Envelope.MessageID and Envelope.Passage when the header is over: queue.Enqueuer.Put reads the body
 // to its end before it writes the envelope, in whichever goroutine it likes.
 type bodyReader struct {
 	head []byte // what is left of the trace header
 	r    io.Reader
 	env  *mail.Envelope
 	scan headerScan
+	from mail.Route // the side whose server the client is
 
 	buf   *bodyBuffers
 	err   error // sticky
@@ -37,7 +38,8 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	buf := bodyPool.Get().(*bodyBuffers)
 	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
 	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf}
-	b.scan = headerScan{own: s.srv.by, line: buf.line[:0], text: buf.text[:0]}
+	b.from = s.srv.side(info.Remote.Addr())
+	b.scan = headerScan{own: s.srv.by, ours: b.from != "" || s.srv.trusts(info.Remote.Addr()), line: buf.line[:0], text: buf.text[:0]}
 }
 
 // release gives the buffers back.
@@ -89,6 +91,10 @@ func (b *bodyReader) look(p []byte, readErr error) error {
 	}
 	if b.scan.over {
 		b.env.MessageID = b.scan.messageID
+		if b.scan.ownHops > 0 || b.scan.hops > maxHops {
+			b.env.Passage = b.scan.passage
+			b.env.Passage.From, b.env.Passage.Hops, b.env.Passage.Ours = b.from, b.scan.hops, b.scan.ownHops
+		}
 	}
 	return err
 }

@@ -29,10 +29,14 @@ var (
 // The header ends at the first empty line, or at the first line that is no
 // header field. A message without any header is no error.
 type headerScan struct {
-	own       string // "hostname (Crossfade)", as our own trace headers have it
-	size      int    // octets of header so far
+	own string // "hostname (Crossfade)", as our own trace headers have it
+	// ours is for mail of our own systems: too many hops are counted and not an
+	// error, because delivery parks such mail with an explanation.
+	ours      bool
+	size      int // octets of header so far
 	hops      int
 	ownHops   int
+	passage   mail.Passage // of own hops: ids and recipients
 	messageID string
 	over      bool
 
@@ -137,8 +141,9 @@ func (h *headerScan) endField() error {
 	switch kind {
 	case scanReceived:
 		h.hops++
-		if h.byUs(h.text) {
+		if rest := h.byUs(h.text); rest != nil {
 			h.ownHops++
+			h.notePassage(rest)
 		}
 	case scanMessageID:
 		id := strings.TrimSpace(string(h.text))
@@ -148,6 +153,7 @@ func (h *headerScan) endField() error {
 		h.messageID = strings.ToValidUTF8(printable(id), "?")
 	}
 	switch {
+	case h.ours:
 	case h.ownHops >= maxOwnHops:
 		return errOwnHops
 	case h.hops > maxHops:
@@ -156,19 +162,41 @@ func (h *headerScan) endField() error {
 	return nil
 }
 
-// byUs tells whether a Received header is one that we wrote. White space may
-// have been folded anew on its way.
-func (h *headerScan) byUs(text []byte) bool {
+// byUs gives the words behind our name when a Received header is one that we
+// wrote, and nil otherwise. White space may have been folded anew on its way.
+func (h *headerScan) byUs(text []byte) []string {
 	if !bytes.Contains(text, []byte(traceMark)) {
-		return false
+		return nil
 	}
 	words := strings.Fields(string(text))
 	for i := 0; i+2 < len(words); i++ {
 		if strings.EqualFold(words[i], "by") && strings.EqualFold(words[i+1]+" "+words[i+2], h.own) {
-			return true
+			return words[i+1:]
 		}
 	}
-	return false
+	return nil
+}
+
+// maxPassages bounds what is kept of our own earlier trace headers.
+const maxPassages = 10
+
+// notePassage keeps id and recipient of one of our own trace headers.
+func (h *headerScan) notePassage(words []string) {
+	p := &h.passage
+	for i := 0; i+1 < len(words); i++ {
+		value := strings.TrimRight(words[i+1], ";")
+		switch words[i] {
+		case "id":
+			if mail.ID(value).Valid() && len(p.IDs) < maxPassages {
+				p.IDs = append(p.IDs, value)
+			}
+		case "for":
+			a, err := mail.ParseAddress(strings.TrimSuffix(strings.TrimPrefix(value, "<"), ">"))
+			if err == nil && !a.IsNull() && len(p.For) < maxPassages {
+				p.For = append(p.For, a.Key())
+			}
+		}
+	}
 }
 
 func (h *headerScan) finish() error {

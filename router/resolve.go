@@ -71,6 +71,20 @@ func (r *Router) Resolve(ctx context.Context, addr mail.Address) (Resolution, er
 	return res, nil
 }
 
+// Locate is [Router.Resolve], and reads the users behind the recipients: beside
+// each recipient its line of the table, the zero User where it is in none.
+func (r *Router) Locate(ctx context.Context, addr mail.Address) (Resolution, []User, error) {
+	s := r.site.Load()
+	var steps []Step
+	w := walk{site: s, user: r.table.User, given: addr, trace: &steps}
+	res, err := w.resolve(ctx)
+	if err != nil {
+		s.log.ErrorContext(ctx, "cannot resolve an address", "address", addr.String(), "error", err)
+		return Resolution{}, nil, fmt.Errorf("resolve %s: %w", addr, err)
+	}
+	return res, w.users, nil
+}
+
 // routeMarks are what a mail system may take for a route to another host when
 // it stands in a local part: <ann%example.com@ours>, <example.com!ann@ours>,
 // <"ann@example.com"@ours> (RFC 5321, appendix F.2). The backends trust us, and

@@ -53,6 +53,16 @@ func (s State) Route() (route mail.Route, held bool) {
 	return mail.Old, false
 }
 
+// Side is the side whose mailbox the user reads in this state. A hold changes
+// nothing about that: in cutover it is old until the flip, in rollback new.
+func (s State) Side() mail.Route {
+	switch s {
+	case StateNew, StateDone, StateRollback:
+		return mail.New
+	}
+	return mail.Old
+}
+
 // transitions is the one table of what may follow what. docs/states.md has
 // the same table as a diagram, and a test compares every pair.
 var transitions = map[State][]State{

@@ -89,7 +89,8 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	sides.host = d.cfg.Hostname
 	rc := routerConfig(cfg, d.log)
 	rc.Hostname = d.cfg.Hostname
-	errs := []error{}
+	answers, err := d.checkLookup(cfg)
+	errs := []error{err}
 	for _, r := range routes {
 		_, err := target(cfg, r, d.log)
 		errs = append(errs, err)
@@ -100,12 +101,19 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	if err := d.router.Reload(rc); err != nil {
 		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
 	}
+	if d.lookup != nil {
+		d.lookup.Update(answers)
+	}
 	d.mailboxes.sides.Store(sides)
 	d.retune(cfg)
 	d.reloadTokens(cfg)
+	if !cfg.SMTP.SmartHost.Enabled() {
+		d.relaysOut.Store(false) // before the route out leads to a backend
+	}
 	for _, r := range routes {
 		d.retarget(cfg, r)
 	}
+	d.relaysOut.Store(cfg.SMTP.SmartHost.Enabled())
 	d.events.Publish(admin.EventReload, struct{}{})
 	for _, key := range later {
 		d.log.Warn("reload: a changed key needs a restart and is not in force", "key", key)

@@ -41,7 +41,10 @@ func Check(ctx context.Context, cfg *config.Config, user string) []Finding {
 		out = append(out, checkStore(cfg.Store))
 	}
 	for _, r := range []mail.Route{mail.Old, mail.New} {
-		out = append(out, checkSMTP(ctx, cfg, r))
+		out = append(out, checkSMTP(ctx, cfg, r, fmt.Sprintf("backends.%s.smtp", r)))
+	}
+	if cfg.SMTP.SmartHost.Enabled() {
+		out = append(out, checkSMTP(ctx, cfg, mail.Out, "smtp.smart_host.url"))
 	}
 	if _, err := loadCertificate(cfg.SMTP.TLS, nil); err != nil {
 		out = append(out, Finding{What: "smtp.tls", Text: err.Error(), Hint: "give a PEM chain and its key; the user who runs crossfade has to be able to read both"})
@@ -119,9 +122,9 @@ func describeMaster(m redis.MasterReport) string {
 	return fmt.Sprintf("%s, durable by %s, waits for %d replicas, %d follow now, %s", m.Version, m.Sync, m.Replicas, m.Online, memory)
 }
 
-func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route) Finding {
+func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route, key string) Finding {
 	b := backendConfig(cfg, r)
-	f := Finding{What: fmt.Sprintf("backends.%s.smtp %s", r, b.SMTP), Hint: "is the server up, reachable from here, and does its certificate match?"}
+	f := Finding{What: fmt.Sprintf("%s %s", key, b.SMTP), Hint: "is the server up, reachable from here, and does its certificate match?"}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	t, err := target(cfg, r, nil)

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/admin"
@@ -20,6 +21,7 @@ import (
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/dnswatch"
+	"crossfade/lookup"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
@@ -61,12 +63,14 @@ type Daemon struct {
 	backends  map[mail.Route]*relay.Backend
 	verifier  *relay.Verifier
 	server    *relay.Server
+	relaysOut atomic.Bool // a smart host is configured
 	deliverer *relay.Deliverer
 	mailboxes *mailboxes
 	copier    *copiers
 	tail      *backfill.Tail // nil: nothing listens on old
 	conductor *cutover.Conductor
 	dns       *dnswatch.Watch // nil: the DNS is not watched
+	lookup    *lookup.Service // nil: nobody may ask
 	admin     *admin.Server
 	audit     *admin.AuditLog
 	cert      *certificate
@@ -74,6 +78,7 @@ type Daemon struct {
 
 	smtpListeners []net.Listener
 	adminListener net.Listener
+	lookups       []lookupListener
 }
 
 // New makes a daemon of a valid configuration. It reads certificates and
@@ -150,6 +155,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		p.start("tail", d.tail.Run)
 	}
 	p.start("admin API", func(ctx context.Context) error { return d.admin.Serve(ctx, d.adminListener) })
+	for _, l := range d.lookups {
+		p.start(l.name, func(ctx context.Context) error { return l.serve(ctx, l.Listener) })
+	}
 	for _, l := range d.smtpListeners {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
 	}
@@ -200,6 +208,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := d.openAdmin(); err != nil {
 		return err
 	}
+	if err := d.openLookup(); err != nil {
+		return err
+	}
 	return d.listen()
 }
 
@@ -236,6 +247,9 @@ func (d *Daemon) close() error {
 	var errs []error
 	for _, l := range d.smtpListeners {
 		_ = l.Close() // closed already where it was served
+	}
+	for _, l := range d.lookups {
+		_ = l.Close()
 	}
 	if d.adminListener != nil {
 		_ = d.adminListener.Close()

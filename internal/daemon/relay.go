@@ -24,6 +24,9 @@ var routes = []mail.Route{mail.Old, mail.New, mail.Out}
 
 // backendConfig is the configuration of the backend that a route leads to.
 func backendConfig(cfg *config.Config, r mail.Route) config.Backend {
+	if h := cfg.SMTP.SmartHost; r == mail.Out && h.Enabled() {
+		return config.Backend{SMTP: h.URL, TLS: h.TLS, MaxConnections: h.MaxConnections}
+	}
 	if r == mail.New || r == mail.Out && cfg.Routing.Outbound == "new" {
 		return cfg.Backends.New
 	}
@@ -41,10 +44,45 @@ func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Targ
 		config.TLSNone: smtpclient.Insecure, config.TLSOpportunistic: smtpclient.Opportunistic,
 		config.TLSRequired: smtpclient.Required, config.TLSImplicit: smtpclient.Implicit,
 	}
-	return smtpclient.Target{
+	t := smtpclient.Target{
 		Network: b.SMTP.Network, Address: b.SMTP.Address, LMTP: b.SMTP.Protocol == config.ProtocolLMTP,
 		Mode: modes[b.SMTP.TLS], TLS: tlsConf, Hello: cfg.Hostname, Logger: log,
-	}, nil
+	}
+	if r == mail.Out && cfg.SMTP.SmartHost.User != "" {
+		h := cfg.SMTP.SmartHost
+		t.ClearLogin = h.URL.Loopback()
+		t.Login = func() (string, string, error) {
+			password, err := h.Password()
+			return h.User, password.Reveal(), err
+		}
+		if _, _, err := t.Login(); err != nil {
+			return smtpclient.Target{}, fmt.Errorf("smtp.smart_host: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// trustedNetworks are those of the backends' own mail.
+func trustedNetworks(cfg *config.Config) []netip.Prefix {
+	return slices.Concat(cfg.SMTP.Trusted, cfg.Backends.Old.SendsFrom, cfg.Backends.New.SendsFrom)
+}
+
+// sideOf tells which mail system sends from an address; empty when none does, or
+// when both do.
+func sideOf(cfg *config.Config) func(netip.Addr) mail.Route {
+	is := func(b config.Backend, ip netip.Addr) bool {
+		own, err := netip.ParseAddr(b.SMTP.Host)
+		return err == nil && own == ip || slices.ContainsFunc(b.SendsFrom, func(p netip.Prefix) bool { return p.Contains(ip) })
+	}
+	return func(ip netip.Addr) mail.Route {
+		switch fromOld, fromNew := is(cfg.Backends.Old, ip), is(cfg.Backends.New, ip); {
+		case fromOld && !fromNew:
+			return mail.Old
+		case fromNew && !fromOld:
+			return mail.New
+		}
+		return ""
+	}
 }
 
 func newBackends(cfg *config.Config, log *slog.Logger) (map[mail.Route]*relay.Backend, error) {
@@ -73,14 +111,16 @@ func routerConfig(cfg *config.Config, log *slog.Logger) router.Config {
 func (d *Daemon) openRelay() (err error) {
 	d.verifier = relay.NewVerifier(relay.VerifierConfig{Old: d.backends[mail.Old], New: d.backends[mail.New], Logger: d.log})
 	smtp := d.cfg.SMTP
+	d.relaysOut.Store(smtp.SmartHost.Enabled())
 	d.server, err = relay.NewServer(relay.ServerConfig{
 		Hostname: d.cfg.Hostname, Router: d.router, Queue: d.store, Verifier: d.verifier,
 		Limits: relay.Limits{MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients},
 		Wire: wire.Config{
 			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
-			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(smtp.Trusted),
+			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway},
 		},
+		Side: sideOf(d.cfg), RelaysOut: d.relaysOut.Load,
 		TLS: d.cert.config, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },

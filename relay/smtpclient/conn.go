@@ -24,6 +24,9 @@ type Caps struct {
 	Chunking     bool  // RFC 3030
 	Enhanced     bool  // RFC 2034
 	StartTLS     bool  // RFC 3207
+	// Auth lists the mechanisms of AUTH in capitals, a blank before and behind
+	// each (RFC 4954); empty: none.
+	Auth string
 }
 
 // parseCaps reads the lines behind the first of an EHLO reply.
@@ -52,6 +55,8 @@ func parseCaps(text string) Caps {
 			c.Enhanced = true
 		case "STARTTLS":
 			c.StartTLS = true
+		case "AUTH":
+			c.Auth = " " + strings.Join(strings.Fields(strings.ToUpper(arg)), " ") + " "
 		}
 	}
 	return c

@@ -51,6 +51,11 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	if step, err := c.open(ctx); err != nil {
 		return nil, c.fail(step, SentNothing, err)
 	}
+	if t.Login != nil {
+		if err := c.login(ctx); err != nil {
+			return nil, c.fail(StepAuth, SentNothing, err)
+		}
+	}
 	c.used = time.Now()
 	return c, nil
 }

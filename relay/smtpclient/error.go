@@ -16,6 +16,7 @@ const (
 	StepGreeting Step = "greeting"
 	StepHello    Step = "EHLO"
 	StepSTARTTLS Step = "STARTTLS"
+	StepAuth     Step = "AUTH"
 	StepMail     Step = "MAIL"
 	StepRcpt     Step = "RCPT"
 	StepData     Step = "DATA"

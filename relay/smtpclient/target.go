@@ -78,9 +78,13 @@ type Target struct {
 	Mode    Mode
 	// TLS is cloned, never changed. Nil means the system's roots. An empty
 	// ServerName becomes the host of Address.
-	TLS      *tls.Config
-	Hello    string // our name in EHLO; empty means localhost
-	Timeouts Timeouts
+	TLS   *tls.Config
+	Hello string // our name in EHLO; empty means localhost
+	// Login gives the name and the password of AUTH for each new connection; nil
+	// does not log in. Without TLS it is not used, unless ClearLogin allows that.
+	Login      func() (user, password string, err error)
+	ClearLogin bool
+	Timeouts   Timeouts
 	// DialContext opens the connection; nil means a net.Dialer.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Logger      *slog.Logger // nil discards

@@ -62,6 +62,22 @@ func encodeEnvelope(env *mail.Envelope) []byte {
 	for i := range env.Recipients {
 		b = appendRecipient(b, &env.Recipients[i])
 	}
+	if !env.Passage.IsZero() { // few messages have one; older versions do not read behind the recipients
+		b = appendPassage(b, &env.Passage)
+	}
+	return b
+}
+
+func appendPassage(b []byte, p *mail.Passage) []byte {
+	b = appendString(b, string(p.From))
+	b = binary.AppendUvarint(b, uint64(p.Hops))
+	b = binary.AppendUvarint(b, uint64(p.Ours))
+	for _, list := range [][]string{p.IDs, p.For} {
+		b = binary.AppendUvarint(b, uint64(len(list)))
+		for _, s := range list {
+			b = appendString(b, s)
+		}
+	}
 	return b
 }
 
@@ -179,10 +195,32 @@ func decodeEnvelope(id mail.ID, size int64, blob []byte) (*mail.Envelope, error)
 	for i := range env.Recipients {
 		r.recipient(&env.Recipients[i])
 	}
+	if len(r.b) > 0 {
+		r.passage(&env.Passage)
+	}
 	if r.bad {
 		return nil, fmt.Errorf("envelope of %s: %w", id, errors.New("it is cut short"))
 	}
 	return env, nil
+}
+
+func (r *reader) passage(p *mail.Passage) {
+	p.From = mail.Route(r.string())
+	p.Hops, p.Ours = int(r.uvarint()), int(r.uvarint())
+	p.IDs, p.For = r.strings(), r.strings()
+}
+
+func (r *reader) strings() []string {
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	var list []string
+	for range n {
+		list = append(list, r.string())
+	}
+	return list
 }
 
 func (r *reader) recipient(rc *mail.Recipient) {

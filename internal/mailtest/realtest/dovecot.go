@@ -71,6 +71,8 @@ type DovecotOptions struct {
 	Capability string
 	// TLS, when set, offers STARTTLS on both ports with these files; clear-text logins stay allowed.
 	TLS *mailtest.CertFiles
+	// Passdb replaces the passdb and userdb: a Dovecot that only proxies.
+	Passdb string
 	// Extra is put at the end of dovecot.conf.
 	Extra string
 }
@@ -127,7 +129,9 @@ passdb {
   master = yes
 }
 {{- end}}
-{{- if .O.Users}}
+{{- if .O.Passdb}}
+{{.O.Passdb}}
+{{- else if .O.Users}}
 passdb {
   driver = passwd-file
   args = {{.Dir}}/users
@@ -249,6 +253,7 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		if err = d.start(); err == nil {
 			return d
 		}
+		d.Stop(t)
 	}
 	t.Fatalf("%v\n%s", err, logTail(d.LogFile))
 	return nil

@@ -1,5 +1,5 @@
 // Package realtest starts the real mail programs of a Debian system for a test: Dovecot (IMAP and LMTP), Cyrus and Courier
-// (IMAP), Postfix, smtp-source, smtp-sink, swaks and NSD (DNS). Each gets a directory of its own, free ports on the loopback address,
+// (IMAP), Postfix, the mail proxy of nginx, smtp-source, smtp-sink, swaks and NSD (DNS). Each gets a directory of its own, free ports on the loopback address,
 // and is stopped by its own process id when the test ends, also when the test's process dies.
 //
 // Where a program is missing the test is skipped, loudly; with CI=true in the environment it fails instead. The IMAP
@@ -29,7 +29,7 @@ const (
 // packages names the Debian package of each program.
 var packages = map[string]string{
 	"dovecot": "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
-	"swaks": "swaks", "mbsync": "isync", "nsd": "nsd",
+	"swaks": "swaks", "mbsync": "isync", "nsd": "nsd", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
 }
 
 // unpacked is where .ci/run unpacks cyrus-imapd and courier-imap. Debian installs one IMAP server only; their programs do
