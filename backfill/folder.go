@@ -146,26 +146,7 @@ func (f *folderRun) create() error {
 	if _, serr := dst.Select(f.wire); serr == nil {
 		return nil // it was there, whatever LIST says
 	}
-	err = fmt.Errorf("create folder %q: %w", f.name, err)
-	for _, name := range otherNames(f.name, f.p.dstSide.ns) {
-		if f.p.takenName(name) {
-			continue
-		}
-		wire := imapconn.EncodeName(name)
-		var e2 *imapconn.Error
-		if err2 := dst.Create(wire, f.use); errors.As(err2, &e2) {
-			err = fmt.Errorf("%w (and %q: %w)", err, name, err2)
-			continue
-		} else if err2 != nil {
-			return err2
-		}
-		f.p.problem(Problem{Folder: f.src.Name, Class: ClassName, Text: fmt.Sprintf("it is called %q on the destination, which refused %q: %s", name, f.name, e.Text)})
-		f.name, f.wire = name, wire
-		// From now on it is taken: another refused name may become the same.
-		f.p.dstSide.folders = append(f.p.dstSide.folders, imapconn.Folder{Name: name, Wire: wire})
-		return nil
-	}
-	return err
+	return f.createOther(e, fmt.Errorf("create folder %q: %w", f.name, err))
 }
 
 // unchanged tells whether nothing happened since the folder was finished. It

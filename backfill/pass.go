@@ -32,6 +32,7 @@ type pass struct {
 	every    []*folderRun
 	doubt    doubt
 	missing  []string // folders that the ledger knows and the source does not list
+	given    []string // names that folders got instead of refused ones
 	srcSide  looked
 	dstSide  looked
 	attic    *attic
