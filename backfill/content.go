@@ -56,7 +56,7 @@ type identity struct {
 	Size     int64 // octets that went into Exact
 	CRs      int64 // carriage returns, of line ends too
 	// Fragile tells that the message has what servers are known to alter: a
-	// NUL, or a CR that is not followed by LF.
+	// NUL, a CR that is not followed by LF, or no line end at its end.
 	Fragile bool
 	NUL     bool // it has a NUL, which an IMAP literal must not have (RFC 3501, 9)
 }
@@ -323,6 +323,9 @@ func (h *hasher) end() identity {
 	if h.cr {
 		h.cr = false
 		h.take(crlf[:1])
+	}
+	if h.exact.ends == 0 && h.id.Size > 0 {
+		h.id.Fragile = true // Courier ends the last line
 	}
 	if h.loose.Hash == nil {
 		h.exact.Sum(h.id.Loose[:0])

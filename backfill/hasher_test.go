@@ -38,7 +38,7 @@ func slowIdentity(p []byte) identity {
 		}
 		loose = append(loose, c)
 	}
-	id.Fragile = id.Fragile || prev == '\r'
+	id.Fragile = id.Fragile || len(p) > 0 && prev != '\n'
 	munged, at := bytes.Clone(loose), len(loose)
 	if whole := append(bytes.Clone(loose), bytes.Repeat(crlf, newlines)...); bytes.HasPrefix(whole, crlf) {
 		at = 0

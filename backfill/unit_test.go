@@ -65,7 +65,7 @@ func TestIdentity(t *testing.T) {
 	if id := identityOf(t, "", "a\nb\n"); id.Exact != sha256.Sum256([]byte("a\r\nb\r\n")) || id.Size != 6 || id.Fragile {
 		t.Errorf("%+v", id)
 	}
-	for _, s := range []string{"a\x00", "a\rb", "a\r"} {
+	for _, s := range []string{"a\x00\n", "a\rb\n", "a\r", "a"} {
 		if !identityOf(t, "", s).Fragile {
 			t.Errorf("%q is not fragile", s)
 		}
