@@ -40,7 +40,7 @@ type attic struct {
 // carries it is known again.
 type kept struct {
 	N        uint32 `json:"n"`      // its number in the pairs
-	Folder   string `json:"folder"` // on the wire of the source
+	Folder   string `json:"folder"` // on the wire of the source; "" until the message is met, see found
 	Validity uint32 `json:"validity"`
 	UID      uint32 `json:"uid"`
 	Original key    `json:"original"`
@@ -209,8 +209,8 @@ func (a *attic) claim(from *folderRun, m *incoming) bool {
 		return true
 	}
 	for i, k := range a.rec.Attic {
-		if k.Folder == from.src.Wire && k.Original == m.id.Exact && k.Validity != from.rec.SrcValidity && a.paired(k) {
-			a.rec.Attic[i].Validity, a.rec.Attic[i].UID = from.rec.SrcValidity, m.meta.UID
+		if (k.Folder == from.src.Wire || k.Folder == "") && k.Original == m.id.Exact && k.Validity != from.rec.SrcValidity && a.paired(k) {
+			a.rec.Attic[i].Folder, a.rec.Attic[i].Validity, a.rec.Attic[i].UID = from.src.Wire, from.rec.SrcValidity, m.meta.UID
 			return true
 		}
 	}
@@ -224,6 +224,13 @@ func (a *attic) make(f *folderRun) error {
 		ns := a.p.dstSide.ns
 		f.name = ns.Prefix + atticName
 		for n := 2; a.p.takenName(f.name); n++ {
+			ours, err := a.there(f)
+			if err != nil {
+				return err
+			}
+			if f.exists = ours; ours {
+				break
+			}
 			f.name = ns.Prefix + atticName + "-" + strconv.Itoa(n)
 		}
 		f.wire = imapconn.EncodeName(f.name)

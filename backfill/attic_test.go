@@ -98,6 +98,37 @@ func TestWrapped(t *testing.T) {
 	}
 }
 
+// TestWrappedWithoutLedger: when the ledger is lost what is carried as an
+// attachment is not carried once more, and a folder that the user made is his.
+func TestWrappedWithoutLedger(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", append(letters(0, 10, 100), poisoned()...)...)
+	put(t, dst, user, "Needs attention", letters(20, 22, 100)...) // of the user
+	job := jobOf(src, dst)
+	job.Dest.Server.Address = picky(t, dst).addr
+	const folder = "Needs attention-2"
+	if r := mustPass(t, copier(t, newLedger(t)), job, backfill.Options{}); r.Wrapped != 4 || r.Copied != 10 {
+		t.Fatalf("%+v", r)
+	}
+	before := holds(t, dst, user, true)
+	c := copier(t, newLedger(t))
+	for i := range 3 {
+		r := mustPass(t, c, job, backfill.Options{Restore: i == 2})
+		if len(problems(r, backfill.ClassWrapped)) != 4 || r.Copied != 0 || i == 0 && r.Adopted != 10 || i > 0 && !r.Clean() {
+			t.Errorf("pass %d without a ledger: %+v", i, r)
+		}
+		same(t, before, holds(t, dst, user, true))
+	}
+	if v, err := c.Verify(t.Context(), job); err != nil || !v.OK() || v.Wrapped != 4 {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
+	if all := dst.Messages(t, user, folder); len(all) != 4 {
+		t.Errorf("%d mails carry messages", len(all))
+	}
+}
+
 // TestWrappedAndGone: a wrapped message is known again by its content, whatever
 // happens to the UIDs of either side, and comes again when it is gone.
 func TestWrappedAndGone(t *testing.T) {
