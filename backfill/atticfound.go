@@ -61,7 +61,7 @@ func (a *attic) found(f *folderRun, d imapconn.Folder) (bool, error) {
 
 // there tells whether the folder with the name that f has is the attic.
 func (a *attic) there(f *folderRun) (bool, error) {
-	placed, err := a.p.placed(atticSource, f.name)
+	placed, err := a.p.placed(a.rec.Source, f.name)
 	if err != nil || placed {
 		return false, err
 	}
