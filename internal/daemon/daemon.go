@@ -71,6 +71,7 @@ type Daemon struct {
 	conductor *cutover.Conductor
 	dns       *dnswatch.Watch // nil: the DNS is not watched
 	lookup    *lookup.Service // nil: nobody may ask
+	strays    *strayBook      // nil without dns
 	admin     *admin.Server
 	audit     *admin.AuditLog
 	cert      *certificate
@@ -164,6 +165,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	p.start("watch", d.watch)
 	if d.dns != nil {
 		p.start("dns watch", d.dns.Run)
+		p.start("stragglers", d.strays.run)
 	}
 	d.log.Info("crossfade is up", "version", d.opts.Version, "smtp", fmt.Sprint(d.SMTPAddrs()), "admin", d.AdminURL(), "store", d.cfg.Store)
 	close(d.started)

@@ -45,7 +45,8 @@ func (d *Daemon) openDNS() error {
 	if err != nil {
 		return err
 	}
-	d.dns = dnswatch.NewWatch(dnswatch.WatchConfig{Checker: c, Store: dnsStore{d}, Interval: time.Duration(d.cfg.DNS.Interval)})
+	d.strays = newStrayBook(d)
+	d.dns = dnswatch.NewWatch(dnswatch.WatchConfig{Checker: c, Store: dnsStore{d}, Stragglers: d.strays, Interval: time.Duration(d.cfg.DNS.Interval)})
 	return nil
 }
 
