@@ -193,6 +193,9 @@ func (a *app) showEntry(e queue.Entry) error {
 		if r.Crashes > 0 {
 			field("  crashes", fmt.Sprint(r.Crashes))
 		}
+		if !r.Doubt.IsZero() {
+			field("  in doubt", fmt.Sprintf("since %s: sent over %s without a recorded reply, it may be there", moment(r.Doubt.Since), r.Doubt.Route))
+		}
 		if len(r.Unknown) > 0 {
 			field("  unknown on", fmt.Sprint(r.Unknown))
 		}

@@ -83,34 +83,6 @@ type row struct {
 	doubt    *queue.Doubt // nil: none; never changed in place
 }
 
-// suspect notes that the row may have been sent over a lane, at a time or after it
-// (Unix milliseconds), and that this is known since now.
-func (r *row) suspect(l lane, at, now int64) {
-	var before queue.Doubt
-	if r.doubt != nil {
-		before = *r.doubt
-	}
-	d := before.Again(l.route(), time.UnixMilli(at), time.UnixMilli(now))
-	r.doubt = &d
-}
-
-// inDoubt gives the row's doubt.
-func (r *row) inDoubt() queue.Doubt {
-	if r.doubt == nil {
-		return queue.Doubt{}
-	}
-	return *r.doubt
-}
-
-// doubtOf reads the column of a doubt, nil for none.
-func doubtOf(s string) *queue.Doubt {
-	if s == "" {
-		return nil
-	}
-	d := queue.ParseDoubt(s)
-	return &d
-}
-
 // place says where a recipient belongs now, by its user's present state. An
 // operator's hold and a parked recipient stay where they are.
 func place(r *row, u *ustate) lane {
