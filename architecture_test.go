@@ -14,10 +14,11 @@ import (
 // allowed is the import table: which packages of ours a package may import. A
 // package that is not listed may not exist.
 var allowed = map[string][]string{
-	"mail":   {},
-	"config": {},
-	"router": {"mail"},
-	"queue":  {"mail", "router"},
+	"mail":    {},
+	"config":  {},
+	"router":  {"mail"},
+	"queue":   {"mail", "router"},
+	"journal": {"mail", "queue"},
 
 	"relay/wire":       {"mail"},
 	"relay/smtpclient": {"mail"},
@@ -29,18 +30,19 @@ var allowed = map[string][]string{
 	"backfill/find":           {"backfill/imapconn"},
 	"backfill/ondisk":         {"backfill", "backfill/imapconn"},
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
-	"backfill/certificate":    {"backfill"},
+	"backfill/certificate":    {"backfill", "audit/seal"},
+	"audit/seal":              {},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch"},
 	"lookup":                  {"mail", "router"},
 
-	"store/disk":      {"mail", "router", "queue", "backfill", "store/transfer"},
-	"store/redis":     {"mail", "router", "queue", "backfill", "store/transfer"},
+	"store/disk":      {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
+	"store/redis":     {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
-	"store/storetest": {"mail", "router", "queue", "backfill"},
+	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "relay", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "relay", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},

@@ -169,6 +169,7 @@ func (s *Server) actOnMessage(ctx context.Context, id mail.ID, a queue.Action) (
 	if _, err := s.entry(ctx, id); err != nil {
 		return nil, err
 	}
+	a.By = callerOf(ctx).name
 	var done queue.Applied
 	rec := Record{Action: string(a.Verb) + "-message", Object: string(id), Reason: a.Reason}
 	err := s.change(ctx, rec, func(ctx context.Context, r *Record) (err error) {
@@ -210,7 +211,7 @@ func (s *Server) deleteMessage(ctx context.Context, in *deleteMessageInput) (*bo
 
 func (s *Server) applyQueue(ctx context.Context, in *body[QueueApply]) (*body[queue.Applied], error) {
 	b := in.Body
-	a := queue.Action{Verb: b.Action, Route: b.Route, Reason: b.Reason}
+	a := queue.Action{Verb: b.Action, Route: b.Route, Reason: b.Reason, By: callerOf(ctx).name}
 	if err := checkAction(a); err != nil {
 		return nil, err
 	}

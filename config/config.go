@@ -36,6 +36,7 @@ type Config struct {
 	Lookup   Lookup   `yaml:"lookup" doc:"Answers for other programs: an existing proxy for IMAP, POP3 or submission, or a Postfix, can ask which side has a user, and follows the same flip. Off unless one of socketmap, tcp_table and http is set. docs/lookups.md has the other program's side. Servers and transports follow a reload, listeners do not."`
 	Queue    Queue    `yaml:"queue" doc:"How long and how much mail is kept."`
 	DNS      DNS      `yaml:"dns" doc:"The records of the domains, for crossfade dns check and crossfade dns watch; see docs/dns.md. Nothing here changes a record."`
+	Audit    Audit    `yaml:"audit" doc:"The journal: what was accepted and what became of it (docs/audit.md)."`
 
 	src *source // where each key was written; nil for a Config built in code
 }
@@ -172,6 +173,12 @@ type Queue struct {
 	MaxSize     Size     `yaml:"max_size" reload:"restart" min:"0" doc:"Most bytes of mail in the queue; beyond it new mail gets 452. 0 means no limit but the disk."`
 	DoubtWait   Duration `yaml:"doubt_wait" reload:"restart" min:"0s" max:"1d" doc:"How long a delivery whose reply was lost is looked for in its mailbox (IMAP) before it is sent again and may be there twice; 0 means that it is looked for once. Without IMAP it is sent again at once."`
 	MinFree     Size     `yaml:"min_free" reload:"restart" min:"0" doc:"Free space to keep on the store's disk; below it new mail gets 452."`
+}
+
+// Audit says where the journal lies and how long it is kept.
+type Audit struct {
+	Dir  string   `yaml:"dir" reload:"restart" path:"yes" doc:"Directory of the journal's files. Empty means journal in the store's directory. With a Redis the journal is kept there, and this must be empty."`
+	Keep Duration `yaml:"keep" reload:"restart" min:"0s" max:"3650d" doc:"Age at which parts of the journal are removed; 0 means never. An audit can prove nothing about mail that came before what is kept, so leave it at 0 while the migration is under way."`
 }
 
 // Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains

@@ -29,6 +29,7 @@ func (c *Config) Validate() error {
 	k.backfill()
 	k.dns()
 	k.lookup()
+	k.audit()
 	return k.c.src.join(k.problems)
 }
 
@@ -132,6 +133,12 @@ func (k *checker) store() {
 		k.redis(scheme, rest)
 	case isURL:
 		k.fail("store", "unknown scheme %q: name a directory for the embedded store, such as ./data, or use one of %s", scheme, strings.Join(redisSchemes, ", "))
+	}
+}
+
+func (k *checker) audit() {
+	if k.c.Audit.Dir != "" && strings.Contains(k.c.Store, "://") {
+		k.fail("audit.dir", "with a Redis the journal is kept there, where all nodes have it: leave this out")
 	}
 }
 

@@ -99,6 +99,9 @@ type Outcome struct {
 	// it). Without it a doubt is over. Where nothing but "done" is accepted any
 	// more, because the user was changed, the doubt is recorded all the same.
 	Doubt bool
+	// Notice is the new message that tells the sender of this outcome; empty: none
+	// does.
+	Notice mail.ID
 }
 
 // NewMessage is a message that Settle queues in the same step: a bounce, a
@@ -195,6 +198,7 @@ type Action struct {
 	Verb   Verb       `json:"action"`
 	Route  mail.Route `json:"route,omitempty"`
 	Reason string     `json:"reason,omitempty"`
+	By     string     `json:"by,omitempty"` // who; for the journal
 }
 
 // Applied counts recipients.

@@ -25,6 +25,11 @@ func (w *deliverWorker) notices(work context.Context, lease *queue.Lease, verdic
 			continue
 		}
 		msgs = append(msgs, msg)
+		for i := range verdicts {
+			if verdicts[i].notice == kind {
+				verdicts[i].Notice = msg.Envelope.ID
+			}
+		}
 	}
 	return msgs
 }

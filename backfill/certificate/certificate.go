@@ -8,12 +8,15 @@ package certificate
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
+	"crossfade/audit/seal"
 	"crossfade/backfill"
 )
 
@@ -53,6 +56,22 @@ func New(v backfill.Verification, by Maker) (Certificate, error) {
 	var err error
 	c.Sum, err = sumOf(c)
 	return c, err
+}
+
+// Sum gives the SHA-256, in hexadecimal, of a JSON object in its canonical form
+// (RFC 8785), without the member sha256.
+func Sum(data []byte) (string, error) {
+	object, err := seal.Object(data)
+	if err != nil {
+		return "", err
+	}
+	delete(object, "sha256")
+	text, err := seal.Canonical(object)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // sumOf gives the sum over anything that has a member sha256 or none.

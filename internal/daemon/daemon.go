@@ -21,6 +21,7 @@ import (
 	"crossfade/config"
 	"crossfade/cutover"
 	"crossfade/dnswatch"
+	"crossfade/journal"
 	"crossfade/lookup"
 	"crossfade/mail"
 	"crossfade/queue"
@@ -74,8 +75,11 @@ type Daemon struct {
 	strays    *strayBook      // nil without dns
 	admin     *admin.Server
 	audit     *admin.AuditLog
-	cert      *certificate
-	adminCert *certificate
+	journal   *journal.Journal
+	// closeJournal closes its files; nil: it has none.
+	closeJournal func() error
+	cert         *certificate
+	adminCert    *certificate
 
 	smtpListeners []net.Listener
 	adminListener net.Listener
@@ -152,6 +156,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	p := newParts()
 	p.start("delivery", d.deliverer.Run)
 	p.start("cutover", d.conductor.Run)
+	p.start("journal", d.journal.Run)
 	if d.tail != nil {
 		p.start("tail", d.tail.Run)
 	}
@@ -193,6 +198,9 @@ func (d *Daemon) stop(p *parts) {
 // open makes what needs the store, and binds the addresses.
 func (d *Daemon) open(ctx context.Context) (err error) {
 	if err = d.openStore(ctx); err != nil {
+		return err
+	}
+	if err = d.openJournal(ctx); err != nil {
 		return err
 	}
 	if d.router, err = router.New(routerConfig(d.cfg, d.log), d.store); err != nil {
@@ -264,6 +272,9 @@ func (d *Daemon) close() error {
 	}
 	if d.audit != nil {
 		errs = append(errs, d.audit.Close())
+	}
+	if d.closeJournal != nil {
+		errs = append(errs, d.closeJournal())
 	}
 	if d.store != nil {
 		errs = append(errs, d.store.Close())

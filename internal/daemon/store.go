@@ -19,6 +19,7 @@ import (
 	"crossfade/admin"
 	"crossfade/backfill"
 	"crossfade/config"
+	"crossfade/journal"
 	"crossfade/queue"
 	"crossfade/router"
 	"crossfade/store/disk"
@@ -30,6 +31,7 @@ type store interface {
 	queue.Store
 	router.Table
 	backfill.Ledger
+	journal.Outbox
 	// Failed is closed when the store stopped itself; Err says why.
 	Failed() <-chan struct{}
 	Err() error

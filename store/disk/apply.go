@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -130,6 +131,7 @@ func (s *Store) planMessage(m found, f queue.Filter, a queue.Action, out *queue.
 		case errors.Is(err, errSame):
 		default:
 			out.Changed++
+			ch.line = journal.ActionLine(a, m.id, entryOf(&ch.row), s.opts.Now())
 			changes = append(changes, ch)
 		}
 	}

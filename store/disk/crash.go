@@ -80,6 +80,9 @@ func (s *Store) crashOp(ls *lease) *op {
 			if err := s.writeRow(&ch.row); err != nil {
 				return err
 			}
+			if ch.row.lane == laneParked {
+				s.noteParked(&ch.row)
+			}
 			changes = append(changes, ch)
 		}
 		return nil

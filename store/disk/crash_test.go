@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/router"
@@ -57,6 +58,7 @@ func crashOptions() Options {
 func child(dir, point string, broken bool) {
 	o := crashOptions()
 	o.earlyAck = broken
+	o.lateLines = os.Getenv(childEnv+"_LATE") != ""
 	var armed atomic.Bool
 	var left atomic.Int64
 	left.Store(1 + rand.Int64N(6))
@@ -91,6 +93,7 @@ func child(dir, point string, broken bool) {
 		go childDeliver(ctx, s, r)
 	}
 	go childOperate(ctx, s)
+	go childJournal(ctx, s, dir)
 	<-time.After(2 * time.Minute) // the machine may be busy
 	say("error the point %s was not reached", point)
 	os.Exit(4)
@@ -218,6 +221,35 @@ func childOperate(ctx context.Context, s *Store) {
 			_, _, err := s.ImportUsers(ctx, []router.User{{Address: key, Kind: router.KindMailbox, Wave: "w"}}, router.Change{By: "child"})
 			check("import", err)
 		}
+	}
+}
+
+// childJournal moves the outbox without pause.
+func childJournal(ctx context.Context, s *Store, dir string) {
+	j, err := openJournal(s, dir)
+	for err == nil {
+		_, err = j.Drain(ctx, 0)
+		<-time.After(time.Millisecond)
+	}
+	say("error journal: %v", err)
+}
+
+// openJournal opens the journal beside a store.
+func openJournal(s *Store, dir string) (*journal.Journal, error) {
+	shelf, err := journal.OpenDir(dir + "/journal")
+	return &journal.Journal{Outbox: s, Shelf: shelf, CrashPoint: s.crash}, err
+}
+
+// checkJournal sees that all that was promised is in the journal.
+func checkJournal(t *testing.T, c *storetest.Checker, s *Store, dir string) {
+	t.Helper()
+	j, err := openJournal(s, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := c.CheckJournal(context.Background(), j)
+	if err != nil || len(wrong) > 0 {
+		t.Fatalf("the journal: %v, %v", err, wrong)
 	}
 }
 
@@ -351,6 +383,7 @@ func crashes(t *testing.T, kills []string) storetest.Report {
 			if r := check(t, c, s); !r.Clean() {
 				t.Fatalf("after %q: %+v", point, r)
 			}
+			checkJournal(t, c, s, dir)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -362,6 +395,7 @@ func crashes(t *testing.T, kills []string) storetest.Report {
 	s := reopen(t, c, dir)
 	defer s.Close()
 	drain(t, c, s)
+	checkJournal(t, c, s, dir)
 	r := check(t, c, s)
 	if !r.Clean() {
 		t.Fatalf("%+v", r)
@@ -456,4 +490,29 @@ func TestCrashBrokenAck(t *testing.T) {
 		}
 	}
 	t.Fatal("a store that answers before the commit was not found out")
+}
+
+// TestCrashBrokenJournal proves that the checker sees a store that writes the
+// journal behind the commit.
+func TestCrashBrokenJournal(t *testing.T) {
+	t.Setenv(childEnv+"_LATE", "1")
+	for range 5 {
+		dir := t.TempDir()
+		c := storetest.NewChecker()
+		kill(t, c, dir, "", false)
+		s := reopen(t, c, dir)
+		j, err := openJournal(s, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong, err := c.CheckJournal(context.Background(), j)
+		s.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(wrong) > 0 {
+			return
+		}
+	}
+	t.Fatal("a journal that is written behind the commit was not found out")
 }

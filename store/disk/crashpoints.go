@@ -13,5 +13,6 @@ func CrashPoints() []string {
 		"file.before-commit", "file.after-commit", "refile.before-commit", "refile.after-commit",
 		"apply.before-commit", "apply.after-commit", "ledger.before-commit", "ledger.after-commit",
 		"compact.before-commit", "compact.after-commit", "compact.done", "checkpoint",
+		"forget.before-commit", "forget.after-commit", "journal.sealed",
 	}
 }

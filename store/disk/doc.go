@@ -3,6 +3,7 @@
 //
 //	queue.db   SQLite: messages, recipients, users, history, ledger; `sqlite3 queue.db "select * from queue"` shows the queue
 //	bodies/    segments of many bodies each, and a file for each body over 1 MiB
+//	journal/   what became of mail, in files of package journal; their newest part is in queue.db (outbox.go)
 //	doubt      what is being delivered, for a process that is killed
 //	reserve    room that makes way when the disk is full
 //	lock       keeps a second process out

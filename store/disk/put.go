@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -45,7 +46,7 @@ func (s *Store) Put(ctx context.Context, env *mail.Envelope, r io.Reader) error 
 		s.discard(b)
 		return err
 	}
-	p := newPut(env, b)
+	p := s.newPut(env, b, "")
 	o := &op{name: "put", keys: []string{string(env.ID)}, bodies: []*body{b}, rows: len(env.Recipients), grows: true}
 	o.plan = func() error { return s.planPut(p) }
 	o.apply = func() { s.applyPut(p) }
@@ -63,14 +64,17 @@ type put struct {
 	blob  []byte
 	rows  []row
 	users []*ustate
+	line  []byte // of the journal
 	dup   bool
 }
 
-func newPut(env *mail.Envelope, b *body) *put {
+// newPut makes ready what can be before the writer has it. noticeOf is the message
+// that a notice of ours is about.
+func (s *Store) newPut(env *mail.Envelope, b *body, noticeOf mail.ID) *put {
 	e := *env
 	e.Size = b.size
 	e.Recipients = slices.Clone(env.Recipients)
-	return &put{env: &e, body: b, blob: encodeEnvelope(&e)}
+	return &put{env: &e, body: b, blob: encodeEnvelope(&e), line: journal.AcceptedLine(&e, noticeOf, s.opts.Now())}
 }
 
 // planPut writes a new message. A recipient that goes straight into memory is
@@ -110,6 +114,7 @@ func (s *Store) planPut(p *put) error {
 			return err
 		}
 	}
+	s.note(p.line)
 	return nil
 }
 

@@ -49,6 +49,9 @@ func (s *Store) recover() error {
 // and files what had only been in memory. The number of the boot makes sure
 // that a crash is not counted twice.
 func (s *Store) countDoubts(f *os.File) (boot int64, err error) {
+	if err := s.loadOutbox(); err != nil {
+		return 0, err
+	}
 	v, _, err := s.db.ints("SELECT n FROM boot")
 	if err != nil {
 		return 0, err
@@ -67,7 +70,9 @@ func (s *Store) countDoubts(f *os.File) (boot int64, err error) {
 		s.db.run("ROLLBACK")
 		return 0, err
 	}
-	_, err = s.db.run("COMMIT")
+	if _, err = s.db.run("COMMIT"); err == nil {
+		s.linesCommitted()
+	}
 	return v[0] + 1, err
 }
 
@@ -100,9 +105,12 @@ func (s *Store) writeDoubts(doubts []DoubtfulDelivery, boot int64) error {
 		if err := s.writeRow(&ch.row); err != nil {
 			return err
 		}
+		if ch.row.lane == laneParked {
+			s.noteParked(&ch.row)
+		}
 		s.log.Warn("a delivery was under way when the process was killed", "id", d.ID, "recipient", d.N, "route", d.Route, "sending", d.Sending)
 	}
-	return nil
+	return s.writeLines()
 }
 
 // countBodies counts what is live in each file.

@@ -10,7 +10,7 @@ import (
 
 // schemaVersion is kept in SQLite's user_version. A higher one than this was
 // written by a newer Crossfade, which this one must not touch.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // schema is written for people too: `sqlite3 queue.db "select * from queue"`.
 //
@@ -87,6 +87,7 @@ var schema = []string{
   n   INTEGER NOT NULL        -- how often the store was opened
 )`,
 	`INSERT INTO boot VALUES (1, 0)`,
+	sqlOutboxTable,
 	`CREATE VIEW queue AS SELECT r.id, r.n, coalesce(r.addr, r.user) AS recipient, m.sender,
   CASE WHEN r.lane = 5 THEN 'held (operator)' WHEN r.lane = 6 THEN 'parked'
        WHEN r.lane = 4 OR u.state IN ('cutover', 'rollback') THEN 'held (user)' ELSE 'queued' END AS state,
@@ -158,13 +159,15 @@ func migrate(c *conn, path string, bodies int) error {
 	stmts := []string{"BEGIN IMMEDIATE"}
 	if v[0] == 0 {
 		stmts = append(stmts, schema...)
-	}
-	if v[0] == 1 {
-		stmts = append(stmts, "ALTER TABLE recipient ADD COLUMN doubt TEXT")
+	} else {
+		stmts = append(stmts, upgrades[v[0]-1:]...)
 	}
 	stmts = append(stmts, fmt.Sprintf("PRAGMA user_version=%d", schemaVersion), "COMMIT")
 	return c.script(stmts...)
 }
+
+// upgrades lead from one version of the schema to the next: the first from 1 to 2.
+var upgrades = []string{"ALTER TABLE recipient ADD COLUMN doubt TEXT", sqlOutboxTable}
 
 // explain says what to do about a database that cannot be opened.
 func explain(path string, err error) error {

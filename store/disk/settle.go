@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -61,6 +62,7 @@ type settlement struct {
 	queuePut bool // the new messages are queued
 	changes  []rowChange
 	result   error
+	lines    [][]byte // of the journal, one for each outcome
 }
 
 // rowChange is what becomes of one recipient.
@@ -68,9 +70,10 @@ type rowChange struct {
 	it     *item // nil: not in memory
 	row    row
 	remove bool
-	from   lane // where it was filed, for what is not in memory
-	loc    loc  // of a message that is gone with it
-	last   bool // the message is gone with it
+	from   lane   // where it was filed, for what is not in memory
+	loc    loc    // of a message that is gone with it
+	last   bool   // the message is gone with it
+	line   []byte // of the journal; nil: none
 }
 
 // Settle implements [queue.Deliverer].
@@ -88,7 +91,7 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 		return err
 	}
 	defer s.sent.Done()
-	st := &settlement{l: l, outcomes: outcomes}
+	st := &settlement{l: l, outcomes: outcomes, lines: s.outcomeLines(l, outcomes)}
 	if ls, ok := l.Opaque.(*lease); ok && ls.s == s {
 		st.ls = ls
 	}
@@ -106,7 +109,7 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 		}
 		o.keys = append(o.keys, string(m.Envelope.ID))
 		o.bodies = append(o.bodies, b)
-		st.puts = append(st.puts, newPut(m.Envelope, b))
+		st.puts = append(st.puts, s.newPut(m.Envelope, b, l.Envelope.ID))
 	}
 	o.plan = func() error { return s.planSettle(st) }
 	o.apply = func() { s.applySettle(st) }
@@ -122,6 +125,20 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 	return st.result
 }
 
+// outcomeLines are what the journal says of outcomes, made before the writer has
+// them: which of them are accepted is decided there.
+func (s *Store) outcomeLines(l *queue.Lease, outcomes []queue.Outcome) [][]byte {
+	lines := make([][]byte, len(outcomes))
+	for i := range outcomes {
+		for k := range l.Items {
+			if l.Items[k].N == outcomes[i].N {
+				lines[i] = journal.OutcomeLine(l, &l.Items[k], &outcomes[i], s.opts.Now())
+			}
+		}
+	}
+	return lines
+}
+
 // planSettle decides what is accepted and writes it.
 func (s *Store) planSettle(st *settlement) error {
 	st.changes, st.result = nil, nil
@@ -132,13 +149,14 @@ func (s *Store) planSettle(st *settlement) error {
 	}
 	done := 0
 	var dones, others []rowChange
-	for _, o := range st.outcomes {
+	for i, o := range st.outcomes {
 		if o.Kind == queue.Done {
 			done++
 		} else if !good {
 			continue
 		}
 		ch, ok, err := s.outcome(st, o)
+		ch.line = st.lines[i]
 		switch {
 		case err != nil:
 			return err
@@ -308,6 +326,7 @@ func (s *Store) writeChanges(changes []rowChange) error {
 	removed := 0
 	for i := range changes {
 		ch := &changes[i]
+		s.note(ch.line)
 		if ch.remove {
 			removed++
 			if _, err := s.db.run(sqlDeleteRcpt, string(ch.row.id), ch.row.n); err != nil {

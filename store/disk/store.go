@@ -52,6 +52,7 @@ type Options struct {
 	write        func(*os.File) error // before a write to a segment
 	earlyAck     bool                 // broken on purpose: answers before the commit
 	staleRoute   bool                 // broken on purpose: routes from a cache that is never updated
+	lateLines    bool                 // broken on purpose: lines of the journal are written a transaction later
 	reserve      int64                // octets; negative: none
 	segmentSize  int64
 	sparse       int64 // segments of which less than 1/sparse is live are carried forward
@@ -126,8 +127,11 @@ type Store struct {
 	retired []*bodyFile
 	syncReq chan []*bodyFile
 	syncAns chan error
-	refused bool // the last commit was rolled back
-	frames  int  // pages in the write-ahead log since the last checkpoint, about
+	refused bool   // the last commit was rolled back
+	frames  int    // pages in the write-ahead log since the last checkpoint, about
+	lines   []byte // of the journal, in the transaction that is open
+	outbox  uint64 // number of the newest row of the outbox
+	late    []byte // of Options.lateLines
 
 	ops  chan *op
 	kick chan struct{} // to the writer: there is work in memory

@@ -178,7 +178,7 @@ func loadMessage(c *conn, id mail.ID) (env *mail.Envelope, l loc, err error) {
 // parkDamaged parks a message that cannot be read.
 func (s *Store) parkDamaged(id mail.ID, cause error) {
 	s.log.Error("a queued message is damaged and was parked", "id", id, "error", cause, "alarm", true)
-	op := s.applyOp(s.matchAll([]mail.ID{id}), queue.Action{Verb: queue.DoPark, Reason: cause.Error()}, &queue.Applied{})
+	op := s.applyOp(s.matchAll([]mail.ID{id}), queue.Action{Verb: queue.DoPark, Reason: cause.Error(), By: ownName}, &queue.Applied{})
 	s.mu.Lock()
 	s.bg = append(s.bg, op)
 	s.mu.Unlock()

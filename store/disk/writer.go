@@ -351,6 +351,7 @@ func (s *Store) transact(group []*op, dirty []*bodyFile) error {
 	if _, err := s.db.run("COMMIT"); err != nil {
 		return s.rollback(err)
 	}
+	s.linesCommitted()
 	return nil
 }
 
@@ -359,15 +360,21 @@ func (s *Store) plan(group []*op) error {
 	if _, err := s.db.run("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
+	s.lines = s.lines[:0]
 	for _, o := range group {
 		if o.plan == nil || o.aside {
 			continue
 		}
-		if o.err = o.plan(); o.err != nil && isDBError(o.err) {
+		said := len(s.lines)
+		if o.err = o.plan(); o.err == nil {
+			continue
+		}
+		if isDBError(o.err) {
 			return o.err
 		}
+		s.lines = s.lines[:said] // it changed nothing
 	}
-	return nil
+	return s.writeLines()
 }
 
 // setAside takes the op out that met a damaged page of the database; false

@@ -10,6 +10,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -313,7 +314,8 @@ func (s *Store) applyTo(ctx context.Context, f queue.Filter, a queue.Action, lis
 		for _, m := range list {
 			for _, r := range m.matching(f) {
 				if k := (rid{m.env.ID, r.rcpt.N}); !answered[k] {
-					args = append(args, string(k.id), k.n, r.raw)
+					line := journal.ActionLine(a, k.id, journal.Entry{N: k.n, To: r.rcpt.Addr.String(), User: r.rcpt.User, Copy: r.rcpt.Copy}, time.Now())
+					args = append(args, string(k.id), k.n, r.raw, line)
 					of = append(of, k)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -56,7 +57,7 @@ func (s *Store) queueIt(ctx context.Context, e *mail.Envelope, b *body) error {
 		s.bodies.discard(b)
 		return fmt.Errorf("redis: keep a body: %w", err)
 	}
-	args, err := putArgs(e, b)
+	args, err := putArgs(e, b, "")
 	if err != nil {
 		return err
 	}
@@ -105,18 +106,18 @@ func (s *Store) refersTo(ctx context.Context, b *body) bool {
 	return err != nil || strings.HasSuffix(place, " "+b.nonce)
 }
 
-// putArgs are a message as put_message reads it.
-func putArgs(e *mail.Envelope, b *body) ([]any, error) {
+// putArgs are a message as put_message reads it, with its line of the journal.
+func putArgs(e *mail.Envelope, b *body, noticeOf mail.ID) ([]any, error) {
 	blob, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("queue message %s: %w", e.ID, err)
 	}
-	args := make([]any, 0, 6+2*len(e.Recipients))
+	args := make([]any, 0, 7+2*len(e.Recipients))
 	args = append(args, string(e.ID), blob, e.Size, b.place(), b.inline, len(e.Recipients))
 	for i := range e.Recipients {
 		args = append(args, e.Recipients[i].User, laneOf(e.Recipients[i].Hint))
 	}
-	return args, nil
+	return append(args, journal.AcceptedLine(e, noticeOf, time.Now())), nil
 }
 
 // Open implements [queue.Deliverer].
@@ -207,7 +208,7 @@ func (r *resolver) take() []unresolved {
 func (s *Store) resolveAll() {
 	list := s.resolve.take()
 	for i, u := range list {
-		said, err := s.link.write(s.ctx, scAbort, string(u.id), u.n)
+		said, err := s.link.write(s.ctx, scAbort, string(u.id), u.n, withdrawnLine(u.id))
 		if err != nil {
 			s.resolve.mu.Lock()
 			s.resolve.list = append(s.resolve.list, list[i:]...)

@@ -94,6 +94,12 @@ var (
 	scLedger      = newScript("ledger", grows)
 	scStats       = newScript("stats", looks)
 
+	// Of the journal.
+	scOutbox = newScript("outbox", looks)
+	scForget = newScript("forget", drains)
+	scShelve = newScript("shelve", drains)
+	scPrune  = newScript("prune", drains)
+
 	// Of nodes and of what they share beside the queue.
 	scBeat      = newScript("beat", drains)
 	scPart      = newScript("part", drains)

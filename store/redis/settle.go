@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"crossfade/journal"
 	"crossfade/queue"
 )
 
@@ -71,6 +73,7 @@ func (s *Store) Settle(ctx context.Context, l *queue.Lease, outcomes []queue.Out
 // settleArgs are the outcomes as settle.lua reads them; drop removes what was
 // written for the new messages.
 func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue.Outcome, msgs []queue.NewMessage) (args []any, drop func(), err error) {
+	now := time.Now()
 	args = append(args, s.boot, l.Token, string(l.Envelope.ID), len(l.Items))
 	for i := range l.Items {
 		it := &l.Items[i]
@@ -81,7 +84,7 @@ func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue
 			}
 		}
 		args = append(args, it.N, it.User, string(o.Kind), clip(o.Reply), max(millis(o.At), 1), laneOf(o.To), flag(o.Noticed),
-			it.Epoch, flag(it.Copy), laneOf(it.CopyTo), flag(o.Doubt))
+			it.Epoch, flag(it.Copy), laneOf(it.CopyTo), flag(o.Doubt), journal.OutcomeLine(l, it, &o, now))
 	}
 	var made []*body
 	drop = func() {
@@ -105,7 +108,7 @@ func (s *Store) settleArgs(ctx context.Context, l *queue.Lease, outcomes []queue
 		e := *m.Envelope
 		e.Size = b.size
 		e.Recipients = slices.Clone(m.Envelope.Recipients)
-		more, err := putArgs(&e, b)
+		more, err := putArgs(&e, b, l.Envelope.ID)
 		if err != nil {
 			drop()
 			return nil, nil, err

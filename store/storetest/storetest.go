@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"crossfade/backfill"
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/router"
@@ -26,6 +27,7 @@ type Store interface {
 	queue.Store
 	router.Table
 	backfill.Ledger
+	journal.Outbox
 	Close() error
 }
 
@@ -47,7 +49,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Factory) {
 	}{
 		{"put", putTests}, {"claim", claimTests}, {"settle", settleTests}, {"lease", leaseTests}, {"doubt", doubtTests},
 		{"user", userTests}, {"follow", followTests}, {"inspect", inspectTests}, {"restart", restartTests},
-		{"ledger", ledgerTests},
+		{"ledger", ledgerTests}, {"outbox", outboxTests},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			for _, tt := range part.tests {

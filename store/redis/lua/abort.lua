@@ -1,4 +1,4 @@
--- id, n -> GONE | KEPT
+-- id, n, line of the journal -> GONE | KEPT
 --
 -- Takes a put back whose outcome was not known and that was answered 451. Once
 -- a recipient was touched it stays. T then has the id with a ! before it: a
@@ -18,6 +18,7 @@ for n = 0, count - 1 do
   if not r or r[LANE] == LEASED or r[ATTEMPTS] > 0 or r[CRASHES] > 0 or r[COPY] == 1 then return 'KEPT' end
   rows[n] = r
 end
+note(ARGV[3])
 for n = 0, count - 1 do remove(id, n, rows[n]) end
 call('ZADD', P .. 'T', NOW, '!' .. id)
 return 'GONE'

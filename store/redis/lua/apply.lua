@@ -1,4 +1,4 @@
--- verb, route, reason, then id, n and the row as it was shown
+-- verb, route, reason, then id, n, the row as it was shown and a line of the journal
 -- -> changed | busy | same | stale for each
 local verb, route, reason = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
@@ -31,7 +31,7 @@ local function act(r, u)
   return true, true
 end
 
-local function one(id, n, shown)
+local function one(id, n, shown, line)
   if call('HGET', P .. 'm:' .. id, n) ~= shown then return 'stale' end
   local r = unpack_(shown)
   if r[LANE] == LEASED then
@@ -41,6 +41,7 @@ local function one(id, n, shown)
     r = get_row(id, n)
   end
   if verb == 'delete' then
+    note(line)
     remove(id, n, r)
     return 'changed'
   end
@@ -48,6 +49,7 @@ local function one(id, n, shown)
   unindex(id, n, r)
   fresh(r, u)
   local changed, by_way = act(r, u)
+  if changed then note(line) end
   if by_way then
     file(id, n, r, u)
   else
@@ -58,5 +60,5 @@ local function one(id, n, shown)
 end
 
 local out = {}
-for i = 4, #ARGV, 3 do out[#out + 1] = one(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+for i = 4, #ARGV, 4 do out[#out + 1] = one(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
 return out

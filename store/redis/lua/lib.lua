@@ -287,6 +287,34 @@ local function take_back(token, l, settled)
   end
 end
 
+-- Lines of the journal go into its outbox in the step that they tell of, first of
+-- all: when Redis refuses that, nothing is half done.
+local function note(line)
+  if line ~= '' then call('RPUSH', P .. 'J', line) end
+end
+
+-- NOW in words (RFC 3339), by the rules of the calendar.
+local function now_text()
+  local s, f = math.floor(NOW / 1000), math.floor
+  local day, left = f(s / 86400), s % 86400
+  local z = day + 719468
+  local era = f(z / 146097)
+  local doe = z - era * 146097
+  local yoe = f((doe - f(doe / 1460) + f(doe / 36524) - f(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + f(yoe / 4) - f(yoe / 100))
+  local mp = f((5 * doy + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, doy - f((153 * mp + 2) / 5) + 1,
+    f(left / 3600), f(left / 60) % 60, left % 60, NOW % 1000)
+end
+
+-- The line of a recipient that the store itself parked.
+local function note_parked(id, n, r)
+  note(cjson.encode({ t = now_text(), e = 'parked', id = id, n = tonumber(n), to = r[USER], user = r[USER], copy = r[COPY] == 1,
+    reply = r[REPLY], by = 'crossfade' }) .. '\n')
+end
+
 local GRACE = 60000
 
 local function ghost(token, n, epoch) return token .. ' ' .. n .. ' ' .. epoch end
@@ -312,6 +340,7 @@ local function expire(token, l)
       if r[CRASHES] >= 3 then
         r[LANE], r[TOKEN], r[DUE] = PARKED, '', NOW
         r[REPLY] = 'three deliveries ended in a crash: look at the message before it is released; the last reply before was: ' .. r[REPLY]
+        note_parked(id, n, r)
         index(id, n, r)
         put_row(id, n, r)
       else
@@ -454,12 +483,21 @@ local function last_epoch(user)
   return cjson.decode(raw).e
 end
 
+-- What is popped of the outbox is in a block: number n is at place n - popped - 1.
+local function forget(last)
+  local popped = tonumber(call('HGET', P .. 'j', 'popped') or 0)
+  if last <= popped then return end
+  call('LTRIM', P .. 'J', last - popped, -1)
+  call('HSET', P .. 'j', 'popped', string.format('%d', last))
+end
+
 -- Queues a message: user and hint of its recipients stand from position i of
 -- ARGV on. chunks is how many pieces of body there are, and their nonce. False:
 -- it is there already, or was.
-local function put_message(id, envelope, size, chunks, inline, i, count)
+local function put_message(id, envelope, size, chunks, inline, i, count, line)
   local m = P .. 'm:' .. id
   if call('EXISTS', m) == 1 or call('ZSCORE', P .. 'T', id) then return false end
+  note(line)
   for n = 0, count - 1 do
     local user, hint = ARGV[i + 2 * n], tonumber(ARGV[i + 2 * n + 1])
     local u = get_user(user)

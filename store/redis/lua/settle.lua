@@ -1,5 +1,6 @@
--- boot, token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to, doubt),
--- j messages (id, envelope, size, chunks, inline, n, user and hint of each) -> OK | LOST, the lanes that were filled
+-- boot, token, id, k outcomes, one for each item (n, user, kind, reply, at, to, noticed, epoch, copy, copy to, doubt, line
+-- of the journal), j messages (id, envelope, size, chunks, inline, n, user and hint of each, line) -> OK | LOST, the lanes
+-- that were filled
 ME = ARGV[1]
 local token, id, total = ARGV[2], ARGV[3], tonumber(ARGV[4])
 
@@ -22,7 +23,7 @@ end
 local dones, others, doubts, done, lost = {}, {}, {}, 0, false
 for _ = 1, total do
   local o = { n = arg(), user = arg(), kind = arg(), reply = arg(), at = tonumber(arg()), to = tonumber(arg()), noticed = arg(),
-    epoch = arg(), copy = tonumber(arg()), copy_to = tonumber(arg()), doubt = arg() }
+    epoch = arg(), copy = tonumber(arg()), copy_to = tonumber(arg()), doubt = arg(), line = arg() }
   local r = get_row(id, o.n)
   local ok = r and r[COPY] == o.copy
   if o.doubt == '1' and l and l[L_SENDING] == 1 and ok and r[TOKEN] == token then doubts[#doubts + 1] = o end
@@ -84,6 +85,12 @@ local function change(o)
   file(id, o.n, r, u)
 end
 
+local lines = {}
+for _, o in ipairs(dones) do lines[#lines + 1] = o.line end
+if not lost then
+  for _, o in ipairs(others) do lines[#lines + 1] = o.line end
+end
+note(table.concat(lines))
 for _, o in ipairs(dones) do change(o) end
 if not lost then
   for _, o in ipairs(others) do change(o) end
@@ -99,8 +106,8 @@ if l then take_back(token, l, true) end
 local queue_them = good and not lost or only_done and #dones > 0
 for _ = 1, tonumber(arg()) do
   local mid, env, size, chunks, inline, n = arg(), arg(), tonumber(arg()), arg(), arg(), tonumber(arg())
-  if queue_them then put_message(mid, env, size, chunks, inline, a, n) end
-  a = a + 2 * n
+  if queue_them then put_message(mid, env, size, chunks, inline, a, n, ARGV[a + 2 * n]) end
+  a = a + 2 * n + 1
 end
 call('ZREMRANGEBYSCORE', P .. 'T', '-inf', NOW - 120000)
 if lost then return with_filled({ 'LOST' }) end

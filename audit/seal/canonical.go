@@ -1,10 +1,8 @@
-package certificate
+package seal
 
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,25 +12,27 @@ import (
 	"unicode/utf16"
 )
 
-// Sum gives the SHA-256, in hexadecimal, of a JSON object in its canonical form
-// (RFC 8785), without the member sha256.
-func Sum(data []byte) (string, error) {
+// Object reads a JSON object, numbers as they are written. Anything behind it is
+// an error.
+func Object(data []byte) (map[string]any, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	var object map[string]any
 	if err := dec.Decode(&object); err != nil {
-		return "", fmt.Errorf("not a JSON object: %w", err)
+		return nil, fmt.Errorf("not a JSON object: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return "", errors.New("there is something behind the JSON object")
+		return nil, errors.New("there is something behind the JSON object")
 	}
-	delete(object, "sha256")
+	return object, nil
+}
+
+// Canonical gives the canonical form (RFC 8785) of a value that [Object] gave a part
+// of.
+func Canonical(v any) ([]byte, error) {
 	var b bytes.Buffer
-	if err := canonical(&b, object); err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(b.Bytes())
-	return hex.EncodeToString(sum[:]), nil
+	err := canonical(&b, v)
+	return b.Bytes(), err
 }
 
 // canonical writes a value that encoding/json decoded: no white space, members

@@ -1,0 +1,212 @@
+package seal
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Signature is the member "signature" of a document.
+type Signature struct {
+	Alg string `json:"alg"` // Ed25519
+	Key string `json:"key"` // public, in base64
+	// Digests are the SHA-256, in hexadecimal, of the canonical form (RFC 8785) of each
+	// part: a member, or what is right below one ("users/3", "journal/head"). The
+	// members signature and sha256 are no parts.
+	Digests map[string]string `json:"digests"`
+	// Value is the signature, in base64, over "crossfade document\n" and the canonical
+	// form of this object without it.
+	Value string `json:"value,omitempty"`
+}
+
+const algorithm = "Ed25519"
+
+// Unsigned are the members of a document that its signature does not cover.
+func unsigned(name string) bool { return name == "signature" || name == "sha256" }
+
+// Sign signs a document: anything that is encoded as a JSON object with whole
+// numbers only. Its member signature, where it has one, does not matter.
+func Sign(document any, k Key) (*Signature, error) {
+	if k.private == nil {
+		return nil, errors.New("sign a document: there is no key")
+	}
+	data, err := json.Marshal(document)
+	if err != nil {
+		return nil, fmt.Errorf("sign a document: %w", err)
+	}
+	object, err := Object(data)
+	if err != nil {
+		return nil, fmt.Errorf("sign a document: %w", err)
+	}
+	s := &Signature{Alg: algorithm, Key: k.Public()}
+	if s.Digests, err = digests(object); err != nil {
+		return nil, fmt.Errorf("sign a document: %w", err)
+	}
+	text, err := s.signed()
+	if err != nil {
+		return nil, fmt.Errorf("sign a document: %w", err)
+	}
+	s.Value = base64.StdEncoding.EncodeToString(ed25519.Sign(k.private, text))
+	return s, nil
+}
+
+// signed is the text that the signature is over.
+func (s Signature) signed() ([]byte, error) {
+	s.Value = ""
+	data, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	object, err := Object(data)
+	if err != nil {
+		return nil, err
+	}
+	text, err := Canonical(object)
+	return append([]byte("crossfade document\n"), text...), err
+}
+
+// digests gives the digest of each part.
+func digests(object map[string]any) (map[string]string, error) {
+	out := map[string]string{}
+	for name, v := range object {
+		if unsigned(name) {
+			continue
+		}
+		for part, v := range parts(name, v) {
+			text, err := Canonical(v)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", part, err)
+			}
+			sum := sha256.Sum256(text)
+			out[part] = hex.EncodeToString(sum[:])
+		}
+	}
+	return out, nil
+}
+
+// parts takes a member apart.
+func parts(name string, v any) map[string]any {
+	out := map[string]any{}
+	switch v := v.(type) {
+	case map[string]any:
+		for k, v := range v {
+			out[name+"/"+k] = v
+		}
+	case []any:
+		for i, v := range v {
+			out[fmt.Sprintf("%s/%d", name, i)] = v
+		}
+	}
+	if len(out) == 0 {
+		out[name] = v // a plain value, or an empty object or array
+	}
+	return out
+}
+
+// Result is what a check found.
+type Result struct {
+	Key string `json:"key,omitempty"` // that signed, public, in base64
+	// Wrong says what does not match; empty: the document is what was signed.
+	Wrong []string `json:"wrong,omitempty"`
+	Parts int      `json:"parts"` // that were compared
+}
+
+// OK tells whether all matches.
+func (r Result) OK() bool { return len(r.Wrong) == 0 }
+
+// Check compares a document with its signature. key is the public key that has to
+// have signed it; empty: whichever did, which the result names. The error is for
+// what is no signed document.
+func Check(data []byte, key string) (Result, error) {
+	var r Result
+	object, err := Object(data)
+	if err != nil {
+		return r, err
+	}
+	var file struct {
+		Signature *Signature `json:"signature"`
+	}
+	if err := json.Unmarshal(data, &file); err != nil {
+		return r, fmt.Errorf("its signature cannot be read: %w", err)
+	}
+	s := file.Signature
+	if s == nil {
+		return r, errors.New("it is not signed")
+	}
+	r.Key = s.Key
+	if key != "" && key != s.Key {
+		r.wrong("it was signed with the key %s, and not with %s", s.Key, key)
+	}
+	if err := s.verify(); err != nil {
+		r.wrong("the signature: %v", err)
+	}
+	have, err := digests(object)
+	if err != nil {
+		return r, err
+	}
+	r.Parts = len(s.Digests)
+	r.compare(s.Digests, have, object)
+	return r, nil
+}
+
+func (r *Result) wrong(format string, args ...any) {
+	r.Wrong = append(r.Wrong, fmt.Sprintf(format, args...))
+}
+
+func (s *Signature) verify() error {
+	key, err := base64.StdEncoding.DecodeString(s.Key)
+	if s.Alg != algorithm || err != nil || len(key) != ed25519.PublicKeySize {
+		return fmt.Errorf("%s with the key %q is not known: Ed25519 with 32 octets in base64 is", s.Alg, s.Key)
+	}
+	value, err := base64.StdEncoding.DecodeString(s.Value)
+	if err != nil {
+		return fmt.Errorf("its value is not base64: %w", err)
+	}
+	text, err := s.signed()
+	if err != nil {
+		return err
+	}
+	if !ed25519.Verify(key, text, value) {
+		return errors.New("it does not fit the list of digests: the list, the key or the signature itself was changed")
+	}
+	return nil
+}
+
+// compare names the parts that differ.
+func (r *Result) compare(signed, have map[string]string, object map[string]any) {
+	for _, part := range slices.Sorted(maps.Keys(signed)) {
+		switch got, ok := have[part]; {
+		case !ok:
+			r.wrong("%s was signed and is not there", part)
+		case got != signed[part]:
+			r.wrong("%s%s was changed", part, named(part, object))
+		}
+	}
+	for _, part := range slices.Sorted(maps.Keys(have)) {
+		if _, ok := signed[part]; !ok {
+			r.wrong("%s%s was added", part, named(part, object))
+		}
+	}
+}
+
+// named says whom a part of a list is about, where it says so itself.
+func named(part string, object map[string]any) string {
+	for name, v := range object {
+		list, _ := v.([]any)
+		for i, v := range list {
+			if fmt.Sprintf("%s/%d", name, i) != part {
+				continue
+			}
+			if m, ok := v.(map[string]any); ok && m["user"] != nil {
+				return fmt.Sprintf(" (%v)", m["user"])
+			}
+		}
+	}
+	return ""
+}

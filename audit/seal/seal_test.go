@@ -1,0 +1,154 @@
+package seal
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func signedDocument(t *testing.T) ([]byte, Key) {
+	t.Helper()
+	k, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := map[string]any{
+		"format": 1, "empty": []any{}, "clean": true,
+		"users":   []any{map[string]any{"user": "ann@example.org", "n": 3}, map[string]any{"user": "bob@example.org", "n": 4}},
+		"journal": map[string]any{"head": "abc", "blocks": 7},
+	}
+	if doc["signature"], err = Sign(doc, k); err != nil {
+		t.Fatal(err)
+	}
+	doc["sha256"] = "not covered"
+	data, err := json.MarshalIndent(doc, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data, k
+}
+
+func TestSign(t *testing.T) {
+	data, k := signedDocument(t)
+	for _, key := range []string{"", k.Public()} {
+		r, err := Check(data, key)
+		if err != nil || !r.OK() || r.Key != k.Public() || r.Parts != 7 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	other, _ := NewKey()
+	if r, _ := Check(data, other.Public()); r.OK() || !strings.Contains(r.Wrong[0], "and not with") {
+		t.Fatalf("%+v", r)
+	}
+}
+
+// The check names what was changed.
+func TestTampered(t *testing.T) {
+	data, _ := signedDocument(t)
+	for _, tt := range []struct{ from, to, want string }{
+		{`"n": 4`, `"n": 5`, "users/1 (bob@example.org) was changed"},
+		{`"head": "abc"`, `"head": "abd"`, "journal/head was changed"},
+		{`"clean": true`, `"clean": false`, "clean was changed"},
+		{`"format": 1`, `"format": 1, "more": "x"`, "more was added"},
+		{`"empty": []`, `"empty": [1]`, "empty was signed and is not there; empty/0 was added"},
+		{`"clean": true,`, ``, "clean was signed and is not there"},
+		{`"key": "`, `"key": "A`, "the signature"},
+		{`"value": "`, `"value": "AAAA`, "the signature"},
+		{`"journal/head": "`, `"journal/head": "0`, "the signature: it does not fit the list of digests"},
+	} {
+		bad := bytes.Replace(data, []byte(tt.from), []byte(tt.to), 1)
+		if bytes.Equal(bad, data) {
+			t.Fatalf("%q is not in %s", tt.from, data)
+		}
+		r, err := Check(bad, "")
+		if err != nil || r.OK() || !strings.Contains(strings.Join(r.Wrong, "; "), tt.want) {
+			t.Errorf("%s: %+v, %v, want %q", tt.to, r, err, tt.want)
+		}
+	}
+}
+
+// Each octet counts: whichever is changed, it is an error or named, unless it is
+// white space or what is not covered.
+func TestEveryOctet(t *testing.T) {
+	data, k := signedDocument(t)
+	before, _ := Check(data, k.Public())
+	for i := range data {
+		bad := bytes.Clone(data)
+		bad[i] ^= 1
+		r, err := Check(bad, k.Public())
+		if err != nil || !r.OK() {
+			continue
+		}
+		line := data[bytes.LastIndexByte(data[:i], '\n')+1:]
+		if r.Parts == before.Parts && (bytes.Contains(line[:min(len(line), 12)], []byte("sha256"))) {
+			continue
+		}
+		t.Fatalf("octet %d, %q made %q, was not seen", i, data[i], bad[i])
+	}
+}
+
+func TestNotSigned(t *testing.T) {
+	for _, bad := range []string{"", "[]", "{}", `{"signature": 1}`, `{"a": 1.5, "signature": {}}`} {
+		if r, err := Check([]byte(bad), ""); err == nil && r.OK() {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+	if _, err := Sign(map[string]any{"x": 1}, Key{}); err == nil {
+		t.Error("signed without a key")
+	}
+	k, _ := NewKey()
+	if _, err := Sign(map[string]any{"x": 1.5}, k); err == nil {
+		t.Error("a broken number was signed")
+	}
+}
+
+func TestLoadOrCreate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "signing.key")
+	k, created, err := LoadOrCreate(path)
+	if err != nil || !created {
+		t.Fatalf("%v, %v", created, err)
+	}
+	again, created, err := LoadOrCreate(path)
+	if err != nil || created || again.Public() != k.Public() {
+		t.Fatalf("%v, %v, %s", created, err, again.Public())
+	}
+	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := LoadOrCreate(path); err == nil {
+		t.Error("a key that cannot be read was replaced")
+	}
+}
+
+func FuzzCheck(f *testing.F) {
+	f.Add([]byte(`{"a": [1, {"user": "x"}], "signature": {"alg": "Ed25519", "key": "", "digests": {}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if r, err := Check(data, ""); err == nil && r.OK() {
+			t.Fatal("nobody signed this")
+		}
+	})
+}
+
+// TestCanonical holds the form to what RFC 8785 says.
+func TestCanonical(t *testing.T) {
+	var v any
+	dec := json.NewDecoder(strings.NewReader("{\"b\": [1, true, null], \"\u20ac\": \"\\u2028<&>\\u0007\\\"\\n\\u007f\", \"a\": {}, \"\\ud83d\\ude00\": 0, \"\ufb33\": -1}"))
+	dec.UseNumber()
+	if err := dec.Decode(&v); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Canonical(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "{\"a\":{},\"b\":[1,true,null],\"\u20ac\":\"\u2028<&>\\u0007\\\"\\n\u007f\",\"\U0001f600\":0,\"\ufb33\":-1}"
+	if string(got) != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}

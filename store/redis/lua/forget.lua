@@ -1,0 +1,3 @@
+-- number -> OK
+forget(tonumber(ARGV[1]))
+return 'OK'
