@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"backfill/pop3":           {"backfill", "backfill/imapconn"},
 	"backfill/certificate":    {"backfill", "audit/seal"},
 	"audit/seal":              {},
+	"audit":                   {"mail", "router", "queue", "journal", "backfill", "backfill/certificate", "audit/seal"},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch"},

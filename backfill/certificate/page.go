@@ -20,6 +20,9 @@ var summaryText string
 //go:embed style.css
 var styleText string
 
+// Style is the style sheet of all our pages.
+func Style() template.CSS { return template.CSS(styleText) }
+
 // shown bounds the exceptions on a page; the JSON file has all of them.
 const shown = 500
 

@@ -106,13 +106,13 @@ func TestFullDisk(t *testing.T) {
 func TestFullCheckpoint(t *testing.T) {
 	dir := smallDir(t, "12m")
 	var tried atomic.Int64
-	s := open(t, dir, Options{MinFree: -1, checkpointPages: 3300, CrashPoint: func(name string) {
+	s := open(t, dir, Options{MinFree: -1, checkpointPages: 3060, CrashPoint: func(name string) {
 		if name == "checkpoint" {
 			tried.Add(1)
 		}
 	}})
 	var all []*mail.Envelope
-	for range 400 {
+	for range 330 {
 		all = append(all, mustPut(t, s, 10, "a@example.org"))
 	}
 	ballast := filepath.Join(dir, "ballast")

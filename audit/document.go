@@ -1,0 +1,128 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"crossfade/audit/seal"
+	"crossfade/journal"
+)
+
+// Format is the version of the documents' form. A reader refuses what it does not
+// know.
+const Format = 1
+
+// kindAudit is Document.Kind.
+const kindAudit = "crossfade audit"
+
+// Document is the result of an audit, signed: of all users, or of one.
+type Document struct {
+	Format   int       `json:"format"`
+	Kind     string    `json:"kind"`
+	Issued   time.Time `json:"issued"`
+	Hostname string    `json:"hostname"`
+	Relay    string    `json:"relay"` // version
+	// Clean tells that nothing is missing, nothing is twice, and the journal is whole.
+	Clean   bool           `json:"clean"`
+	Request Request        `json:"request"`
+	Total   Account        `json:"total"`
+	Journal journal.Report `json:"journal"`
+	Notes   []string       `json:"notes,omitempty"` // what this audit does not say
+	Users   []Account      `json:"users"`
+
+	Signature *seal.Signature `json:"signature,omitempty"`
+}
+
+// document makes the signed result.
+func (r *run) document() (*Document, error) {
+	d := &Document{
+		Format: Format, Kind: kindAudit, Issued: time.Now().UTC().Truncate(time.Second), Hostname: r.a.Hostname, Relay: r.a.Version,
+		Request: r.req, Journal: r.report, Notes: r.notes(), Users: r.users, Clean: r.report.Whole(),
+	}
+	if d.Users == nil {
+		d.Users = []Account{}
+	}
+	d.sum()
+	return d, d.sign(r.a.Key)
+}
+
+func (d *Document) sum() {
+	d.Total = Account{}
+	for i := range d.Users {
+		d.Total.add(&d.Users[i])
+		d.Clean = d.Clean && d.Users[i].Clean()
+	}
+}
+
+func (d *Document) sign(k seal.Key) (err error) {
+	d.Signature = nil
+	d.Signature, err = seal.Sign(d, k)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+// notes says what the audit cannot say.
+func (r *run) notes() (notes []string) {
+	if r.a.Sweeps == nil {
+		notes = append(notes, "found and swept are 0: this relay does not count yet what sweeps find")
+	}
+	switch {
+	case !r.req.Mailboxes:
+		notes = append(notes, "nobody looked into the mailboxes: delivered is what the backends answered")
+	case r.a.Mailboxes == nil:
+		notes = append(notes, "the mailboxes are not reached over IMAP: delivered is what the backends answered")
+	}
+	if r.report.First > 1 {
+		notes = append(notes, fmt.Sprintf("the journal begins with batch %d, of %s: what came before was removed (audit.keep), and is not audited", r.report.First, r.report.From.Format(time.RFC3339)))
+	}
+	return notes
+}
+
+// ForUser gives a document about one of the users, signed as well; false when
+// there is none.
+func (d *Document) ForUser(user string, k seal.Key) (*Document, bool, error) {
+	for i := range d.Users {
+		if d.Users[i].User != user {
+			continue
+		}
+		out := *d
+		out.Request.Users = []string{user}
+		out.Users = d.Users[i : i+1 : i+1]
+		out.Clean = d.Journal.Whole()
+		out.sum()
+		return &out, true, out.sign(k)
+	}
+	return nil, false, nil
+}
+
+// Encode gives the text of the file.
+func (d *Document) Encode() ([]byte, error) {
+	data, err := json.MarshalIndent(d, "", " ")
+	if err != nil {
+		return nil, fmt.Errorf("encode an audit: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+// Read reads a document, and says whether it is what was signed. key is the public
+// key that has to have signed it; empty: any.
+func Read(data []byte, key string) (*Document, seal.Result, error) {
+	result, err := seal.Check(data, key)
+	if err != nil {
+		return nil, result, err
+	}
+	var d Document
+	if err := json.Unmarshal(data, &d); err != nil {
+		return nil, result, fmt.Errorf("it is no audit: %w", err)
+	}
+	if d.Kind != kindAudit {
+		return nil, result, fmt.Errorf("it is no audit: its kind is %q", d.Kind)
+	}
+	if d.Format != Format {
+		return nil, result, fmt.Errorf("its format is %d, known is %d", d.Format, Format)
+	}
+	return &d, result, nil
+}

@@ -1,0 +1,79 @@
+package audit
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"strconv"
+	"time"
+
+	"crossfade/backfill/certificate"
+)
+
+//go:embed page.html
+var pageText string
+
+// shownDifferences bounds those on a page; the JSON file has all of them.
+const shownDifferences = 1000
+
+type pageData struct {
+	*Document
+	Style       template.CSS
+	File, Only  string
+	Left, Right int
+	Shown       []pageDifference
+	Hidden      int
+}
+
+type pageDifference struct {
+	User string
+	Difference
+}
+
+// Page gives the document as a page for people, which needs nothing but itself.
+// file is the name of the JSON file beside it.
+func (d *Document) Page(file string) ([]byte, error) {
+	t := &d.Total
+	p := pageData{Document: d, Style: certificate.Style(), File: file, Left: t.Accepted + t.Found,
+		Right: t.Delivered + t.Swept + t.Bounced + t.Queued + t.Parked + t.Removed + t.Withdrawn}
+	if len(d.Request.Users) == 1 {
+		p.Only = d.Request.Users[0]
+	}
+	for i := range d.Users {
+		for _, x := range d.Users[i].all() {
+			if len(p.Shown) < shownDifferences {
+				p.Shown = append(p.Shown, pageDifference{d.Users[i].User, x})
+			} else {
+				p.Hidden++
+			}
+		}
+	}
+	tmpl, err := template.New("audit").Funcs(template.FuncMap{
+		"number": strconv.Itoa, "look": func(l *Look) string { return l.text() },
+		"moment": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") },
+	}).Parse(pageText)
+	if err != nil {
+		return nil, fmt.Errorf("the template of the audit: %w", err)
+	}
+	var b bytes.Buffer
+	if err := tmpl.Execute(&b, p); err != nil {
+		return nil, fmt.Errorf("make the page of an audit: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// all gives the differences, those that a look found among them.
+func (a *Account) all() []Difference {
+	out := a.Differences
+	if a.Look == nil {
+		return out
+	}
+	for _, id := range a.Look.BehindIDs {
+		out = append(out[:len(out):len(out)], Difference{Kind: "behind", ID: id, Text: "it is in the mailbox that the user does not read, and not in the one that he reads"})
+	}
+	for _, id := range a.Look.TwiceIDs {
+		out = append(out[:len(out):len(out)], Difference{Kind: Twice, ID: id, Text: "it is in the mailbox more than once"})
+	}
+	return out
+}
