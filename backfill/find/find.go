@@ -28,6 +28,7 @@ type Query struct {
 	ID     string    // the queue id
 	Since  time.Time // nothing of it arrived before
 	Copies int       // the look ends when so many are found; 0 means 1
+	Memory *Memory   // of earlier looks; nil: none
 }
 
 // ErrUnreachable says that the server could not be reached, or has no room now: a
@@ -65,7 +66,7 @@ func Message(ctx context.Context, d *imapconn.Dialer, acct imapconn.Account, q Q
 	}
 	defer s.Close()
 	q.Copies = max(q.Copies, 1)
-	l := &look{s: s, q: q, day: q.Since.Add(-24 * time.Hour)}
+	l := &look{s: s, acct: acct, q: q, day: q.Since.Add(-24 * time.Hour)}
 	inbox := imapconn.Folder{Name: "INBOX", Wire: "INBOX"}
 	if !s.Has(imapconn.GmailExtensions) {
 		if err := l.folder(inbox); err != nil || l.enough() {
@@ -123,6 +124,7 @@ func rank(f imapconn.Folder) int {
 // look is one search on its way.
 type look struct {
 	s      *imapconn.Session
+	acct   imapconn.Account
 	q      Query
 	day    time.Time
 	places []Place
@@ -155,33 +157,46 @@ func (l *look) open(f imapconn.Folder, sel imapconn.Selected) error {
 	if err != nil {
 		return err
 	}
-	seen := map[uint32]bool{}
-	if len(uids) > searchFrom {
+	o := &opened{look: l, f: f, validity: sel.UIDValidity, key: key(l.acct, f.Wire, sel.UIDValidity), done: map[uint32]bool{}}
+	likely, unknown := l.q.Memory.split(o.key, uids, l.q.ID)
+	if err := o.compare(likely); err != nil || l.enough() {
+		return err
+	}
+	if len(unknown) > searchFrom {
 		likely, err := l.s.Since(l.day, "Received", l.q.ID)
 		var no *imapconn.Error
 		if err != nil && !errors.As(err, &no) {
 			return err
 		}
-		if err := l.compare(f, sel, likely, seen); err != nil || l.enough() {
+		if err := o.compare(likely); err != nil || l.enough() {
 			return err
 		}
 	}
-	for len(uids) > 0 && !l.enough() {
-		from := max(0, len(uids)-fetchMost)
-		if err := l.compare(f, sel, uids[from:], seen); err != nil {
+	for len(unknown) > 0 && !l.enough() {
+		from := max(0, len(unknown)-fetchMost)
+		if err := o.compare(unknown[from:]); err != nil {
 			return err
 		}
-		uids = uids[:from]
+		unknown = unknown[:from]
 	}
 	return nil
 }
 
-// compare fetches the fields of messages that were not seen before. One that the
-// server leaves out is asked for once more, and is gone when the server does not
-// list it any longer.
-func (l *look) compare(f imapconn.Folder, sel imapconn.Selected, uids []uint32, seen map[uint32]bool) error {
+// opened is a folder that is being looked into.
+type opened struct {
+	*look
+	f        imapconn.Folder
+	validity uint32
+	key      string // in the Memory
+	done     map[uint32]bool
+}
+
+// compare fetches the fields of messages that were not compared before. One that
+// the server leaves out is asked for once more, and is gone when the server does
+// not list it any longer.
+func (o *opened) compare(uids []uint32) error {
 	for try := 0; ; try++ {
-		uids = slices.DeleteFunc(slices.Clone(uids), func(u uint32) bool { return seen[u] })
+		uids = slices.DeleteFunc(slices.Clone(uids), func(u uint32) bool { return o.done[u] })
 		if len(uids) == 0 {
 			return nil
 		}
@@ -189,26 +204,31 @@ func (l *look) compare(f imapconn.Folder, sel imapconn.Selected, uids []uint32, 
 			return fmt.Errorf("%w: UID %d", imapconn.ErrOmitted, uids[0])
 		}
 		if try > 0 {
-			listed, err := l.s.Since(l.day, "", "")
+			listed, err := o.s.Since(o.day, "", "")
 			if err != nil {
 				return err
 			}
 			uids = slices.DeleteFunc(uids, func(u uint32) bool { _, ok := slices.BinarySearch(listed, u); return !ok })
 		}
-		got, err := l.s.ReceivedFields(uids)
+		got, err := o.s.ReceivedFields(uids)
 		if err != nil {
 			return err
 		}
-		for uid, fields := range got {
-			if seen[uid] {
-				continue
-			}
-			seen[uid] = true
-			if QueueID(fields) == l.q.ID {
-				l.places = append(l.places, Place{Folder: f.Name, Validity: sel.UIDValidity, UID: uid})
-			}
-		}
+		o.take(got)
 	}
+}
+
+// take notes what messages carry.
+func (o *opened) take(got map[uint32][]byte) {
+	ids := make(map[uint32]string, len(got))
+	for uid, fields := range got {
+		ids[uid] = QueueID(fields)
+		if ids[uid] == o.q.ID && !o.done[uid] {
+			o.places = append(o.places, Place{Folder: o.f.Name, Validity: o.validity, UID: uid})
+		}
+		o.done[uid] = true
+	}
+	o.q.Memory.add(o.key, ids)
 }
 
 // Mark stands behind the host name in the Received fields that the relay writes.

@@ -1,10 +1,12 @@
 package find_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,7 +86,7 @@ func TestServers(t *testing.T) {
 			for _, trace := range []string{"", lmtp, lmtp + ours(other), ours(other) + ours(id)} {
 				s.Append(t, user, "INBOX", mailtest.StoredMessage{Body: message(trace)})
 			}
-			q := find.Query{ID: id, Since: time.Now()}
+			q := find.Query{ID: id, Since: time.Now(), Memory: &find.Memory{}}
 			look(t, s, q, 0)
 			junk, deep := s.Folder("Junk"), s.Folder("Lists", "2026")
 			s.Append(t, user, deep, mailtest.StoredMessage{Body: message(lmtp + ours(id))})
@@ -100,6 +102,8 @@ func TestServers(t *testing.T) {
 			s.Append(t, user, "INBOX", mailtest.StoredMessage{Body: message(ours(id)), InternalDate: time.Now().Add(-4 * 24 * time.Hour)})
 			look(t, s, q, 2) // that one came before
 			q.Since = time.Now().Add(-5 * 24 * time.Hour)
+			look(t, s, q, 3)
+			q.Memory = nil
 			look(t, s, q, 3)
 		})
 	}
@@ -140,6 +144,40 @@ func TestManyMessages(t *testing.T) {
 	look(t, &s.IMAP, find.Query{ID: id, Since: time.Now()}, 1)
 	look(t, &s.IMAP, find.Query{ID: id, Since: time.Now(), Copies: 2}, 1)
 	look(t, &s.IMAP, find.Query{ID: other, Since: time.Now()}, 0)
+
+	var read atomic.Int64
+	d := imapconn.Dialer{NetDial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return &counted{c, &read}, err
+	}}
+	q := find.Query{ID: other, Since: time.Now(), Memory: &find.Memory{}}
+	var took [2]int64
+	for i := range took {
+		read.Store(0)
+		if places, err := find.Message(t.Context(), &d, account(&s.IMAP), q); err != nil || len(places) > 0 {
+			t.Fatal(places, err)
+		}
+		took[i] = read.Load()
+	}
+	if took[1] > took[0]/20 {
+		t.Errorf("the second look read %d octets, the first %d", took[1], took[0])
+	}
+	q.ID = id
+	if places, err := find.Message(t.Context(), &d, account(&s.IMAP), q); err != nil || len(places) != 1 {
+		t.Errorf("what is remembered is not found: %v, %v", places, err)
+	}
+}
+
+// counted counts what is read.
+type counted struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // TestErrors tells a server that cannot be asked from a mailbox that cannot be.

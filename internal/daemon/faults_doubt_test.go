@@ -17,6 +17,7 @@ import (
 	"crossfade/admin"
 	"crossfade/config"
 	"crossfade/internal/mailtest/realtest"
+	"crossfade/queue"
 	"crossfade/relay"
 )
 
@@ -133,6 +134,22 @@ func (w *doubtWorld) suffer(kills int, points []string) {
 	}
 }
 
+// drain lets a last life deliver all there is. What is parked, because three lives
+// in a row ended over it, is let go by an operator.
+func (w *doubtWorld) drain(limit time.Duration) {
+	w.t.Helper()
+	c := w.start("")
+	defer w.stop(c)
+	eventually(w.t, limit, "the queue is empty", func() bool {
+		_, err := c.client.Apply(w.t.Context(), admin.QueueApply{Filter: admin.QueueFilter{State: queue.Parked}, Action: queue.DoRetry})
+		if err != nil {
+			w.t.Errorf("let parked mail go: %v", err)
+		}
+		page, err := c.client.Queue(w.t.Context(), admin.QueueFilter{}, "", 10)
+		return err == nil && len(page.Messages) == 0 && page.Next == ""
+	})
+}
+
 // doubtVerdict is what is in the mailboxes, and what the relays said.
 type doubtVerdict struct {
 	accepted, delivered int // recipients
@@ -235,9 +252,7 @@ func TestFaultsDoubt(t *testing.T) {
 		t.Parallel()
 		w := newDoubtWorld(t, binary, variant, imap)
 		w.suffer(kills, points)
-		if left := w.drain(60 * time.Second); len(left) > 0 {
-			t.Errorf("%d messages are left, the first: %+v", len(left), left[0].Rcpts)
-		}
+		w.drain(120 * time.Second)
 		v := w.judge()
 		t.Log(v.summary(w))
 		return v

@@ -22,6 +22,7 @@ type finder struct {
 	users  func(ctx context.Context, key string) (router.User, error)
 	dialer *imapconn.Dialer
 	rests  map[mail.Route]*imapRest
+	memory find.Memory
 }
 
 // newFinder gives the Finder of the configuration, nil when it has no IMAP.
@@ -45,7 +46,7 @@ func (f *finder) Find(ctx context.Context, s relay.Search) (relay.Found, error) 
 	if err := rest.err(); err != nil {
 		return relay.Found{}, err
 	}
-	places, err := find.Message(ctx, f.dialer, acct, find.Query{ID: string(s.ID), Since: s.Since, Copies: s.Copies})
+	places, err := find.Message(ctx, f.dialer, acct, find.Query{ID: string(s.ID), Since: s.Since, Copies: s.Copies, Memory: &f.memory})
 	rest.note(err)
 	out := relay.Found{Copies: len(places)}
 	var where []string
