@@ -349,7 +349,8 @@ const (
 )
 
 // otherNames are names for a folder whose own is refused, the likest first:
-// without what servers dislike, then with short levels, then with few of them.
+// without what servers dislike, then with short levels, then with few of them,
+// and in the end with a sum of it, which no other one has.
 // What is cut off is told apart by a sum.
 func otherNames(name string, ns imapconn.Namespaces) []string {
 	plain := plainName(name, ns.Prefix, ns.Delim)
@@ -370,6 +371,10 @@ func otherNames(name string, ns imapconn.Namespaces) []string {
 			last += tag
 		}
 		out = append(out, ns.Prefix+strings.Join(append(short[:fewLevels-1:fewLevels-1], last), ns.Delim))
+	}
+	if end := len(short) - 1; !strings.HasSuffix(short[end], tag) {
+		short[end] = cutLevel(short[end], shortLevel-len(tag), "") + tag
+		out = append(out, ns.Prefix+strings.Join(short, ns.Delim))
 	}
 	return out
 }

@@ -262,7 +262,7 @@ func TestMboxOddTrees(t *testing.T) {
 func TestMboxOfAUserWhoIsNotThere(t *testing.T) {
 	base := t.TempDir()
 	place := func(levels ...string) ondisk.Place { return ondisk.Place{Base: base, Path: filepath.Join(levels...)} }
-	for _, dir := range []string{"home/anna/mail", "home/bert/mail", "spool", "unmounted"} {
+	for _, dir := range []string{"home/anna/mail", "home/bert/mail", "spool", "bare"} {
 		if err := os.MkdirAll(filepath.Join(base, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -279,9 +279,9 @@ func TestMboxOfAUserWhoIsNotThere(t *testing.T) {
 		"INBOX only":              {place("home/carla/mail"), place("spool/carla"), "", map[string]int{"INBOX": 5}},
 		"folders only":            {place("home/bert/mail"), place("spool/bert"), "", map[string]int{"INBOX": 0, "sent": 5}},
 		"no mail at all":          {place("home/anna/mail"), place("spool/anna"), "", map[string]int{"INBOX": 0}},
-		"spool not mounted":       {place("home/bert/mail"), place("unmounted/bert"), "mounted", nil},
+		"spool not mounted":       {place("home/bert/mail"), place("bare/bert"), "mounted", nil},
 		"no spool":                {place("home/bert/mail"), place("nowhere/bert"), "mounted", nil},
-		"folders not mounted":     {place("unmounted"), ondisk.Place{}, "mounted", nil},
+		"folders not mounted":     {place("bare"), ondisk.Place{}, "mounted", nil},
 		"no folders and no INBOX": {place("home/nobody/mail"), ondisk.Place{}, "no such file", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
