@@ -20,7 +20,7 @@ const (
 	Accepted  Kind = "accepted"  // the sender got 250, or it is a notice of ours
 	Withdrawn Kind = "withdrawn" // taken back: its sender got no 250 and comes again
 	Delivered Kind = "delivered" // a backend answered 2xx
-	Deferred  Kind = "deferred"  // tried, and tried again later
+	Deferred  Kind = "deferred"  // tried, and tried again later; also one in doubt that is sent again
 	Asked     Kind = "asked"     // a side does not know the user: the other side is asked (I8)
 	Bounced   Kind = "bounced"   // given up, with the notice that Entry.Notice names
 	Parked    Kind = "parked"    // waits for an operator
@@ -125,6 +125,11 @@ func OutcomeLine(l *queue.Lease, it *queue.Item, o *queue.Outcome, now time.Time
 		e.Kind = Bounced
 	case queue.Park:
 		e.Kind = Parked
+	case queue.Defer:
+		if o.Doubt {
+			return nil // a look that settled nothing; the next one follows
+		}
+		e.Kind, e.Next, e.Attempt = Deferred, stamp(o.At), it.Attempts // it may be there twice: the reply says so
 	default:
 		return nil
 	}
