@@ -45,7 +45,8 @@ func (c *candidates) load() error {
 	}
 	uids = append(slices.DeleteFunc(slices.Clone([]uint32(r.Foreign)), func(u uint32) bool { return u >= r.Seen }), uids...)
 	paired := r.Pairs.dests()
-	uids = slices.DeleteFunc(uids, func(u uint32) bool { return paired[u] })
+	apart := f.p.apart.dests(f.wire, r.DstValidity)
+	uids = slices.DeleteFunc(uids, func(u uint32) bool { return paired[u] || apart[u] })
 	metas, err := reader.ListThese(uids, imapconn.Items{Size: true})
 	if err != nil {
 		return err

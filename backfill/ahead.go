@@ -57,9 +57,10 @@ func (f *folderRun) guess(sel imapconn.Selected, metas []imapconn.Meta) []imapco
 		known, refused = rec.Pairs, rec.Refused
 	}
 	metas, _ = f.p.left(metas, known)
+	apart := f.p.apart.sources(f.src.Wire, sel.UIDValidity)
 	var likely []imapconn.Meta
 	for _, m := range metas {
-		if _, paired := known.dest(m.UID); paired || refused[m.UID] != nil {
+		if _, paired := known.dest(m.UID); paired || refused[m.UID] != nil || apart[m.UID] || rec.Known.has(m.UID) {
 			continue
 		}
 		if likely = append(likely, m); len(likely) == f.p.c.batchMessages() {

@@ -59,14 +59,34 @@ func (j Job) turned() Job {
 // sweeps tells whether the pass reads from the side that the user does not read.
 func (p *pass) sweeps() bool { return p.job.Settled }
 
-// returnable leaves out the folder in which the other direction put what was refused:
-// the messages themselves are here already.
-func (p *pass) returnable(folders []imapconn.Folder) []imapconn.Folder {
+// returnable leaves out what is in other folders of the source too: the folder in
+// which the other direction put what was refused, unless there is more in it, and
+// on the way back virtual folders (RFC 6154, 2) that nobody copied.
+func (p *pass) returnable(folders []imapconn.Folder, known map[string]string) ([]imapconn.Folder, error) {
 	wrapped := p.attic.far.Dest
-	if wrapped == "" {
-		return folders
+	if wrapped != "" {
+		stats, _, err := p.srcBox.Statuses([]string{wrapped})
+		if err != nil {
+			return nil, inside("source", err)
+		}
+		if int(stats[wrapped].Messages) > p.attic.far.Pairs.count() {
+			wrapped = ""
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(folders), func(f imapconn.Folder) bool { return f.Wire == wrapped })
+	return slices.DeleteFunc(slices.Clone(folders), func(f imapconn.Folder) bool {
+		return wrapped != "" && f.Wire == wrapped || p.o.Back && known[f.Wire] == "" && virtual(f)
+	}), nil
+}
+
+func virtual(f imapconn.Folder) bool {
+	return slices.ContainsFunc([]string{`\all`, `\flagged`, `\important`}, func(a string) bool { return slices.Contains(f.Attrs, a) })
+}
+
+// wraps tells whether a message is one of ours that carries what the other
+// direction's destination refused, wherever the user put it: what it carries is on
+// the destination of this pass.
+func (a *attic) wraps(id identity) bool {
+	return slices.ContainsFunc(a.far.Attic, func(k kept) bool { return k.Exact == id.Exact || k.Loose == id.Loose })
 }
 
 // settleOther pairs what a pass in the other direction was appending when it

@@ -39,21 +39,15 @@ type anchor struct {
 }
 
 // noteGone keeps in the record which copied messages the source does not list
-// any more.
+// any more, or has marked as deleted.
 func (f *folderRun) noteGone(metas []imapconn.Meta) {
-	f.rec.Gone, f.rec.Stays, f.rec.Watched, f.rec.Missed = nil, nil, f.p.deletes(), false
-	if !f.p.deletes() {
-		return
-	}
-	present := make(map[uint32]bool, len(metas))
-	for _, m := range metas {
-		present[m.UID] = true
-	}
-	for _, r := range f.rec.Pairs {
-		for i := range r.N {
-			if !present[r.Src+i] {
-				f.rec.Gone = append(f.rec.Gone, r.Src+i)
-			}
+	f.rec.Gone, f.rec.Doomed, f.rec.Stays, f.rec.Watched, f.rec.Missed = nil, nil, nil, true, false
+	dead := deadOf(f.rec.Pairs, metas)
+	for _, u := range sortedKeys(dead) {
+		if dead[u] {
+			f.rec.Gone = append(f.rec.Gone, u)
+		} else {
+			f.rec.Doomed = append(f.rec.Doomed, u)
 		}
 	}
 }
@@ -111,6 +105,9 @@ func (p *pass) carryDeletions(runs []*folderRun) error {
 		if err != nil {
 			failed = errors.Join(failed, folderError(f, err))
 		}
+	}
+	if err := p.deleteApart(); err != nil {
+		return err
 	}
 	if err := p.carryOrphans(); err != nil {
 		return err

@@ -173,6 +173,9 @@ func (f *folderRun) copyBatch(b *fetched) error {
 	}
 	f.noteFailures(b.failures)
 	f.p.crash("after-fetch")
+	for _, m := range b.t.msgs {
+		m.done = f.p.attic.wraps(m.id)
+	}
 	if err := f.cand.adopt(b.t.msgs); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}

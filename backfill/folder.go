@@ -29,6 +29,10 @@ type folderRun struct {
 	failed     bool            // something could not be read: look again
 	isAttic    bool            // it has no source: see attic
 	reading    *reading        // of the source; nil until it is begun
+	listed     []imapconn.Meta // of the source, by sync
+	lost       uidSet          // see restore
+	repeated   bool            // it is gone through for what is lost
+	fresh      *fresh          // of a sweep
 	drops      int             // connections that ended in a row without a message being taken
 	// unsaved tells that the record is newer than the ledger. That may last until
 	// the next batch's journal is written: until then the one before it says where
@@ -51,7 +55,7 @@ func (p *pass) prepare(all []*folderRun) (failed, err error) {
 	var work []*folderRun
 	var wanted []imapconn.Making
 	for _, f := range all {
-		w := imapconn.Making{Wire: f.wire, Use: f.use, Create: !f.exists, Subscribe: f.src.Subscribed && !f.rec.Subscribed}
+		w := imapconn.Making{Wire: f.wire, Use: f.use, Create: !f.exists, Subscribe: f.src.Subscribed && !f.rec.Subscribed && !(p.sweeps() && f.exists)}
 		if w.Create || w.Subscribe {
 			work, wanted = append(work, f), append(wanted, w)
 		}
@@ -162,6 +166,9 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {
 		return false
 	}
+	if len(r.Known) > 0 && !f.p.sweeps() {
+		return false
+	}
 	if f.p.o.Restore && int(dst.Messages) < r.Pairs.count() {
 		return false
 	}
@@ -257,12 +264,15 @@ func (f *folderRun) sync() error {
 		return fmt.Errorf("destination: %w", err)
 	}
 	metas := f.reading.metas
+	f.listed = metas
 	expected := f.expected()
 	f.noteGone(metas)
 	todo := f.todo(metas)
 	f.cand = newCandidates(f)
 	f.p.tally(func(r *Report, g *Progress) {
-		r.Messages += len(metas)
+		if !f.repeated {
+			r.Messages += len(metas)
+		}
 		g.Messages += len(todo) - expected
 		for _, m := range todo {
 			g.Bytes += m.Size
@@ -355,9 +365,18 @@ func (f *folderRun) todo(metas []imapconn.Meta) []imapconn.Meta {
 			delete(f.rec.Unread, uid)
 		}
 	}
+	if !f.p.sweeps() {
+		f.rec.Known = nil
+	}
+	f.rec.Known = slices.DeleteFunc(f.rec.Known, func(u uint32) bool { return !present[u] })
+	apart := f.p.apart.sources(f.src.Wire, f.rec.SrcValidity)
 	var todo []imapconn.Meta
 	for _, m := range metas {
-		if _, ok := f.rec.Pairs.dest(m.UID); ok {
+		if _, ok := f.rec.Pairs.dest(m.UID); ok || apart[m.UID] || f.rec.Known.has(m.UID) {
+			continue
+		}
+		if f.fresh != nil && m.UID > f.fresh.last {
+			f.failed = true // it came since the sweep looked what is new: the next one copies it
 			continue
 		}
 		if r := f.rec.Refused[m.UID]; r != nil && r.waiting {

@@ -36,6 +36,7 @@ type pass struct {
 	srcSide  looked
 	dstSide  looked
 	attic    *attic
+	apart    *aparts
 	narrow   bool    // the folders of the destination were not asked for, see Options.Only
 	srcBox   Mailbox // what is read; nil until it is open
 	dry      bool    // the ledger is not written to
@@ -127,6 +128,9 @@ func (c *Copier) start(ctx context.Context, job Job, o Options, copies bool) (*p
 			return nil, err
 		}
 	}
+	if p.apart, err = openAparts(p); err != nil {
+		return nil, err
+	}
 	c.together().passes.Add(1)
 	p.counted = true
 	p.openDay(!copies)
@@ -162,7 +166,7 @@ func (p *pass) connect() error {
 	if err := p.login(); err != nil {
 		return err
 	}
-	if p.first = len(srcKnown) == 0 && !p.dry; p.first {
+	if p.first = len(srcKnown) == 0 && !p.dry && !p.sweeps(); p.first {
 		p.guessDistance()
 	}
 	var src, dst looked
@@ -191,7 +195,9 @@ func (p *pass) connect() error {
 	}
 	known[atticSource] = p.attic.rec.Dest
 	p.srcSide, p.dstSide = src, dst
-	src.folders = p.returnable(src.folders)
+	if src.folders, err = p.returnable(src.folders, known); err != nil {
+		return err
+	}
 	all, problems := mapFolders(src.side, dst.side, known)
 	all = p.only(all)
 	p.pairings, p.outside = p.sift(all)
@@ -328,6 +334,9 @@ func (p *pass) folders() error {
 	if err := p.work(slices.Clone(runs), failed); err != nil {
 		return err
 	}
+	if err := p.bringBack(); err != nil {
+		return err
+	}
 	return p.carryDeletions(runs)
 }
 
@@ -364,7 +373,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 		p.readEarly(all)
 		return nil
 	}, func() (err error) {
-		if err = p.dstSide.statuses(p.dst, copied); err == nil {
+		if err = p.dstSide.statuses(p.dst, copied); err == nil && !p.sweeps() {
 			failed, err = p.prepare(all)
 		}
 		return inside("destination", err)
@@ -389,10 +398,15 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 				return nil, nil, err
 			}
 			p.progress.FoldersDone++
+		case p.sweeps() && !f.exists && p.srcSide.errs[f.src.Wire] == nil && f.status.Messages == 0:
+			p.progress.FoldersDone++
 		default:
 			p.progress.Messages += f.expected()
 			runs = append(runs, f)
 		}
+	}
+	if p.sweeps() {
+		return p.sweep(runs)
 	}
 	return runs, failed, nil
 }

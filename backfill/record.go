@@ -67,6 +67,13 @@ type half struct {
 	// source that had this name, and are in no pair.
 	Orphans uidSet   `json:"orphans,omitempty"`
 	Rights  *granted `json:"rights,omitempty"`
+	// Doomed are the messages of pairs that were marked as deleted on the source
+	// then.
+	Doomed uidSet `json:"doomed,omitempty"`
+	// Known are messages of the source that a sweep must not copy, and that have no
+	// pair: the reader had them, and did away with their folder, or another message
+	// has what was their part. A pass from the reader's side does not ask.
+	Known uidSet `json:"known,omitempty"`
 	// Unkept are the flags that the destination was found not to keep: that they
 	// are missing there says nothing.
 	Unkept []string `json:"unkept,omitempty"`
@@ -119,14 +126,14 @@ func (r *record) void(srcChanged, dstChanged bool) {
 	}
 	for _, h := range []*half{&r.half, o} {
 		h.Foreign, h.Seen, h.Mark = nil, 0, imapconn.Status{}
-		h.Gone, h.Stays, h.Anchor, h.Carried = nil, nil, nil, 0
+		h.Gone, h.Doomed, h.Stays, h.Anchor, h.Carried = nil, nil, nil, nil, 0
 		h.Readopt = h.Readopt || was
 	}
 	if srcChanged {
-		r.Refused, r.Unread, r.Pending, o.Pending = nil, nil, nil, nil
+		r.Refused, r.Unread, r.Pending, r.Known, o.Pending = nil, nil, nil, nil, nil
 	}
 	if dstChanged {
-		r.Pending, o.Refused, o.Unread, o.Pending = nil, nil, nil, nil
+		r.Pending, o.Refused, o.Unread, o.Pending, o.Known = nil, nil, nil, nil, nil
 	}
 }
 

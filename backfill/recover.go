@@ -162,60 +162,6 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 	return nil
 }
 
-// restore voids the pairs of messages that are gone from the destination.
-func (f *folderRun) restore() error {
-	if !f.p.o.Restore || len(f.rec.Pairs) == 0 {
-		return nil
-	}
-	sel, err := f.lane.dstReader.Select(f.destFolder())
-	if err != nil {
-		return err
-	}
-	if sel.UIDValidity != f.rec.DstValidity {
-		return fmt.Errorf("folder %q: %w", f.name, imapconn.ErrChanged)
-	}
-	uids, err := f.lane.dstReader.UIDsFrom(1)
-	if err != nil {
-		return err
-	}
-	if len(uids) < int(sel.Exists) {
-		return fmt.Errorf("folder %q: %w: %d of %d", f.name, imapconn.ErrShort, len(uids), sel.Exists)
-	}
-	there := make(map[uint32]bool, len(uids))
-	for _, u := range uids {
-		there[u] = true
-	}
-	var left pairs
-	gone := 0
-	for _, r := range f.rec.Pairs {
-		for i := range r.N {
-			if there[r.Dst+i] {
-				left.add(r.Src+i, r.Dst+i)
-				continue
-			}
-			delete(f.agreed, r.Src+i)
-			gone++
-		}
-	}
-	if gone == 0 {
-		return nil
-	}
-	if f.p.o.MayDelete != nil {
-		if err := f.p.o.MayDelete(f.p.ctx); err != nil {
-			return fmt.Errorf("copy again what is gone from there: %w", err)
-		}
-	}
-	f.p.log.Warn("copied messages are gone from the destination: what the source still has of them is copied again", "user", f.p.job.User, "folder", f.src.Name, "gone", gone)
-	f.rec.Pairs = left
-	if a := f.rec.Anchor; a != nil && !there[a.UID] {
-		f.rec.Anchor = nil
-	}
-	if err := f.p.book.saveAgreed(f.p.ctx, f.rec, f.agreed); err != nil {
-		return err
-	}
-	return f.save()
-}
-
 // destFolder is the folder on the destination as a reader opens it.
 func (f *folderRun) destFolder() imapconn.Folder {
 	return imapconn.Folder{Name: f.name, Wire: f.wire}

@@ -52,7 +52,7 @@ func (p *pass) carryRights(all []*folderRun) error {
 
 // asksRights tells whether both servers can be asked who may do what, and are.
 func (p *pass) asksRights() bool {
-	if p.o.Back {
+	if p.o.Back || p.sweeps() {
 		return false
 	}
 	src, ok := p.srcBox.(*imapMailbox)
