@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"audit":                   {"mail", "router", "queue", "journal", "backfill", "backfill/certificate", "audit/seal"},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
-	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch"},
+	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit"},
 	"lookup":                  {"mail", "router"},
 
 	"store/disk":      {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "relay", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
@@ -51,7 +51,7 @@ var allowed = map[string][]string{
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
 
-	"cmd/crossfade": {"mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
+	"cmd/crossfade": {"audit", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

@@ -24,6 +24,7 @@ const (
 	ProblemNoUser       = "/problems/no-such-user"       // 404
 	ProblemNoMessage    = "/problems/no-such-message"    // 404
 	ProblemNoMove       = "/problems/no-such-move"       // 404: the conductor does not know the user
+	ProblemNoAudit      = "/problems/no-such-audit"      // 404
 	ProblemNoNode       = "/problems/no-such-node"       // 404
 	ProblemMethod       = "/problems/method-not-allowed" // 405
 	ProblemTimeout      = "/problems/timeout"            // 408, 504

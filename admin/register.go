@@ -121,6 +121,7 @@ func (s *Server) registerAll() {
 	s.registerApply()
 	s.registerSystem()
 	s.registerNodes()
+	s.registerAudits()
 	s.registerDNS()
 	s.registerEvents()
 }

@@ -88,6 +88,8 @@ type Config struct {
 
 	Conductor ConductorAPI // nil: no IMAP is configured, so nobody is copied
 	Waves     WavesAPI     // nil: there are none; needs a Conductor
+	Audits    AuditsAPI    // nil: there is no journal
+	Lives     LivesAPI     // nil: there is no journal
 	Backends  BackendsAPI  // nil: there is no switch
 	Nodes     NodesAPI     // nil: nothing is known of nodes
 	DNS       DNSAPI       // nil: the DNS is not watched
@@ -221,7 +223,7 @@ func schemaName(t reflect.Type, hint string) string {
 		t = t.Elem()
 	}
 	switch pkg := path.Base(t.PkgPath()); pkg {
-	case "queue", "cutover", "backfill", "dnswatch":
+	case "queue", "cutover", "backfill", "audit", "journal", "seal", "dnswatch":
 		return strings.ToUpper(pkg[:1]) + pkg[1:] + name
 	}
 	return name

@@ -126,3 +126,7 @@ func Read(data []byte, key string) (*Document, seal.Result, error) {
 	}
 	return &d, result, nil
 }
+
+// CheckFile says whether a signed file, of an audit or a certificate of a mailbox,
+// is what was signed; see [seal.Check].
+func CheckFile(data []byte, key string) (seal.Result, error) { return seal.Check(data, key) }

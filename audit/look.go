@@ -51,16 +51,16 @@ const shownGone = 1000
 // look compares a user's deliveries with his mailboxes.
 func look(ctx context.Context, m Mailboxes, l *ledger) *Look {
 	out := &Look{At: time.Now().UTC().Truncate(time.Second)}
-	delivered := map[string]bool{}
+	delivered := map[string]int{}
 	for _, it := range l.items {
 		if it.delivered > 0 {
-			delivered[string(it.id)] = true
+			delivered[string(it.id)]++ // once for each of the addresses that lead to him
 		}
 	}
 	if len(delivered) == 0 {
 		return out
 	}
-	old, neu, reads, err := m.Traced(ctx, l.user, func(id string) bool { return delivered[id] })
+	old, neu, reads, err := m.Traced(ctx, l.user, func(id string) bool { return delivered[id] > 0 })
 	if err != nil {
 		out.Error = err.Error()
 		return out
@@ -70,8 +70,8 @@ func look(ctx context.Context, m Mailboxes, l *ledger) *Look {
 	if reads == mail.New {
 		here, other = other, here
 	}
-	for id := range delivered {
-		out.judge(mail.ID(id), here[id], other[id])
+	for id, n := range delivered {
+		out.judge(mail.ID(id), n, here[id], other[id])
 	}
 	for _, ids := range [][]mail.ID{out.BehindIDs, out.TwiceIDs, out.GoneIDs} {
 		slices.Sort(ids)
@@ -79,15 +79,21 @@ func look(ctx context.Context, m Mailboxes, l *ledger) *Look {
 	return out
 }
 
-// judge takes one message that was delivered.
-func (l *Look) judge(id mail.ID, here, other []backfill.Place) {
+// judge takes one message that was delivered n times.
+func (l *Look) judge(id mail.ID, n int, here, other []backfill.Place) {
+	l.There += min(n, len(here))
+	if len(here) > n {
+		l.Twice += len(here) - n
+		l.TwiceIDs = append(l.TwiceIDs, id)
+	}
+	for range n - min(n, len(here)) {
+		l.absent(id, other)
+	}
+}
+
+// absent takes a delivery that is not on the side that the user reads.
+func (l *Look) absent(id mail.ID, other []backfill.Place) {
 	switch {
-	case len(here) > 0:
-		l.There++
-		if len(here) > 1 {
-			l.Twice++
-			l.TwiceIDs = append(l.TwiceIDs, id)
-		}
 	case slices.ContainsFunc(other, func(p backfill.Place) bool { return p.Paired }):
 		l.Deleted++
 	case len(other) > 0:
@@ -100,8 +106,8 @@ func (l *Look) judge(id mail.ID, here, other []backfill.Place) {
 	}
 }
 
-// text says in words what a look found.
-func (l Look) text() string {
+// String says in words what a look found.
+func (l Look) String() string {
 	if l.Error != "" {
 		return "not looked at: " + l.Error
 	}

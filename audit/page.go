@@ -41,7 +41,7 @@ func (d *Document) Page(file string) ([]byte, error) {
 		p.Only = d.Request.Users[0]
 	}
 	for i := range d.Users {
-		for _, x := range d.Users[i].all() {
+		for _, x := range d.Users[i].All() {
 			if len(p.Shown) < shownDifferences {
 				p.Shown = append(p.Shown, pageDifference{d.Users[i].User, x})
 			} else {
@@ -50,7 +50,7 @@ func (d *Document) Page(file string) ([]byte, error) {
 		}
 	}
 	tmpl, err := template.New("audit").Funcs(template.FuncMap{
-		"number": strconv.Itoa, "look": func(l *Look) string { return l.text() },
+		"number": strconv.Itoa, "look": func(l *Look) string { return l.String() },
 		"moment": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") },
 	}).Parse(pageText)
 	if err != nil {
@@ -63,8 +63,8 @@ func (d *Document) Page(file string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// all gives the differences, those that a look found among them.
-func (a *Account) all() []Difference {
+// All gives the differences, those that a look found among them.
+func (a *Account) All() []Difference {
 	out := a.Differences
 	if a.Look == nil {
 		return out

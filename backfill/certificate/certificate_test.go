@@ -281,12 +281,12 @@ func TestFileName(t *testing.T) {
 		"Ä@x": "=c3=84@x", "Anna@x": "=41nna@x", "a=b@x": "a=3db@x",
 	} {
 		want = strings.ReplaceAll(want, "/", "=2f")
-		if got := fileName(address); got != want {
+		if got := FileName(address); got != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
 	}
 	long := strings.Repeat("x", 300)
-	if a, b := fileName(long+"1@x"), fileName(long+"2@x"); a == b || len(a) > 200 {
+	if a, b := FileName(long+"1@x"), FileName(long+"2@x"); a == b || len(a) > 200 {
 		t.Errorf("%s, %s", a, b)
 	}
 }

@@ -60,7 +60,7 @@ func (r *Run) Add(v backfill.Verification, state string) (file, page string, err
 	if err != nil {
 		return "", "", err
 	}
-	base := fileName(v.User)
+	base := FileName(v.User)
 	line := Line{User: v.User, Complete: c.Complete, Missing: v.Missing, File: base + ".json", Page: base + ".html", Sum: c.Sum}
 	for _, f := range v.Folders {
 		line.Messages += f.OnSource
@@ -151,10 +151,10 @@ func (r *Run) write(name string, data []byte) error {
 // longestName keeps names of files below what file systems take.
 const longestName = 150
 
-// fileName makes the name of a file out of an address. Addresses that differ
+// FileName makes the name of a file out of an address. Addresses that differ
 // have names that differ, on file systems that ignore case too: they are in
 // lower case as the relay keeps them.
-func fileName(address string) string {
+func FileName(address string) string {
 	var b strings.Builder
 	for i, c := range []byte(address) {
 		plain := c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '@' || c == '-' || c == '_' || c == '+' || c == '.' && i > 0

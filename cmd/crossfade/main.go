@@ -40,6 +40,9 @@ type commands struct {
 	Node     nodeCmd     `cmd:"" help:"The nodes that share one Redis."`
 	DNS      dnsCmd      `cmd:"" name:"dns" help:"The records of the domains: what is wrong for this phase, and who can still know the old ones."`
 	Store    storeCmd    `cmd:"" help:"Move a store to Redis or back, and look whether it is whole."`
+	Audit    auditCmd    `cmd:"" help:"What was accepted and where it is: an audit, signed, and its check."`
+	Why      whyCmd      `cmd:"" help:"One message's whole life: accepted, routed, delivered, copied, where it is now."`
+	Finish   finishCmd   `cmd:"" help:"What must be true before the old system may be switched off, and what to reset afterwards."`
 	Health   healthCmd   `cmd:"" help:"Ask a running relay whether it can take mail; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

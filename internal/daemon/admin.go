@@ -6,12 +6,13 @@ import (
 	"fmt"
 
 	"crossfade/admin"
+	"crossfade/audit"
 	"crossfade/config"
 	"crossfade/mail"
 )
 
 // openAdmin makes the API.
-func (d *Daemon) openAdmin() (err error) {
+func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	tokens, created, err := admin.LoadOrCreateToken(d.cfg.Admin.TokenFile)
 	if err != nil {
 		return fmt.Errorf("admin.token_file: %w", err)
@@ -25,6 +26,10 @@ func (d *Daemon) openAdmin() (err error) {
 	if err := d.registry.Register(admin.NewStateCollector(d.store, d.store, d.log)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	d.audits = &audits{d: d, asks: make(chan audit.Request, 1)}
+	if _, err := d.audits.key(ctx); err != nil {
+		return err
+	}
 	nodes := d.nodesAPI()
 	if err := d.registry.Register(newNodesCollector(nodes)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
@@ -35,7 +40,7 @@ func (d *Daemon) openAdmin() (err error) {
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
 		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes, DNS: d.dnsAPI(),
-		Metrics: d.registry, Log: d.log,
+		Audits: d.audits, Lives: d.audits, Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.readable() && sides.new.readable() {
 		cfg.Conductor, cfg.Waves = d.conductor, d.conductor

@@ -76,6 +76,7 @@ type Daemon struct {
 	admin     *admin.Server
 	audit     *admin.AuditLog
 	journal   *journal.Journal
+	audits    *audits
 	// closeJournal closes its files; nil: it has none.
 	closeJournal func() error
 	cert         *certificate
@@ -157,6 +158,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	p.start("delivery", d.deliverer.Run)
 	p.start("cutover", d.conductor.Run)
 	p.start("journal", d.journal.Run)
+	p.start("audits", d.audits.run)
 	if d.tail != nil {
 		p.start("tail", d.tail.Run)
 	}
@@ -215,7 +217,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.conductor = d.newConductor()
-	if err := d.openAdmin(); err != nil {
+	if err := d.openAdmin(ctx); err != nil {
 		return err
 	}
 	if err := d.openLookup(); err != nil {

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/audit"
+	"crossfade/backfill/certificate"
+)
+
+type auditCmd struct {
+	Addresses []string `arg:"" optional:"" name:"address" help:"Users; none: all."`
+	Out       string   `type:"path" placeholder:"DIR" help:"Write the signed result into a directory: audit.json, audit.html, and both for each user."`
+	NoLook    bool     `help:"Do not look into the mailboxes: the journal and the queue alone."`
+	Check     []string `type:"path" placeholder:"FILE" help:"Check signed files instead, of audits or of backfill verify; needs no relay. Again for several."`
+	Key       string   `placeholder:"PUB" help:"With --check: the public key that has to have signed them."`
+	PublicKey bool     `help:"Print the public key of the installation."`
+	jsonFlag
+}
+
+// Run makes an audit, or checks one.
+func (c *auditCmd) Run(a *app) error {
+	switch {
+	case len(c.Check) > 0 && (len(c.Addresses) > 0 || c.PublicKey):
+		return usageError(errors.New("audit: --check needs files only"), "leave addresses and --public-key out")
+	case len(c.Check) > 0:
+		return c.check(a)
+	case c.Key != "":
+		return usageError(errors.New("audit: --key is for --check"), "--public-key prints the key of this installation")
+	}
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	if c.PublicKey {
+		key, err := client.AuditKey(a.ctx)
+		if err != nil {
+			return fmt.Errorf("asking for the public key: %w", err)
+		}
+		fmt.Fprintln(a.stdout, key)
+		return nil
+	}
+	if _, err := client.StartAudit(a.ctx, audit.Request{Users: c.Addresses, Mailboxes: !c.NoLook}); err != nil {
+		return fmt.Errorf("beginning an audit: %w", err)
+	}
+	if err := c.wait(a, client); err != nil {
+		return err
+	}
+	doc, err := client.LastAudit(a.ctx, "")
+	if err != nil {
+		return fmt.Errorf("reading the audit: %w", err)
+	}
+	if c.Out != "" {
+		if err := c.write(a, client, doc); err != nil {
+			return err
+		}
+	}
+	if c.JSON {
+		err = a.printJSON(doc)
+	} else {
+		err = a.printAudit(doc)
+	}
+	if err != nil || doc.Clean {
+		return err
+	}
+	return &commandError{code: exitFailed, err: errors.New("the audit is not clean: see above"), hint: "crossfade why QUEUE-ID tells a message's whole life"}
+}
+
+// wait shows how far the audit is until it ends.
+func (c *auditCmd) wait(a *app, client *admin.Client) error {
+	p := newProgress(a.stderr)
+	defer p.end()
+	tick := time.NewTicker(pollTime)
+	defer tick.Stop()
+	step := ""
+	for {
+		st, err := client.AuditStatus(a.ctx)
+		if err != nil {
+			return fmt.Errorf("asking how far the audit is: %w", err)
+		}
+		if !st.Running {
+			if st.Error != "" {
+				return fmt.Errorf("the audit did not come to its end: %s", st.Error)
+			}
+			return nil
+		}
+		text := fmt.Sprintf("%s: %d", st.Progress.Step, st.Progress.Done)
+		if st.Progress.Total > 0 {
+			text = fmt.Sprintf("%s of %d", text, st.Progress.Total)
+		}
+		p.bar(text)
+		if st.Progress.Step != step {
+			step = st.Progress.Step
+			p.line("reading: " + step)
+		}
+		select {
+		case <-a.ctx.Done():
+			return a.ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// write puts the documents into a directory.
+func (c *auditCmd) write(a *app, client *admin.Client, doc *audit.Document) error {
+	if err := os.MkdirAll(c.Out, 0o700); err != nil {
+		return fmt.Errorf("writing the audit: %w", err)
+	}
+	if err := writeAudit(doc, c.Out, "audit"); err != nil {
+		return err
+	}
+	written := 0
+	for i := range doc.Users {
+		user := doc.Users[i].User
+		if user == "" {
+			continue
+		}
+		one, err := client.LastAudit(a.ctx, user)
+		if err != nil {
+			return fmt.Errorf("reading the audit of %s: %w", user, err)
+		}
+		if err := writeAudit(one, c.Out, certificate.FileName(user)); err != nil {
+			return err
+		}
+		written++
+	}
+	fmt.Fprintf(a.stderr, "the audit and %s written to %s\n", count(written, "file of a user", "files of users"), c.Out)
+	return nil
+}
+
+func writeAudit(doc *audit.Document, dir, base string) error {
+	data, err := doc.Encode()
+	if err != nil {
+		return err
+	}
+	page, err := doc.Page(base + ".json")
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{base + ".json": data, base + ".html": page} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return fmt.Errorf("writing the audit: %w", err)
+		}
+	}
+	return nil
+}
+
+func (a *app) printAudit(d *audit.Document) error {
+	t := newTable(a.stdout, "USER", "STATE", "ACCEPTED", "FOUND", "DELIVERED", "SWEPT", "BOUNCED", "QUEUED", "PARKED", "REMOVED", "MISSING", "MAILBOX")
+	row := func(name string, x *audit.Account) {
+		look := ""
+		if x.Look != nil {
+			look = x.Look.String()
+		}
+		t.row(name, x.State, fmt.Sprint(x.Accepted), fmt.Sprint(x.Found), fmt.Sprint(x.Delivered), fmt.Sprint(x.Swept), fmt.Sprint(x.Bounced),
+			fmt.Sprint(x.Queued), fmt.Sprint(x.Parked), fmt.Sprint(x.Removed), fmt.Sprint(x.Missing), look)
+	}
+	for i := range d.Users {
+		name := d.Users[i].User
+		if name == "" {
+			name = "(outside)"
+		}
+		row(name, &d.Users[i])
+	}
+	row("TOTAL", &d.Total)
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for i := range d.Users {
+		for n, x := range d.Users[i].All() {
+			if n == problemsShown {
+				fmt.Fprintf(a.stdout, "  %s: more (--json and --out have all)\n", clean(d.Users[i].User))
+				break
+			}
+			fmt.Fprintf(a.stdout, "  %s %s: %s: %s\n", clean(d.Users[i].User), x.ID, x.Kind, clean(x.Text))
+		}
+	}
+	for _, g := range d.Journal.Gaps {
+		fmt.Fprintf(a.stdout, "the journal is not whole: %s\n", clean(g.Text))
+	}
+	for _, note := range append(d.Journal.Damaged, d.Notes...) {
+		fmt.Fprintln(a.stderr, "note: "+clean(note))
+	}
+	fmt.Fprintf(a.stderr, "journal of %s to %s, signed with %s\n", moment(d.Journal.From), moment(d.Journal.To), d.Signature.Key)
+	return nil
+}
+
+// checkedFile is what --check says of one file.
+type checkedFile struct {
+	File  string   `json:"file"`
+	OK    bool     `json:"ok"`
+	Key   string   `json:"key,omitempty"`
+	Wrong []string `json:"wrong,omitempty"`
+}
+
+// check says of files whether they are what was signed.
+func (c *auditCmd) check(a *app) error {
+	r, all := results{app: a}, []checkedFile{}
+	for _, name := range c.Check {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return usageError(fmt.Errorf("cannot read the file: %w", err), "")
+		}
+		out := checkedFile{File: name}
+		result, err := audit.CheckFile(data, c.Key)
+		switch {
+		case err != nil:
+			out.Wrong = []string{err.Error()}
+		default:
+			out.OK, out.Key, out.Wrong = result.OK(), result.Key, result.Wrong
+		}
+		all = append(all, out)
+		if !c.JSON && out.OK {
+			fmt.Fprintf(a.stdout, "%s: %s parts are what was signed with %s\n", clean(name), fmt.Sprint(result.Parts), clean(out.Key))
+			if c.Key == "" {
+				fmt.Fprintln(a.stderr, "whether that key is the installation's has to be known from elsewhere: --key PUB compares it")
+			}
+		}
+		err = nil
+		if !out.OK {
+			for _, w := range out.Wrong {
+				fmt.Fprintf(a.stderr, "%s: %s\n", clean(name), clean(w))
+			}
+			err = errors.New("it is not what was signed")
+		}
+		r.note(name, "", err)
+	}
+	if c.JSON {
+		if err := a.printJSON(all); err != nil {
+			return err
+		}
+	}
+	return r.err("what was signed")
+}

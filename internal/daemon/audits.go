@@ -1,0 +1,332 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/audit"
+	"crossfade/audit/seal"
+	"crossfade/backfill"
+	"crossfade/dnswatch"
+	"crossfade/mail"
+	"crossfade/router"
+)
+
+// audits makes audits, one at a time, and keeps the last one.
+type audits struct {
+	d    *Daemon
+	asks chan audit.Request
+
+	mu     sync.Mutex
+	status admin.AuditRun
+}
+
+var (
+	_ admin.AuditsAPI = (*audits)(nil)
+	_ admin.LivesAPI  = (*audits)(nil)
+)
+
+// Where the audits' own things lie in the store, under a user who is none: nodes
+// on one Redis have one key, and see each other's last audit.
+const (
+	auditRecords = "audit"
+	keyRecord    = "signing-key"
+	lastRecord   = "last"
+)
+
+// run makes audits until ctx ends.
+func (a *audits) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case req := <-a.asks:
+			doc, err := a.make(ctx, req)
+			a.note(func(s *admin.AuditRun) {
+				s.Running, s.Ended = false, time.Now().UTC()
+				if err != nil {
+					s.Error = err.Error()
+				} else {
+					s.Clean = doc.Clean
+				}
+			})
+			if err != nil && ctx.Err() == nil {
+				a.d.log.Error("an audit did not come to its end", "err", err)
+			}
+		}
+	}
+}
+
+func (a *audits) note(f func(*admin.AuditRun)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f(&a.status)
+}
+
+func (a *audits) make(ctx context.Context, req audit.Request) (*audit.Document, error) {
+	key, err := a.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	auditor := a.auditor()
+	auditor.Key = key
+	doc, err := auditor.Run(ctx, req, func(p audit.Progress) { a.note(func(s *admin.AuditRun) { s.Progress = p }) })
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(doc)
+	if err == nil {
+		err = a.d.store.SaveLedger(ctx, auditRecords, lastRecord, data)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keep the audit: %w", err)
+	}
+	a.d.log.Info("an audit was made", "clean", doc.Clean, "users", len(doc.Users), "accepted", doc.Total.Accepted, "missing", doc.Total.Missing)
+	return doc, nil
+}
+
+func (a *audits) auditor() *audit.Auditor {
+	d := a.d
+	out := &audit.Auditor{Journal: d.journal, Queue: d.store, Users: d.store, Hostname: d.cfg.Hostname, Version: d.opts.Version, TempDir: d.tempDir(), Log: d.log}
+	if s := d.mailboxes.sides.Load(); s.new.server.Address != "" {
+		out.Mailboxes = traces{d}
+	}
+	return out
+}
+
+// tempDir is where an audit keeps what it has read: beside the store, whose disk
+// has room; empty for the system's.
+func (d *Daemon) tempDir() string {
+	if shared(d.cfg) {
+		return ""
+	}
+	return d.cfg.Store
+}
+
+// key gives what the installation signs with: a file in the embedded store's
+// directory, or a record in Redis, which is read each time, so that nodes that
+// start for the first time at once agree.
+func (a *audits) key(ctx context.Context) (seal.Key, error) {
+	if !shared(a.d.cfg) {
+		k, created, err := seal.LoadOrCreate(filepath.Join(a.d.cfg.Store, "signing.key"))
+		if created {
+			a.d.log.Info("a key to sign audits with was made", "public", k.Public())
+		}
+		return k, err
+	}
+	records, err := a.d.store.LoadLedger(ctx, auditRecords)
+	if err != nil {
+		return seal.Key{}, fmt.Errorf("read the key to sign with: %w", err)
+	}
+	if data := records[keyRecord]; len(data) > 0 {
+		k, err := seal.ParseKey(data)
+		if err != nil {
+			return k, fmt.Errorf("read the key to sign with from Redis: %w", err)
+		}
+		return k, nil
+	}
+	k, err := seal.NewKey()
+	if err != nil {
+		return k, err
+	}
+	data, err := k.PEM()
+	if err == nil {
+		err = a.d.store.SaveLedger(ctx, auditRecords, keyRecord, data)
+	}
+	if err != nil {
+		return k, fmt.Errorf("keep the key to sign with: %w", err)
+	}
+	a.d.log.Info("a key to sign audits with was made", "public", k.Public())
+	return a.key(ctx)
+}
+
+// Start implements admin.AuditsAPI.
+func (a *audits) Start(_ context.Context, req audit.Request) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.status.Running {
+		return fmt.Errorf("%w since %s", admin.ErrAuditing, a.status.Began.Format(time.RFC3339))
+	}
+	select {
+	case a.asks <- req:
+	default:
+		return fmt.Errorf("%w: it has not begun yet", admin.ErrAuditing)
+	}
+	a.status = admin.AuditRun{Running: true, Began: time.Now().UTC()}
+	return nil
+}
+
+// Status implements admin.AuditsAPI.
+func (a *audits) Status() admin.AuditRun {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status
+}
+
+// last gives the last audit, nil when there is none.
+func (a *audits) last(ctx context.Context) (*audit.Document, error) {
+	records, err := a.d.store.LoadLedger(ctx, auditRecords)
+	if err != nil {
+		return nil, fmt.Errorf("read the last audit: %w", err)
+	}
+	data := records[lastRecord]
+	if len(data) == 0 {
+		return nil, nil
+	}
+	key, err := a.PublicKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	doc, result, err := audit.Read(data, key)
+	if err == nil && !result.OK() {
+		err = errors.New(strings.Join(result.Wrong, "; "))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the last audit is not what was signed: %w", err)
+	}
+	return doc, nil
+}
+
+// Last implements admin.AuditsAPI.
+func (a *audits) Last(ctx context.Context) (*audit.Document, error) {
+	doc, err := a.last(ctx)
+	if err == nil && doc == nil {
+		err = admin.ErrNoAudit
+	}
+	return doc, err
+}
+
+// Of implements admin.AuditsAPI.
+func (a *audits) Of(ctx context.Context, user string) (*audit.Document, error) {
+	doc, err := a.Last(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, err := a.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	one, ok, err := doc.ForUser(user, key)
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: %s is not in the last one", admin.ErrNoAudit, user)
+	}
+	return one, err
+}
+
+// PublicKey implements admin.AuditsAPI.
+func (a *audits) PublicKey(ctx context.Context) (string, error) {
+	k, err := a.key(ctx)
+	return k.Public(), err
+}
+
+// Why implements admin.LivesAPI.
+func (a *audits) Why(ctx context.Context, id string, look bool) ([]audit.Life, error) {
+	return a.auditor().Why(ctx, id, look)
+}
+
+// quietTime is how long nothing may have come to old, and nobody in no table may
+// have got mail, before it is switched off.
+const quietTime = 7 * 24 * time.Hour
+
+// Finish implements admin.LivesAPI.
+func (a *audits) Finish(ctx context.Context) audit.Finish {
+	e := &audit.Ending{Auditor: a.auditor(), Stats: a.d.store.Stats, LastAudit: a.last, DNS: afterDNS{a.d},
+		Window: time.Duration(a.d.cfg.Cutover.Window), Quiet: quietTime}
+	if a.d.strays != nil {
+		e.Stragglers = lastStray{a.d.strays}
+	}
+	return e.Finish(ctx)
+}
+
+// traces looks into mailboxes for what was delivered.
+type traces struct{ d *Daemon }
+
+// Traced implements audit.Mailboxes.
+func (t traces) Traced(ctx context.Context, user string, keep func(string) bool) (old, neu backfill.Traced, reads mail.Route, err error) {
+	u, err := t.d.store.User(ctx, user)
+	if errors.Is(err, router.ErrNoUser) {
+		u, err = router.User{Address: user, Kind: router.KindMailbox, State: router.StateOld}, nil
+	}
+	if err != nil {
+		return old, neu, "", err
+	}
+	job, err := t.d.mailboxes.Job(u)
+	if err != nil {
+		return old, neu, "", err
+	}
+	reads = mail.Old
+	switch u.State {
+	case router.StateNew, router.StateDone, router.StateRollback:
+		reads = mail.New
+	}
+	copier := t.d.copier.now.Load()
+	if neu, err = copier.Traced(ctx, job, backfill.SideDest, keep); err != nil {
+		return old, neu, reads, err
+	}
+	if job.From != nil && reads == mail.New {
+		return old, neu, reads, nil // what is left on old is not looked at
+	}
+	old, err = copier.Traced(ctx, job, backfill.SideSource, keep)
+	return old, neu, reads, err
+}
+
+// lastStray tells of the newest straggler.
+type lastStray struct{ book *strayBook }
+
+// LastStraggler implements audit.Stragglers. Stragglers are counted by the day.
+func (l lastStray) LastStraggler(ctx context.Context) (s audit.Straggler, err error) {
+	counts, err := l.book.Stragglers(ctx, time.Now().AddDate(0, 0, -60))
+	if err != nil {
+		return s, err
+	}
+	for _, c := range counts { // oldest first
+		day, err := time.Parse(time.DateOnly, c.Day)
+		if err != nil || c.Messages == 0 {
+			continue
+		}
+		end := day.Add(24 * time.Hour)
+		if end.After(time.Now()) {
+			end = time.Now()
+		}
+		if s.From != "" && s.At.Equal(end) {
+			s.From += ", " + c.Source
+		} else {
+			s = audit.Straggler{At: end, User: "a user who has left old", From: c.Source}
+		}
+	}
+	return s, nil
+}
+
+// afterDNS looks at the DNS as it has to be in the end.
+type afterDNS struct{ d *Daemon }
+
+// dnsTime bounds one look.
+const dnsTime = 30 * time.Second
+
+// After implements audit.DNS.
+func (a afterDNS) After(ctx context.Context) (wrong []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dnsTime)
+	defer cancel()
+	r, err := CheckDNS(ctx, a.d.cfg, dnswatch.After, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range r.Findings {
+		if f.Severity != dnswatch.Warn && f.Severity != dnswatch.Stop {
+			continue
+		}
+		text := fmt.Sprintf("%s %s: %s", f.Check, f.Domain, f.Seen)
+		if f.Change != "" {
+			text += "; change it to " + f.Change
+		}
+		wrong = append(wrong, text)
+	}
+	return wrong, nil
+}
