@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"crossfade/backfill"
@@ -123,12 +124,14 @@ func TestFolderThatCannotBeMade(t *testing.T) {
 	put(t, src, user, "INBOX", letters(0, 2, 10)...)
 	put(t, src, user, "INBOX.tmp", letters(2, 4, 10)...)
 	put(t, src, user, "INBOX.z", letters(4, 6, 10)...)
-	put(t, dst, user, "INBOX", letters(8, 9, 10)...) // makes the Maildir
-	// "tmp" is refused for its name, and "tmp_" because a file is in the way.
-	if err := os.WriteFile(filepath.Join(dst.MailRoot, user, "Maildir", "tmp_"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	put(t, dst, user, "INBOX", letters(8, 9, 10)...)
 	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	job.Dest.Server.Address = newGate(t, dst.IMAPAddr, func(cmd string) string {
+		if strings.HasPrefix(cmd, "CREATE ") && strings.Contains(cmd, "tmp") { // and what it would be called instead
+			return instead + `CREATE ""`
+		}
+		return ""
+	}).addr
 	for _, o := range []backfill.Options{{}, {Final: true}, {Final: true, Restore: true}} {
 		_, err := c.Pass(t.Context(), job, o)
 		if err == nil {
