@@ -18,6 +18,7 @@ const (
 	EventPass    = "pass"    // data is a PassEvent
 	EventProblem = "problem" // data is a ProblemEvent
 	EventDoubt   = "doubt"   // data is a relay.DeliverDoubt: how a doubt about a delivery ended
+	EventStray   = "stray"   // data is a cutover.Stray
 	EventReload  = "reload"  // data is empty; the daemon publishes it, SIGHUP reloads too
 )
 
@@ -34,6 +35,7 @@ type PassEvent struct {
 	Throttled time.Duration  `json:"throttled_ns,omitempty"`
 	Problems  map[string]int `json:"problems,omitempty" doc:"New ones, by class."`
 	Error     string         `json:"error,omitempty"`
+	Back      bool           `json:"back,omitempty" doc:"From new to old; else from old to new."`
 }
 
 // ProblemEvent is a message, a folder or a flag that could not be carried over,
@@ -56,7 +58,7 @@ func (h *Events) Passed(p cutover.Passed) {
 		return
 	}
 	e := PassEvent{User: p.User, Folders: r.Folders, Messages: r.Messages, Copied: r.Copied, Adopted: r.Adopted, Flagged: r.Flagged,
-		Bytes: r.Bytes, Took: r.Took, Throttled: r.Throttled, Problems: map[string]int{}}
+		Bytes: r.Bytes, Took: r.Took, Throttled: r.Throttled, Problems: map[string]int{}, Back: p.Back}
 	for i, x := range p.New {
 		e.Problems[x.Class] += max(x.Count, 1)
 		if i < problemsTold {

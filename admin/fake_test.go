@@ -202,6 +202,11 @@ func (c *memConductor) Start(_ context.Context, r cutover.Request) error {
 	}
 	return c.err
 }
+func (c *memConductor) Rollback(ctx context.Context, r cutover.Request) error {
+	r.Rollback = true
+	return c.Start(ctx, r)
+}
+func (c *memConductor) MayBeDone(_ context.Context, user string) error  { return c.err }
 func (c *memConductor) Cancel(_ context.Context, user, by string) error { return c.err }
 func (c *memConductor) Status() (out []cutover.Status) {
 	c.mu.Lock()

@@ -41,10 +41,11 @@ type Metrics struct {
 	Problems    *prometheus.CounterVec // by class: problems of messages and folders, when they are first met
 	Throttled   prometheus.Counter     // seconds that passes waited because a server wanted it
 	Mailboxes   *prometheus.GaugeVec   // by side: IMAP connections open now
-	TailLag     prometheus.Histogram   // seconds from a change on old to the end of the pass that carried it
+	TailLag     prometheus.Histogram   // seconds from a change to the end of the pass that carried it
 	Moves       *prometheus.CounterVec // by result: moves of users that ended
 	HoldTime    prometheus.Histogram   // seconds that a user's mail was held
 	Stops       prometheus.Counter     // waves that stopped by themselves
+	Strays      *prometheus.CounterVec // by side: messages found where their user does not read
 
 	Lookups *prometheus.CounterVec // by what and answer: questions of other programs
 }
@@ -77,16 +78,17 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Problems:      prometheus.NewCounterVec(opts("backfill_problems_total", "Messages, folders and flags that could not be carried over as they are, by class, counted when they are first met."), []string{"class"}),
 		Throttled:     prometheus.NewCounter(opts("backfill_throttled_seconds_total", "Time that passes waited because a server wanted less to be asked of it.")),
 		Mailboxes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "crossfade", Name: "backfill_connections_open", Help: "IMAP connections open now, by side."}, []string{"side"}),
-		TailLag:       prometheus.NewHistogram(histogram("backfill_tail_lag_seconds", "Time from the news of a change in the mailbox of a ready user to the end of the pass that carried it.", prometheus.ExponentialBuckets(0.05, 2, 14))),
+		TailLag:       prometheus.NewHistogram(histogram("backfill_tail_lag_seconds", "Time from the news of a change in a mailbox that is watched to the end of the pass that carried it.", prometheus.ExponentialBuckets(0.05, 2, 14))),
 		Moves:         prometheus.NewCounterVec(opts("cutover_moves_total", "Moves of users that ended, by result."), []string{"result"}),
-		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip.", prometheus.ExponentialBuckets(0.1, 2, 14))),
+		HoldTime:      prometheus.NewHistogram(histogram("cutover_hold_seconds", "Time that a user's mail was held during a flip or a rollback.", prometheus.ExponentialBuckets(0.1, 2, 14))),
+		Strays:        prometheus.NewCounterVec(opts("cutover_strays_total", "Messages found in a mailbox that its user does not read and carried to the one that he reads, by the side where they were."), []string{"side"}),
 		Stops:         prometheus.NewCounter(opts("cutover_wave_stops_total", "Waves that stopped by themselves, because attempts at flips failed.")),
 		Lookups:       prometheus.NewCounterVec(opts("lookups_total", "Questions of other programs about where users are, by what was asked for and the answer."), []string{"what", "answer"}),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
-		m.Stops, m.Lookups,
+		m.Stops, m.Strays, m.Lookups,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -116,8 +118,9 @@ func (m *Metrics) preset() {
 	}
 	for _, side := range []string{"old", "new"} {
 		m.Mailboxes.WithLabelValues(side)
+		m.Strays.WithLabelValues(side)
 	}
-	for _, result := range []string{"flipped", "failed"} {
+	for _, result := range []string{"flipped", "rolled back", "failed"} {
 		m.Moves.WithLabelValues(result)
 	}
 }
@@ -231,8 +234,17 @@ func (m *Metrics) Flipped(hold time.Duration) {
 	m.HoldTime.Observe(hold.Seconds())
 }
 
-// Lagged observes the time from the news of a change in the mailbox of a ready
-// user to the end of the pass that carried it.
+// RolledBack counts a user who became old again after his mail was held for hold.
+func (m *Metrics) RolledBack(hold time.Duration) {
+	m.Moves.WithLabelValues("rolled back").Inc()
+	m.HoldTime.Observe(hold.Seconds())
+}
+
+// Found counts mail that was found where its user does not read.
+func (m *Metrics) Found(s cutover.Stray) { m.Strays.WithLabelValues(s.Side).Add(float64(s.Count)) }
+
+// Lagged observes the time from the news of a change in a mailbox that is watched
+// to the end of the pass that carried it.
 func (m *Metrics) Lagged(after time.Duration) { m.TailLag.Observe(after.Seconds()) }
 
 // MoveFailed counts an attempt to move a user that ended in an error.

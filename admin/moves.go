@@ -56,12 +56,13 @@ func asked(b *MoveRequest) MoveRequest {
 
 func (s *Server) registerMoves() {
 	s.registerPause()
+	s.registerRollback()
 	register(s, op{method: http.MethodPost, path: "/v1/users/{address}/cutover", id: "start-cutover", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted,
 		summary: "Move a user to new, with his mail", detail: "Answers when the request is durable; GET shows how it goes. A user in no table is made, as coming from old."}, s.startCutover)
 	register(s, op{method: http.MethodGet, path: "/v1/users/{address}/cutover", id: "get-cutover", tag: tagMoves, role: RoleRead,
 		summary: "How the move of a user goes"}, s.getCutover)
 	register(s, op{method: http.MethodDelete, path: "/v1/users/{address}/cutover", id: "cancel-cutover", tag: tagMoves, role: RoleOperate, status: http.StatusNoContent,
-		summary: "Take a user who has not flipped back to old", detail: "What was copied stays on new, and is not copied again later."}, s.cancelCutover)
+		summary: "Take a user who has not flipped back to old, or take back the request to roll one back", detail: "What was copied stays where it is, and is not copied again later."}, s.cancelCutover)
 	register(s, op{method: http.MethodPost, path: "/v1/waves/{name}/cutover", id: "start-wave", tag: tagMoves, role: RoleOperate, status: http.StatusAccepted, long: true,
 		summary: "Move all users of a wave"}, s.startWave)
 	register(s, op{method: http.MethodGet, path: "/v1/backfill", id: "list-moves", tag: tagMoves, role: RoleRead,

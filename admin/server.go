@@ -55,6 +55,7 @@ type ConductorAPI interface {
 	Plan(ctx context.Context, user string) (backfill.Plan, error)
 	Verify(ctx context.Context, user string) (backfill.Verification, error)
 	Inventory(ctx context.Context, user string) (backfill.Inventory, error)
+	WindowAPI
 }
 
 // BackendStatus says how deliveries over one route go.

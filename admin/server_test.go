@@ -102,7 +102,8 @@ func TestBadInput(t *testing.T) {
 		{"no backend", "POST", "/v1/backends/side/pause", ``, 422, ProblemInvalid, "route"},
 		{"audit cursor", "GET", "/v1/audit?cursor=x", ``, 422, ProblemInvalid, "cursor"},
 		{"no path", "GET", "/v1/nothing", ``, 404, ProblemNotFound, ""},
-		{"rollback is later work", "POST", "/v1/users/anna@example.org/rollback", ``, 404, ProblemNotFound, ""},
+		{"rollback wave unknown", "POST", "/v1/waves/nine/rollback", ``, 404, ProblemNoUser, "nine"},
+		{"rollback unknown field", "POST", "/v1/users/anna@example.org/rollback", `{"fast":true}`, 422, ProblemInvalid, "fast"},
 		{"method", "PUT", "/v1/users", ``, 405, ProblemMethod, ""},
 		{"csv type", "POST", "application/json /v1/users:import", `{}`, 415, ProblemMediaType, ""},
 	} {
@@ -143,6 +144,8 @@ func TestRoles(t *testing.T) {
 		{"POST", "/v1/queue/" + string(id1) + "/hold", "", RoleOperate},
 		{"POST", "/v1/queue:apply", `{"filter":{"state":"held"},"action":"release"}`, RoleOperate},
 		{"POST", "/v1/users/anna@example.org/cutover", "", RoleOperate},
+		{"POST", "/v1/users/anna@example.org/rollback", "", RoleOperate},
+		{"POST", "/v1/users:rollback", "", RoleOperate},
 		{"GET", "/v1/queue/" + string(id1) + "/message", "", RoleAdmin},
 		{"DELETE", "/v1/queue/" + string(id1), "", RoleAdmin},
 		{"POST", "/v1/queue:apply", `{"filter":{"state":"held"},"action":"delete"}`, RoleAdmin},
@@ -227,6 +230,7 @@ func TestWrongTokensAreSlowedDown(t *testing.T) {
 var contractPaths = []string{
 	"GET /v1/users", "POST /v1/users:import", "GET /v1/users/{address}", "PATCH /v1/users/{address}", "DELETE /v1/users/{address}",
 	"PUT /v1/users/{address}/state", "GET /v1/users/{address}/history", "POST /v1/users/{address}/cutover", "POST /v1/waves/{name}/cutover",
+	"POST /v1/users/{address}/rollback", "POST /v1/waves/{name}/rollback", "POST /v1/users:rollback",
 	"GET /v1/route", "GET /v1/queue", "GET /v1/queue/{id}", "DELETE /v1/queue/{id}", "POST /v1/queue/{id}/retry", "POST /v1/queue/{id}/hold",
 	"POST /v1/queue/{id}/release", "POST /v1/queue/{id}/park", "POST /v1/queue/{id}/reroute", "POST /v1/queue:apply", "GET /v1/queue/{id}/message",
 	"GET /v1/backfill", "POST /v1/backfill/{address}/run", "POST /v1/backfill/{address}/verify", "POST /v1/backfill:pause", "POST /v1/backfill:resume",

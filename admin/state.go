@@ -62,6 +62,11 @@ func (s *Server) setState(ctx context.Context, in *stateInput) (*body[StateChang
 	if u, err := s.cfg.Users.User(ctx, addr.Key()); err == nil {
 		from = u.State
 	}
+	if from == router.StateNew && b.State == router.StateDone && !b.Force {
+		if err := s.mayBeDone(ctx, addr.Key()); err != nil {
+			return nil, err
+		}
+	}
 	err = s.change(ctx, rec, func(ctx context.Context, r *Record) (err error) {
 		req := router.SetRequest{By: callerOf(ctx).name, Reason: b.Reason, Epoch: b.Epoch, Force: b.Force}
 		out.User, out.Busy, err = s.cfg.Router.SetState(ctx, addr, b.State, req)

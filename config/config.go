@@ -157,7 +157,9 @@ type Routing struct {
 type Cutover struct {
 	Approve     string   `yaml:"approve" reload:"restart" enum:"manual|auto" doc:"Whether a user who is ready waits for an operator or goes on alone."`
 	MaxHold     Duration `yaml:"max_hold" reload:"restart" min:"1s" max:"1d" doc:"Longest time a user's mail is held during a flip; after it the user goes back to ready and the mail to old."`
-	Window      Duration `yaml:"window" min:"0s" max:"365d" reload:"restart" doc:"How long the mailbox that was left is swept for stragglers after the flip. Not used yet: today one pass two minutes after the flip is all."`
+	Window      Duration `yaml:"window" min:"0s" max:"365d" reload:"restart" doc:"How long old is swept for stragglers after a user's flip, at least. Then, when two looks in a row found nothing, both mailboxes were compared and the DNS does not object, the user is done."`
+	Sweep       string   `yaml:"sweep" enum:"both|after" reload:"restart" doc:"both: before the flip mail that reaches the mailbox on new is carried to old too, for users in the table; after: old is swept after the flip, and nothing before."`
+	Mirror      bool     `yaml:"mirror" reload:"restart" doc:"Keep old current with new after the flip, so that a rollback takes seconds however long ago the flip was."`
 	Concurrency int      `yaml:"concurrency" reload:"restart" min:"1" max:"1000" doc:"Users moved at the same time; see backfill.users_at_once."`
 
 	MaxHeld        int   `yaml:"max_held" reload:"restart" min:"0" max:"1000" doc:"Users whose mail is held at once, at most, on all nodes together; users whom an operator holds count. 0 means no bound beside concurrency."`
@@ -206,6 +208,7 @@ func Default() *Config {
 			Approve:     "manual",
 			MaxHold:     Duration(10 * time.Minute),
 			Window:      Duration(7 * day),
+			Sweep:       "both",
 			Concurrency: 4,
 			StopAfter:   5,
 			StopShare:   Share{Percent: 20},

@@ -17,7 +17,7 @@ const (
 	PhaseReady   Phase = "ready"   // in sync, waiting for the word
 	PhaseDrain   Phase = "drain"   // held; deliveries under the old epoch end
 	PhaseFinal   Phase = "final"   // held; the last difference is copied
-	PhaseFlip    Phase = "flip"    // held; verified, being set to new
+	PhaseFlip    Phase = "flip"    // held; verified, being set to new, or to old by a rollback
 	PhaseDone    Phase = "done"
 	PhaseLimit   Phase = "limit"  // a daily limit is used up, see Limit; goes on at Next
 	PhaseFailed  Phase = "failed" // see Err; tried again at Next when that is set
@@ -36,6 +36,10 @@ type Request struct {
 	AllowDeletions, RetryRefused bool
 	// At is when it was asked; Start fills it in.
 	At time.Time
+	// Rollback takes the user back to old instead; Epoch is that of the user when
+	// it was asked for. Both are [Conductor.Rollback]'s.
+	Rollback bool
+	Epoch    uint64
 }
 
 // Status is where the conductor stands with one user.
@@ -66,6 +70,8 @@ type Status struct {
 	Updated  time.Time     `json:"updated"`
 	Next     time.Time     `json:"next,omitzero"`
 	Flip     bool          `json:"flip"` // asked to go on to new
+	// Rollback: asked to go back to old.
+	Rollback bool `json:"rollback,omitempty"`
 	// ETA is when the pass under way will be through, by how fast it was so far;
 	// zero when that cannot be said.
 	ETA time.Time `json:"eta,omitzero"`
@@ -78,6 +84,8 @@ type Status struct {
 	Size       int64         `json:"size_bytes,omitempty"`
 	Messages   int           `json:"messages,omitempty"`
 	LimitWaits time.Duration `json:"limit_waits_ns,omitempty"`
+	// Sweep is how the mailbox does that the user does not read; nil: nobody looked.
+	Sweep *Sweep `json:"sweep,omitempty"`
 	// Paused says who paused the copying for this user, and why.
 	Paused string `json:"paused,omitempty"`
 }
@@ -85,6 +93,13 @@ type Status struct {
 // Active tells whether the conductor still works on the user.
 func (s Status) Active() bool {
 	return s.Phase != PhaseDone && s.Phase != PhaseFailed && s.Phase != PhaseReady
+}
+
+// quiet tells whether there is nothing to say of a user who is old: nobody moves
+// him, and nothing was found on new.
+func (s Status) quiet() bool {
+	return s.State == router.StateOld && s.Phase == PhaseDone && s.Passes == 0 &&
+		(s.Sweep == nil || s.Sweep.Err == "" && s.Sweep.New.Count == 0 && s.Sweep.Old.Count == 0)
 }
 
 // classes counts problems.

@@ -132,10 +132,11 @@ func merge(here Status, finished bool, there Status) Status {
 func (m *move) resume(s Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s.Started.IsZero() || s.State == router.StateNew || s.State == router.StateOld {
+	now := &m.status
+	if s.Started.IsZero() || s.State == router.StateOld || s.State == router.StateNew && now.State != s.State {
 		return // nobody began this move
 	}
-	now := &m.status
+	now.HoldTime = s.HoldTime
 	now.Started, now.Passes, now.Copied, now.Bytes, now.Attempts = s.Started, s.Passes, s.Copied, s.Bytes, s.Attempts
 	now.Problems, now.Classes, now.Throttled, now.Synced = s.Problems, s.Classes, s.Throttled, s.Synced
 }

@@ -62,9 +62,24 @@ type Config struct {
 	// StopAfter is how many attempts at a flip may fail in a row before a wave
 	// stops by itself, StopShare which part of its users (three at least) may have
 	// failed last, from 0 to 1; 0: it never stops for that.
-	StopAfter  int
-	StopShare  float64
-	LatePass   time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
+	StopAfter int
+	StopShare float64
+	LatePass  time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
+
+	// Window is how long after the flip mail is looked for on old at least: 7 days;
+	// below zero none. MayClose, when there is one, is asked before a window is
+	// closed; its error says what is missing.
+	Window   time.Duration
+	MayClose func(ctx context.Context) error
+	// SweepNew looks for mail on new before the flip too, also for users in the
+	// table who are old.
+	SweepNew bool
+	// Mirror keeps old current after the flip, so that a rollback takes seconds.
+	Mirror bool
+	// SweepPlaces is how many looks into all folders of mailboxes that are not read
+	// run at once, beside the other places: 2.
+	SweepPlaces int
+
 	RetryFirst time.Duration // 30 seconds after the first failure, doubled up to RetryMax
 	RetryMax   time.Duration // 1 hour
 
@@ -78,7 +93,12 @@ type Hooks struct {
 	Changed func(router.Change) // a user was set to another state
 	Passed  func(Passed)        // a pass ended, by an error too
 	Flipped func(hold time.Duration)
-	Failed  func() // an attempt failed; it is made again
+	// RolledBack: a user reads old again, after his mail was held for hold.
+	RolledBack func(hold time.Duration)
+	Failed     func() // an attempt failed; it is made again
+	// Found: mail was found in a mailbox that its user does not read, and carried to
+	// the one that he reads.
+	Found func(Stray)
 	// Lagged: what a Watcher told of was carried; after is the time from the first
 	// signal to the end of the pass.
 	Lagged func(after time.Duration)
@@ -96,6 +116,8 @@ type Passed struct {
 	Err    error
 	// New are problems that the pass before it, as far as it is known, had not.
 	New []backfill.Problem
+	// Back: the pass was one from new to old.
+	Back bool
 }
 
 // Conductor moves users through the states. Make it with New, start it with
@@ -104,7 +126,12 @@ type Passed struct {
 type Conductor struct {
 	cfg    Config
 	places *places
-	tails  *places // for passes that follow a change in the mailbox of a ready user
+	tails  *places // for passes that follow a change in a mailbox
+	sweeps *places // for looks into all folders of mailboxes that are not read
+
+	closeMu    sync.Mutex
+	closeErr   error // of Config.MayClose, at closeAsked
+	closeAsked time.Time
 
 	pauseMu sync.Mutex
 	pauses  []Pause
@@ -137,17 +164,25 @@ func New(cfg Config) *Conductor {
 	def(&cfg.RetryFirst, 30*time.Second)
 	def(&cfg.RetryMax, time.Hour)
 	def(&cfg.OwnTime, ownTime)
+	if cfg.Window == 0 {
+		cfg.Window = 7 * 24 * time.Hour
+	}
+	cfg.Window = max(cfg.Window, 0)
 	if cfg.Concurrency <= 0 {
 		cfg.Concurrency = 4
 	}
 	if cfg.TailPlaces <= 0 {
 		cfg.TailPlaces = 2
 	}
+	if cfg.SweepPlaces <= 0 {
+		cfg.SweepPlaces = 2
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Conductor{
-		cfg: cfg, places: &places{all: cfg.Concurrency}, tails: &places{all: cfg.TailPlaces}, users: map[string]*move{}, wake: make(chan struct{}, 1),
+		cfg: cfg, places: &places{all: cfg.Concurrency}, tails: &places{all: cfg.TailPlaces},
+		sweeps: &places{all: cfg.SweepPlaces}, users: map[string]*move{}, wake: make(chan struct{}, 1),
 		lookNow: make(chan struct{}, 1), keepNow: make(chan struct{}, 1),
 	}
 	c.pace = newPace(c.cfg)
@@ -155,12 +190,12 @@ func New(cfg Config) *Conductor {
 		_, yes := c.pausedBy(wave)
 		return yes
 	}
-	c.tails.paused = c.places.paused
+	c.tails.paused, c.sweeps.paused = c.places.paused, c.places.paused
 	return c
 }
 
-// Run takes up the users whom an earlier process left in syncing, ready or
-// cutover, and works until ctx ends. It returns when every user's work has
+// Run takes up the users whom an earlier process left on their way or within
+// their window, and works until ctx ends. It returns when every user's work has
 // stopped; a user in cutover then stays held, and the next Run goes on.
 func (c *Conductor) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
@@ -177,6 +212,8 @@ func (c *Conductor) Run(ctx context.Context) error {
 		wg.Go(func() { c.share(ctx) })
 	} else if err := c.recover(ctx); err != nil {
 		return fmt.Errorf("cutover: reading the users to take up: %w", err)
+	} else {
+		wg.Go(func() { c.scanning(ctx) })
 	}
 	for {
 		for _, m := range c.startable() {
@@ -245,20 +282,26 @@ func (c *Conductor) Start(ctx context.Context, req Request) error {
 	if err != nil {
 		return fmt.Errorf("cutover start %s: %w", key, err)
 	}
+	if err := c.begin(ctx, u, req); err != nil {
+		return fmt.Errorf("cutover start %s: %w", key, err)
+	}
+	return nil
+}
+
+// begin has a request worked on that is noted: here, or by the node that works on
+// the user.
+func (c *Conductor) begin(ctx context.Context, u router.User, req Request) error {
 	if c.cfg.Owners != nil {
-		if err := c.offer(ctx, key); err != nil {
-			return fmt.Errorf("cutover start %s: %w", key, err)
-		}
-		return nil
+		return c.offer(ctx, req.User)
 	}
 	c.mu.Lock()
-	m := c.users[key]
+	m := c.users[req.User]
 	if m == nil || m.finished || m.stopped() {
 		running := m != nil && m.running
 		m = newMove(c, u, req)
 		m.insist = true
 		m.running = running // until the old goroutine has ended, see ended
-		c.users[key] = m
+		c.users[req.User] = m
 	} else {
 		m.ask(req)
 	}
@@ -314,7 +357,7 @@ func (c *Conductor) set(ctx context.Context, u router.User, to router.State, by,
 	}
 	from := u.State
 	u.State, u.Since, u.Note = to, time.Now(), ""
-	if to == router.StateReady && from == router.StateCutover {
+	if from.Held() && (to == router.StateReady || to == router.StateNew && from == router.StateRollback) {
 		u.Note = reason
 	}
 	change := router.Change{From: from, To: to, By: by, Reason: reason}
@@ -337,7 +380,17 @@ func (c *Conductor) Cancel(ctx context.Context, user, by string) error {
 	defer c.asking.Unlock()
 	// First the state, then the work: after an error there is still somebody who
 	// ends the hold.
-	if err := c.takeBack(ctx, key, by); err != nil {
+	back, err := c.rollsBack(ctx, key)
+	switch {
+	case err != nil:
+	case back:
+		if err = c.cancelBack(ctx, key, by); err == nil {
+			return nil
+		}
+	default:
+		err = c.takeBack(ctx, key, by)
+	}
+	if err != nil {
 		return fmt.Errorf("cutover cancel %s: %w", key, err)
 	}
 	c.mu.Lock()
@@ -377,7 +430,16 @@ func (c *Conductor) forget(ctx context.Context, user string) {
 	c.asking.Lock()
 	defer c.asking.Unlock()
 	u, err := c.cfg.Table.User(ctx, user)
+	var req Request
+	asked := true
+	if err == nil {
+		req, asked, err = c.loadRequest(ctx, user)
+	}
 	switch {
+	case err == nil && !asked:
+		return
+	case err == nil && req.Rollback && u.State != router.StateOld && u.Kind == router.KindMailbox:
+		return // asked meanwhile
 	case err == nil && (u.State == router.StateSyncing || u.State == router.StateReady || u.State == router.StateCutover):
 		return // started anew meanwhile
 	case err == nil || errors.Is(err, router.ErrNoUser):
@@ -394,8 +456,9 @@ func (c *Conductor) RunBackfill(ctx context.Context, user, by string) error {
 	return c.Start(ctx, Request{User: user, By: by, Reason: "backfill run", Sync: true})
 }
 
-// Status lists the users the conductor knows of, by address. Where several
-// nodes share the work it has the users of all.
+// Status lists the users the conductor knows of, by address, but for those who
+// are old and of whom there is nothing to say. Where several nodes share the work
+// it has the users of all.
 func (c *Conductor) Status() []Status {
 	all := c.elsewhere("")
 	if all == nil {
@@ -410,7 +473,7 @@ func (c *Conductor) Status() []Status {
 	for m, finished := range here {
 		all[m.user] = merge(m.snapshot(), finished, all[m.user])
 	}
-	out := slices.Collect(maps.Values(all))
+	out := slices.DeleteFunc(slices.Collect(maps.Values(all)), Status.quiet)
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.User, b.User) })
 	return out
 }

@@ -29,6 +29,9 @@ func conduct(t *testing.T, tab *table, cop *copier, cfg Config) *Conductor {
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
+		if len(cop.broken) > 0 {
+			t.Errorf("rules were broken: %q", cop.broken)
+		}
 	})
 	return c
 }
@@ -52,8 +55,9 @@ func TestOneUserGoesAllTheWay(t *testing.T) {
 		if got, want := tab.way(alice), "syncing ready cutover new"; got != want {
 			t.Fatalf("the user went %q, want %q", got, want)
 		}
-		// 500 and 3 in syncing, 1 before the hold; 1 0 0 held: two clean ones in a row.
-		want := "alice@example.org alice@example.org alice@example.org alice@example.org final alice@example.org final alice@example.org final"
+		// 500 and 3 in syncing, 1 before the hold; 1 0 0 held: two clean ones in a row;
+		// then the first look at old.
+		want := "alice@example.org alice@example.org alice@example.org alice@example.org final alice@example.org final alice@example.org final alice@example.org"
 		passes, _ := cop.seen()
 		if got := strings.Join(passes, " "); got != want {
 			t.Errorf("passes: %s", got)
@@ -62,10 +66,12 @@ func TestOneUserGoesAllTheWay(t *testing.T) {
 		if !ok || st.Phase != PhaseDone || st.HoldTime < 300*time.Millisecond || st.HoldTime > time.Second || st.Copied != 505 {
 			t.Errorf("status: %+v", st)
 		}
-		time.Sleep(3 * time.Minute) // the late pass
+		// A look right after the flip, one each minute; the one after two minutes trusts
+		// no shortcut.
+		time.Sleep(3 * time.Minute)
 		passes, _ = cop.seen()
-		if n := len(passes); n != 7 {
-			t.Errorf("%d passes after the late one, want 7", n)
+		if got := strings.Join(passes, " "); len(passes) < 10 || len(passes) > 11 || strings.Count(got, "final") != 4 {
+			t.Errorf("passes in three minutes after the flip: %s", got)
 		}
 	})
 }
@@ -331,8 +337,8 @@ func TestManyUsersShareThePlaces(t *testing.T) {
 				t.Errorf("u%d is %s", i, st)
 			}
 		}
-		if _, most := cop.seen(); most > 3 {
-			t.Errorf("%d users at once, want at most 3", most)
+		if _, most := cop.seen(); most > 3+2 { // and two who are swept
+			t.Errorf("%d users at once, want at most 5", most)
 		}
 	})
 }

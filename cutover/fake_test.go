@@ -165,8 +165,13 @@ type copier struct {
 	took   time.Duration
 	pass   func(user string, n int, final bool) (backfill.Report, error)
 	counts map[string]int
+	// back answers for each pass from new to old.
+	back   func(user string, n int, o backfill.Options) (backfill.Report, error)
+	verify func(user string) (backfill.Verification, error)
 
 	options []backfill.Options
+	working map[string]bool // a pass of this user runs
+	broken  []string        // rules that were
 }
 
 func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options) (backfill.Report, error) {
@@ -174,17 +179,32 @@ func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options)
 	if c.counts == nil {
 		c.counts = map[string]int{}
 	}
-	n := c.counts[job.User]
-	c.counts[job.User]++
+	key := job.User
+	if o.Back {
+		key += " back"
+	}
+	n := c.counts[key]
+	c.counts[key]++
 	c.atOnce++
 	c.most = max(c.most, c.atOnce)
-	name := job.User
+	name := key
 	if o.Final {
 		name += " final"
 	}
 	c.passes = append(c.passes, name)
 	c.options = append(c.options, o)
+	if c.working[job.User] {
+		c.broken = append(c.broken, name+" beside another pass")
+	}
+	if c.working == nil {
+		c.working = map[string]bool{}
+	}
+	c.working[job.User] = true
+	if o.Back != job.Settled && (o.Deletions || o.AllowDeletions || o.Restore) {
+		c.broken = append(c.broken, name+" carries the will of the user from the side that he does not read")
+	}
 	c.mu.Unlock()
+	defer func() { c.mu.Lock(); c.working[job.User] = false; c.mu.Unlock() }()
 	defer func() { c.mu.Lock(); c.atOnce--; c.mu.Unlock() }()
 	if c.took > 0 {
 		select {
@@ -192,6 +212,12 @@ func (c *copier) Pass(ctx context.Context, job backfill.Job, o backfill.Options)
 		case <-ctx.Done():
 			return backfill.Report{}, ctx.Err()
 		}
+	}
+	if o.Back {
+		if c.back == nil {
+			return backfill.Report{}, nil
+		}
+		return c.back(job.User, n, o)
 	}
 	if c.pass == nil {
 		return backfill.Report{}, nil
@@ -214,6 +240,9 @@ func (c *copier) asked() []backfill.Options {
 }
 
 func (c *copier) Verify(_ context.Context, job backfill.Job) (backfill.Verification, error) {
+	if c.verify != nil {
+		return c.verify(job.User)
+	}
 	return backfill.Verification{User: job.User}, nil
 }
 
@@ -225,5 +254,7 @@ func (mailboxes) Job(u router.User) (backfill.Job, error) {
 	}
 	return backfill.Job{User: u.Address, Source: imapconn.Account{
 		Server: imapconn.Server{Address: "old:143"}, Login: imapconn.Login{User: u.Address},
+	}, Dest: imapconn.Account{
+		Server: imapconn.Server{Address: "new:143"}, Login: imapconn.Login{User: "new/" + u.Address},
 	}}, nil
 }

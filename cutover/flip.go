@@ -35,14 +35,34 @@ func (m *move) flip(ctx context.Context, u router.User) error {
 	return m.held(ctx, held)
 }
 
+// untilClean makes passes until enough of them in a row find nothing.
+func untilClean(pass func() (backfill.Report, error)) error {
+	for clean := 0; clean < cleanPasses; {
+		rep, err := pass()
+		if err != nil {
+			return err
+		}
+		clean++
+		if !rep.Clean() {
+			clean = 0
+		}
+	}
+	return nil
+}
+
 // held finishes a hold, begun just now or by an earlier process. Whatever goes
-// wrong, the user does not stay held: he is ready again and reads old.
+// wrong, the user does not stay held: he reads what he read before, old when he
+// was to be flipped, new when he was to be rolled back.
 func (m *move) held(ctx context.Context, u router.User) error {
 	deadline := u.Since.Add(m.c.cfg.MaxHold)
 	hctx, cancel := context.WithDeadlineCause(ctx, deadline, fmt.Errorf("the hold took longer than max_hold (%s)", m.c.cfg.MaxHold))
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- m.finishHold(hctx, u) }()
+	finish := m.finishHold
+	if u.State == router.StateRollback {
+		finish = m.finishBack
+	}
+	go func() { done <- finish(hctx, u) }()
 	err, ended := await(hctx, done)
 	switch {
 	case err == nil:
@@ -109,18 +129,15 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 		return fmt.Errorf("waiting for deliveries to old: %w", err)
 	}
 	m.phase(PhaseFinal)
-	for clean := 0; clean < cleanPasses; {
+	err := untilClean(func() (backfill.Report, error) {
 		rep, err := m.pass(ctx, u, true)
-		if err != nil {
-			return err
+		if err == nil {
+			err = blocking(rep)
 		}
-		if err := blocking(rep); err != nil {
-			return err
-		}
-		clean++
-		if !rep.Clean() {
-			clean = 0
-		}
+		return rep, err
+	})
+	if err != nil {
+		return err
 	}
 	m.phase(PhaseFlip)
 	req := m.request()
@@ -129,6 +146,7 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 		return fmt.Errorf("setting the user new: %w", err)
 	}
 	hold := flipped.Since.Sub(u.Since)
+	m.arrived()
 	m.note(func(s *Status) {
 		s.State, s.Phase, s.HoldTime, s.Err, s.Attempts, s.Next = flipped.State, PhaseDone, hold, "", 0, time.Time{}
 	})
@@ -162,11 +180,8 @@ func (m *move) drain(ctx context.Context, user string) error {
 	}
 }
 
-// blocking says why a user may not flip although nothing is left to copy: mail
-// that could not be copied would be missing from the mailbox that he reads.
-func blocking(rep backfill.Report) error {
-	var n int
-	var first backfill.Problem
+// uncarried counts the messages that a pass could not copy, and gives the first.
+func uncarried(rep backfill.Report) (n int, first backfill.Problem) {
 	for _, p := range rep.Problems {
 		if p.Class == backfill.ClassRefused || p.Class == backfill.ClassUnreadable {
 			if n == 0 {
@@ -175,6 +190,13 @@ func blocking(rep backfill.Report) error {
 			n++
 		}
 	}
+	return n, first
+}
+
+// blocking says why a user may not flip although nothing is left to copy: mail
+// that could not be copied would be missing from the mailbox that he reads.
+func blocking(rep backfill.Report) error {
+	n, first := uncarried(rep)
 	if n == 0 {
 		return nil
 	}
@@ -182,18 +204,22 @@ func blocking(rep backfill.Report) error {
 		n, first.UID, first.Folder, first.Class, first.Text)
 }
 
-// giveBack ends a hold that did not work: mail goes to old again.
+// giveBack ends a hold that did not work: mail goes where it went before.
 func (m *move) giveBack(ctx context.Context, u router.User, cause error) error {
+	back := router.StateReady
+	if u.State == router.StateRollback {
+		back = router.StateNew
+	}
 	for {
 		cur, err := m.c.cfg.Table.User(ctx, u.Address)
 		// By the time it began and not by the epoch: a change of his wave, say,
 		// must not leave him held.
-		if err == nil && (cur.State != router.StateCutover || cur.Since.UnixMilli() != u.Since.UnixMilli()) {
+		if err == nil && (cur.State != u.State || cur.Since.UnixMilli() != u.Since.UnixMilli()) {
 			m.note(func(s *Status) { s.State = cur.State })
 			return cause // an operator was quicker, or the flip went through and only its reply was lost
 		}
 		if err == nil {
-			if cur, err = m.set(ctx, cur, router.StateReady, "crossfade", cause.Error()); err == nil {
+			if cur, err = m.set(ctx, cur, back, Itself, cause.Error()); err == nil {
 				m.note(func(s *Status) { s.State = cur.State })
 			}
 		}

@@ -61,7 +61,11 @@ func (m *move) keep() {
 	if m.check() != nil {
 		return // another node's by now
 	}
-	now := keptOf(m.snapshot())
+	s := m.snapshot()
+	if s.quiet() {
+		return // thousands may be
+	}
+	now := keptOf(s)
 	m.keeping.Lock() // the loop and the move itself keep
 	defer m.keeping.Unlock()
 	if m.kept != nil && !now.news(*m.kept) {

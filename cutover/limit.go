@@ -14,7 +14,7 @@ import (
 // soon, and ends at max_hold.
 func (m *move) limited(err error) *backfill.DayLimit {
 	var limit *backfill.DayLimit
-	if !errors.As(err, &limit) || m.snapshot().State == router.StateCutover {
+	if !errors.As(err, &limit) || m.snapshot().State.Held() {
 		return nil
 	}
 	return limit

@@ -59,26 +59,43 @@ type move struct {
 	kept    *kept // what is on record; nil: nothing
 
 	stake stake  // in the user, where nodes share the work
-	vigil *vigil // over his mailbox, while he is ready
+	vigil *vigil // over his mailbox on old, while he is ready or new
+
+	stopSweep context.CancelCauseFunc // calls off a sweep; nil: none runs
+	retryAt   time.Time               // of a rollback that failed
+
+	// The goroutine's own.
+	front, rear *sweeper // old to new after the flip, over vigil; new to old
+	book        *record  // nil: not read yet
+	closing
 }
 
 func newMove(c *Conductor, u router.User, req Request) *move {
 	now := time.Now()
-	return &move{
-		c: c, user: u.Address, req: req, again: make(chan struct{}, 1), vigil: newVigil(),
-		status:  Status{User: u.Address, State: u.State, Phase: PhaseWaiting, Started: now, Updated: now, Flip: !req.Sync, Node: c.cfg.Node},
+	phase := PhaseWaiting
+	if u.State == router.StateOld { // nobody moves him; he is swept, at most
+		phase = PhaseDone
+	}
+	m := &move{
+		c: c, user: u.Address, req: req, again: make(chan struct{}, 1), vigil: newVigil(), rear: newSweeper(newVigil(), true),
+		status: Status{
+			User: u.Address, State: u.State, Phase: phase, Started: now, Updated: now, Flip: !req.Sync, Rollback: req.Rollback, Node: c.cfg.Node,
+		},
 		changed: true,
 	}
+	m.front = newSweeper(m.vigil, false)
+	return m
 }
 
 // ask changes how far the user goes.
 func (m *move) ask(req Request) {
 	m.mu.Lock()
-	m.req, m.insist = req, true
+	m.req, m.insist, m.retryAt = req, true, time.Time{}
 	m.mu.Unlock()
 	m.vigil.wantAll()
+	m.callOff()
 	m.note(func(s *Status) {
-		s.Flip = !req.Sync
+		s.Flip, s.Rollback = !req.Sync, req.Rollback
 		if !s.Active() {
 			s.Phase = PhaseWaiting // who waits for the end must not see the last one
 		}
@@ -167,7 +184,7 @@ func (m *move) run(ctx context.Context) {
 	if m.leaving() || m.check() != nil {
 		cancel()
 	}
-	if wait := m.backOff(); wait > 0 && !m.sleep(ctx, wait) {
+	if wait := m.backOff(); wait > 0 && !m.retryLater(wait) && !m.sleep(ctx, wait) {
 		cancel()
 	}
 	for ctx.Err() == nil {
@@ -211,9 +228,9 @@ func (m *move) sleep(ctx context.Context, d time.Duration) bool { return m.rest(
 
 // rest is sleep that ends, with listen, also when the user's mailbox changes.
 func (m *move) rest(ctx context.Context, d time.Duration, listen bool) bool {
-	var stirred chan struct{}
+	var stirred, behind chan struct{}
 	if listen {
-		stirred = m.vigil.stirred
+		stirred, behind = m.vigil.stirred, m.rear.stirred
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -222,6 +239,8 @@ func (m *move) rest(ctx context.Context, d time.Duration, listen bool) bool {
 		return false
 	case <-stirred:
 		return m.vigil.settle(ctx)
+	case <-behind:
+		return m.rear.settle(ctx)
 	case <-m.again:
 	case <-t.C:
 	}
@@ -237,7 +256,7 @@ func (m *move) failed(err error) time.Duration {
 		wait *= 2
 	}
 	wait = min(wait, cfg.RetryMax)
-	if m.snapshot().State == router.StateCutover {
+	if m.snapshot().State.Held() {
 		wait = min(wait, cfg.RetryFirst) // he is still held, and somebody has to end that
 	}
 	m.note(func(s *Status) {
@@ -263,21 +282,19 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading the user: %w", err)
 	}
-	m.mu.Lock()
-	m.wave, m.notBefore = u.Wave, u.NotBefore
-	m.mu.Unlock()
-	m.note(func(s *Status) { s.State, s.Wave = u.State, u.Wave })
-	m.followPause()
-	if u.State != router.StateReady {
+	m.meet(u)
+	if wait, back := m.backDue(); back && wait <= 0 && (u.State == router.StateNew || u.State == router.StateDone) {
 		m.unwatch()
-		m.c.pace.leave(m)
+		return 0, m.tryBack(ctx, u)
 	}
 	switch u.State {
+	case router.StateOld:
+		return m.idle(ctx, u)
 	case router.StateSyncing:
 		return 0, m.inSlot(ctx, workFirst, func() error { return m.sync(ctx, u) })
 	case router.StateReady:
 		return m.ready(ctx, u)
-	case router.StateCutover:
+	case router.StateCutover, router.StateRollback:
 		if byHand, err := m.heldByHand(ctx, u); byHand || err != nil {
 			m.phase(PhaseWaiting)
 			return m.c.cfg.Tail, err
@@ -285,10 +302,35 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 		// Without a place: a hold that waits for one could outlast max_hold.
 		return 0, m.counted(ctx, u, func() error { return m.held(ctx, u) })
 	case router.StateNew:
-		return m.flipped(ctx, u)
+		return m.window(ctx, u)
+	}
+	if wait, back := m.backDue(); back {
+		return wait, nil
 	}
 	m.phase(PhaseDone)
 	return 0, errArrived
+}
+
+// meet takes note of how the user is now. Nobody is told when that is no news.
+func (m *move) meet(u router.User) {
+	m.mu.Lock()
+	was := m.status.State
+	m.wave, m.notBefore = u.Wave, u.NotBefore
+	same := was == u.State && m.status.Wave == u.Wave
+	m.mu.Unlock()
+	if !same {
+		m.note(func(s *Status) { s.State, s.Wave = u.State, u.Wave })
+	}
+	m.followPause()
+	if u.State != router.StateReady {
+		m.c.pace.leave(m)
+	}
+	if u.State != router.StateReady && u.State != router.StateNew {
+		m.vigil.unwatch()
+	}
+	if u.State != router.StateOld && u.State != router.StateReady && u.State != router.StateNew {
+		m.rear.unwatch()
+	}
 }
 
 // inSlot runs f when one of the places for users at work is free.
@@ -331,8 +373,10 @@ func (m *move) job(ctx context.Context, u router.User, final bool) (backfill.Job
 	if err != nil {
 		return job, err
 	}
+	job.Settled = u.State == router.StateNew || u.State == router.StateDone || u.State == router.StateRollback
 	if m.c.cfg.Owners != nil {
-		job.Dest.Guard = m.check // asked before octets are sent, and so after every stop
+		// Asked before octets are sent, and so after every stop.
+		job.Source.Guard, job.Dest.Guard = m.check, m.check
 	}
 	if u.Deliver == router.DeliverBoth && !final {
 		return job, m.copies(ctx, u)
@@ -340,20 +384,19 @@ func (m *move) job(ctx context.Context, u router.User, final bool) (backfill.Job
 	return job, nil
 }
 
-// pass runs one backfill pass and adds it up.
+// pass runs one pass from old to new for a user who reads old, and adds it up.
 func (m *move) pass(ctx context.Context, u router.User, final bool) (backfill.Report, error) {
 	job, err := m.job(ctx, u, final)
 	if err != nil {
 		return backfill.Report{}, err
 	}
-	reads := u.State != router.StateNew // he reads old until then
 	req, insist := m.request(), m.insists()
 	began, count := time.Now(), m.counting()
 	rep, err := m.makePass(ctx, u, job, backfill.Options{
 		Final:          final,
-		Restore:        reads,
-		Deletions:      reads,
-		AllowDeletions: reads && m.mayDeleteMore(req),
+		Restore:        true,
+		Deletions:      true,
+		AllowDeletions: m.mayDeleteMore(req),
 		MayDelete:      func(ctx context.Context) error { return m.stillReads(ctx, u) },
 		RetryRefused:   req.RetryRefused,
 		Prompt:         u.State != router.StateSyncing,
@@ -403,12 +446,14 @@ func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o 
 	if err := m.stillReads(ctx, u); err != nil {
 		return backfill.Report{}, err
 	}
-	pctx, over := m.interruptible(ctx, u)
+	ictx, over := m.interruptible(ctx, u)
 	defer over()
+	pctx, end := m.sliced(ictx, u)
+	defer end()
 	m.beyondLimit()
 	rep, err := m.c.cfg.Copier.Pass(pctx, job, o)
-	if err != nil && errors.Is(context.Cause(pctx), errPaused) && ctx.Err() == nil {
-		err = errPaused
+	if err != nil {
+		err = m.why(ctx, pctx, err)
 	}
 	return rep, err
 }
@@ -426,6 +471,9 @@ func (m *move) passed(began time.Time, rep backfill.Report, err error) {
 			s.Problems, s.Classes, s.Synced = rep.Problems, classes(rep.Problems), began
 		}
 	})
+	if errors.Is(err, errSlice) {
+		err = nil // it goes on at once
+	}
 	if m.c.cfg.Hooks.Passed != nil {
 		m.c.cfg.Hooks.Passed(Passed{User: m.user, Report: rep, Err: err, New: fresh})
 	}
@@ -456,8 +504,15 @@ func (m *move) copies(ctx context.Context, u router.User) error {
 // sync copies until a pass is small, then the user is ready.
 func (m *move) sync(ctx context.Context, u router.User) error {
 	m.phase(PhaseCopy)
-	for range maxPasses {
+	for n := 0; n < maxPasses; n++ {
+		if _, err := m.sweepNew(ctx, u, sight{placed: true}); err != nil {
+			return err
+		}
 		rep, err := m.pass(ctx, u, false)
+		if errors.Is(err, errSlice) {
+			n--
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -501,26 +556,12 @@ func (m *move) ready(ctx context.Context, u router.User) (time.Duration, error) 
 			s.Err, s.Attempts, s.Next = "", 0, time.Time{} // else they are those of the flip
 		}
 	})
-	if wait > 0 {
-		return min(wait, next), nil
+	look, err := m.sweepNew(ctx, u, sight{})
+	if err != nil {
+		return 0, err
+	}
+	if next = min(next, look); wait > 0 {
+		next = min(next, wait)
 	}
 	return next, nil
-}
-
-// flipped makes the late pass: it catches a delivery to old that was frozen
-// just before its dot when the user was held.
-func (m *move) flipped(ctx context.Context, u router.User) (time.Duration, error) {
-	if wait := time.Until(u.Since.Add(m.c.cfg.LatePass)); wait > 0 {
-		m.phase(PhaseDone)
-		return wait, nil
-	}
-	err := m.inSlot(ctx, workFlip, func() error {
-		_, err := m.pass(ctx, u, true)
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("the pass after the flip: %w", err)
-	}
-	m.note(func(s *Status) { s.Phase, s.Err, s.Attempts, s.Next = PhaseDone, "", 0, time.Time{} })
-	return 0, errArrived
 }

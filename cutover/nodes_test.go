@@ -262,13 +262,13 @@ func TestNodesShareUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab := newTable()
 		b, g := newBooks(tab), newGuarded(sleepFor(2*time.Second))
-		a, c := runNode(t, b, g, "a", Config{Concurrency: 3}), runNode(t, b, g, "c", Config{Concurrency: 3})
+		a, c := runNode(t, b, g, "a", Config{Concurrency: 3, Window: -1}), runNode(t, b, g, "c", Config{Concurrency: 3, Window: -1})
 		for i := range 30 {
 			start(t, []*node{a, c}[i%2].Conductor, fmt.Sprintf("u%d@example.org", i), false)
 		}
 		time.Sleep(10 * time.Minute)
 		for i := range 30 {
-			if u := fmt.Sprintf("u%d@example.org", i); tab.way(u) != "syncing ready cutover new" {
+			if u := fmt.Sprintf("u%d@example.org", i); tab.way(u) != "syncing ready cutover new done" {
 				t.Errorf("%s went %q", u, tab.way(u))
 			}
 		}

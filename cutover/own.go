@@ -287,14 +287,19 @@ func (c *Conductor) needsPlace(ctx context.Context, user string) (router.User, b
 		return u, false, nil
 	case err != nil:
 		return u, false, fmt.Errorf("reading the user %s: %w", user, err)
-	case u.State != router.StateReady:
-		return u, u.State == router.StateSyncing, nil
+	case u.State == router.StateOld, u.State.Held():
+		return u, false, nil
+	case u.State == router.StateSyncing:
+		return u, true, nil
 	}
 	if _, stopped := c.stoppedBy(u.Wave); stopped || c.pace.bounded() {
 		return u, false, nil // he is kept in sync until his turn comes
 	}
 	w := c.wave(u.Wave)
 	req, _, err := c.loadRequest(ctx, user)
+	if u.State != router.StateReady {
+		return u, req.Rollback, err
+	}
 	return u, (!req.Sync || w.approved() || c.cfg.AutoApprove) && time.Until(later(u.NotBefore, w.NotBefore)) <= 0, err
 }
 
@@ -314,7 +319,8 @@ func (m *move) queued() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
-	return !m.placed && s.Paused == "" && (s.State == router.StateSyncing || s.State == router.StateReady && s.Flip && s.Phase == PhaseWaiting)
+	waits := s.Phase == PhaseWaiting && (s.State == router.StateReady && s.Flip || s.Rollback)
+	return !m.placed && s.Paused == "" && (s.State == router.StateSyncing || waits)
 }
 
 // moves lists those that are not finished.
@@ -447,7 +453,7 @@ func (m *move) seen(asked int64) {
 // carried to the end first: that takes seconds.
 func (m *move) leave() {
 	s := m.snapshot()
-	if s.State != router.StateCutover || s.Phase == PhaseWaiting {
+	if !s.State.Held() || s.Phase == PhaseWaiting {
 		m.mu.Lock()
 		m.left = true
 		m.mu.Unlock()

@@ -214,6 +214,7 @@ func (c *Conductor) ordersChanged(before []Pause) {
 	}
 	c.places.look()
 	c.tails.look()
+	c.sweeps.look()
 }
 
 // tryAnew has a flip that failed tried at once, when somebody lets his wave go on.
@@ -235,7 +236,9 @@ func (c *Conductor) watchPauses(ctx context.Context) {
 
 // pausable tells whether a pause stops the work on a user in a state: not while
 // he is held, and not once he reads new.
-func pausable(s router.State) bool { return s == router.StateSyncing || s == router.StateReady }
+func pausable(s router.State) bool {
+	return s == router.StateOld || s == router.StateSyncing || s == router.StateReady
+}
 
 // followPause puts the pauses into force for one user.
 func (m *move) followPause() {

@@ -62,6 +62,7 @@ func conductor(s *redis.Store, name string, a accounts) *cutover.Conductor {
 	return cutover.New(cutover.Config{
 		Table: s, Copier: &backfill.Copier{Ledger: s, BatchMessages: 10, Settle: 300 * time.Millisecond}, Mailboxes: a, Requests: s,
 		Owners: s, Board: s, Node: name, OwnTime: owning, Concurrency: 2, LatePass: time.Second, RetryFirst: 200 * time.Millisecond,
+		Window: -1, Tail: 300 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 }
@@ -198,7 +199,7 @@ func TestNodesThatAreKilledAndStopped(t *testing.T) {
 		wait(50 * time.Millisecond)
 	}
 	for _, u := range names {
-		if user, err := s.User(t.Context(), u); err != nil || user.State != router.StateNew {
+		if user, err := s.User(t.Context(), u); err != nil || user.State != router.StateDone {
 			t.Errorf("%s is %s, %v", u, user.State, err)
 		}
 		for _, folder := range []string{"INBOX", "Archive"} {

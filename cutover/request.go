@@ -13,13 +13,15 @@ const requestsOf = "conductor"
 
 // stored is a Request as it is kept.
 type stored struct {
-	By     string `json:"by,omitempty"`
-	Reason string `json:"reason,omitempty"`
-	Sync   bool   `json:"sync,omitempty"`
-	Allow  bool   `json:"allow_deletions,omitempty"`
-	Retry  bool   `json:"retry_refused,omitempty"`
-
-	At time.Time `json:"at,omitzero"`
+	By     string    `json:"by,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	Sync   bool      `json:"sync,omitempty"`
+	Allow  bool      `json:"allow_deletions,omitempty"`
+	Retry  bool      `json:"retry_refused,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+	// Back asks for a rollback; Epoch is that of the user when it was asked for.
+	Back  bool   `json:"rollback,omitempty"`
+	Epoch uint64 `json:"epoch,omitempty"`
 }
 
 // saveRequest keeps req over a restart. A request by nobody is forgotten.
@@ -27,7 +29,9 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 	if req.By == "" {
 		return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", nil)
 	}
-	data, err := json.Marshal(stored{By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused, At: req.At})
+	data, err := json.Marshal(stored{
+		By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused, Back: req.Rollback, Epoch: req.Epoch, At: req.At,
+	})
 	if err != nil {
 		return fmt.Errorf("encoding the request: %w", err)
 	}
@@ -37,7 +41,7 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 // loadRequest gives what was last asked for a user. Nothing asked means that
 // the user is kept in sync and no more.
 func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, asked bool, err error) {
-	req = Request{User: user, By: "crossfade", Sync: true}
+	req = Request{User: user, By: Itself, Sync: true}
 	records, err := c.cfg.Requests.LoadLedger(ctx, requestsOf+":"+user)
 	if err != nil {
 		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
@@ -50,7 +54,9 @@ func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, 
 	if err := json.Unmarshal(data, &s); err != nil {
 		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
-	return Request{User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry, At: s.At}, true, nil
+	return Request{
+		User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry, Rollback: s.Back, Epoch: s.Epoch, At: s.At,
+	}, true, nil
 }
 
 // used takes back what was said for one pass, after it.

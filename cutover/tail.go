@@ -82,9 +82,9 @@ func (v *vigil) take() (folders []string, since time.Time, all bool) {
 	return folders, v.since, all
 }
 
-// watch begins to watch the mailbox that the user reads, or goes on. A mailbox
-// that is not reached over IMAP has its sweeps only.
-func (m *move) watch(u router.User) error {
+// watchOver begins to watch the mailbox on old, or with back that on new, or goes
+// on. A mailbox that is not reached over IMAP has its sweeps only.
+func (m *move) watchOver(u router.User, v *vigil, back bool) error {
 	if m.c.cfg.Watcher == nil {
 		return nil
 	}
@@ -92,12 +92,15 @@ func (m *move) watch(u router.User) error {
 	if err != nil {
 		return err
 	}
-	v, acct := m.vigil, job.Source
+	acct, over := job.Source, job.From == nil
+	if back {
+		acct, over = job.Dest, true
+	}
 	if v.stop != nil && v.acct.Server == acct.Server && v.acct.Login == acct.Login {
 		return nil
 	}
-	m.unwatch()
-	if job.From != nil || acct.Server.Address == "" {
+	v.unwatch()
+	if !over || acct.Server.Address == "" {
 		return nil
 	}
 	v.acct, v.stop = acct, m.c.cfg.Watcher.Watch(acct, "INBOX", v.changed)
@@ -105,22 +108,31 @@ func (m *move) watch(u router.User) error {
 }
 
 // unwatch ends the watch. What the mailbox looks like is not known after it.
-func (m *move) unwatch() {
-	if m.vigil.stop != nil {
-		m.vigil.stop()
-		m.vigil.stop = nil
+func (v *vigil) unwatch() {
+	if v.stop != nil {
+		v.stop()
+		v.stop = nil
 	}
-	m.vigil.swept = time.Time{}
+	v.swept = time.Time{}
+}
+
+// unwatch ends the watches of both mailboxes.
+func (m *move) unwatch() {
+	m.vigil.unwatch()
+	m.rear.unwatch()
 }
 
 // follow keeps a ready user in sync: by a pass over all folders when that is
 // due, or when somebody asked for one, else over those that changed. It gives
 // the time until the next.
 func (m *move) follow(ctx context.Context, u router.User) (time.Duration, error) {
-	if err := m.watch(u); err != nil {
+	v, tail := m.vigil, m.c.cfg.Tail
+	if wait := v.due(tail); wait > 0 {
+		return wait, nil
+	}
+	if err := m.watchOver(u, v, false); err != nil {
 		return 0, err
 	}
-	v, tail := m.vigil, m.c.cfg.Tail
 	began := time.Now()
 	only, since, all := v.take()
 	carried := len(only) > 0

@@ -193,8 +193,9 @@ func TestWatchEndsWithReady(t *testing.T) {
 				}
 				do(t, c, tab)
 				time.Sleep(2 * time.Minute)
-				if w.count(alice) != 0 {
-					t.Errorf("the watch goes on: the user is %s", tab.state(alice))
+				// Who was flipped is watched for stragglers.
+				if st := tab.state(alice); w.count(alice) != 0 && st != router.StateNew {
+					t.Errorf("the watch goes on: the user is %s", st)
 				}
 			})
 		})

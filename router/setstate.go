@@ -73,8 +73,9 @@ func (r *Router) trySetState(ctx context.Context, addr mail.Address, to State, r
 	if err := Transition(from, to, req.Force); err != nil {
 		return User{}, 0, err
 	}
-	// A hold by hand is forced too: the conductor tells it by that from its own.
-	forced := Transition(from, to, false) != nil || req.Force && to.Held()
+	// A hold by hand is forced too: the conductor tells it by that from its own. So
+	// is the end of a window that nobody has looked at.
+	forced := Transition(from, to, false) != nil || req.Force && (to.Held() || to == StateDone)
 	u.State, u.Since, u.Note = to, s.now(), ""
 	return r.table.SetUser(ctx, u, Change{From: from, To: to, By: req.By, Reason: req.Reason, Forced: forced})
 }

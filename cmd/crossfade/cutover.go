@@ -16,13 +16,14 @@ import (
 )
 
 type cutoverCmd struct {
-	Start  cutoverStartCmd  `cmd:"" help:"Move users to the new system, with their mail."`
-	Cancel cutoverCancelCmd `cmd:"" help:"Take users who have not flipped back to old."`
-	Status moveStatusCmd    `cmd:"" help:"Show how moves go."`
-	Wave   waveCmd          `cmd:"" help:"Groups of users who are moved together."`
-	Pause  cutoverPauseCmd  `cmd:"" help:"Flip nobody for now, of all users or of a wave. Copies go on, and who is held goes on."`
-	Resume cutoverResumeCmd `cmd:"" help:"End a pause of flips, also of a wave that stopped by itself."`
-	Report cutoverReportCmd `cmd:"" help:"Say how moves went: when, how long mail was held, what was copied, problems."`
+	Start    cutoverStartCmd    `cmd:"" help:"Move users to the new system, with their mail."`
+	Cancel   cutoverCancelCmd   `cmd:"" help:"Take users who have not flipped back to old."`
+	Rollback cutoverRollbackCmd `cmd:"" help:"Take users who have flipped back to old, with what reached new since."`
+	Status   moveStatusCmd      `cmd:"" help:"Show how moves go."`
+	Wave     waveCmd            `cmd:"" help:"Groups of users who are moved together."`
+	Pause    cutoverPauseCmd    `cmd:"" help:"Flip nobody for now, of all users or of a wave. Copies go on, and who is held goes on."`
+	Resume   cutoverResumeCmd   `cmd:"" help:"End a pause of flips, also of a wave that stopped by itself."`
+	Report   cutoverReportCmd   `cmd:"" help:"Say how moves went: when, how long mail was held, what was copied, problems."`
 }
 
 type cutoverStartCmd struct {
@@ -103,6 +104,12 @@ func (w *wait) startWave(wave string, req admin.MoveRequest) error {
 	if err != nil {
 		return fmt.Errorf("starting the wave %s: %w", wave, err)
 	}
+	w.take(out)
+	return nil
+}
+
+// take takes what became of a request for several users.
+func (w *wait) take(out admin.WaveStarted) {
 	for _, f := range out.Failed {
 		w.refused(f.Where, errors.New(f.Message))
 	}
@@ -110,7 +117,6 @@ func (w *wait) startWave(wave string, req admin.MoveRequest) error {
 		fmt.Fprintf(w.app.stderr, "%s: nothing to do (see: crossfade user show)\n", clean(skipped))
 	}
 	w.add(out.Started...)
-	return nil
 }
 
 // addressList joins the addresses of arguments and file, each once.

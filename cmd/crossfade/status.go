@@ -22,6 +22,9 @@ func (a *app) printMoves(moves []cutover.Status) error {
 		if problem == "" {
 			problem = problemText(s)
 		}
+		if text := sweepText(s); text != "" && s.Err == "" && s.Limit == "" && s.Paused == "" {
+			problem = text
+		}
 		rate, left := paceText(s)
 		t.row(s.User, string(s.State), string(s.Phase), progressText(s), rate, left, fmt.Sprintf("%d (%s)", s.Copied, size(s.Bytes)),
 			brief(s.Throttled), lagText(s, time.Now()), brief(s.HoldTime), fmt.Sprint(s.Attempts), moment(s.Next), clip(problem, 100))
@@ -32,12 +35,16 @@ func (a *app) printMoves(moves []cutover.Status) error {
 // printReasons prints what the table has no room for.
 func (a *app) printReasons(moves []cutover.Status) {
 	for _, s := range moves {
-		if s.Err == "" && len(s.Problems) == 0 {
+		lines := sweepLines(s)
+		if s.Err == "" && len(s.Problems) == 0 && len(lines) == 0 {
 			continue
 		}
 		fmt.Fprintf(a.stdout, "%s:\n", clean(s.User))
 		if s.Err != "" {
 			fmt.Fprintf(a.stdout, "  %s\n", clean(s.Err))
+		}
+		for _, line := range lines {
+			fmt.Fprintf(a.stdout, "  %s\n", clean(line))
 		}
 		printProblems(a.stdout, s.Problems)
 	}

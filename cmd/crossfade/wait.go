@@ -21,7 +21,8 @@ const maxLost = 120
 type wait struct {
 	app    *app
 	client *admin.Client
-	flip   bool // to new; otherwise to ready
+	flip   bool   // to new; otherwise to ready, or where verb says
+	verb   string // what is done to users, when it is neither of these
 
 	users   []string
 	waiting map[string]bool
@@ -97,6 +98,9 @@ func (w *wait) finish(noWait, asJSON bool) error {
 		w.results.ok = len(w.users)
 		return w.results.err("started")
 	}
+	if w.verb != "" {
+		return w.results.err(w.verb)
+	}
 	if w.flip {
 		return w.results.err("moved")
 	}
@@ -167,7 +171,11 @@ func (w *wait) fromTable(user string) (cutover.Status, bool, error) {
 		return cutover.Status{}, false, err
 	}
 	s := cutover.Status{User: user, State: u.State, Flip: w.flip, Phase: cutover.PhaseWaiting}
-	if u.State == router.StateNew || u.State == router.StateDone {
+	arrived := u.State == router.StateNew || u.State == router.StateDone
+	if w.verb != "" {
+		arrived = u.State == router.StateOld
+	}
+	if arrived {
 		s.Phase = cutover.PhaseDone
 	}
 	return s, true, nil
@@ -192,7 +200,7 @@ func (w *wait) judge(user string, s cutover.Status) {
 	case s.Phase == cutover.PhaseDone:
 		w.end(user, doneText(s), nil)
 		printProblems(w.app.stderr, s.Problems)
-	case s.Phase == cutover.PhaseReady && !w.flip:
+	case s.Phase == cutover.PhaseReady && !w.flip && w.verb == "":
 		w.end(user, doneText(s), nil)
 		printProblems(w.app.stderr, s.Problems)
 	}
@@ -214,16 +222,25 @@ func phaseText(s cutover.Status) string {
 	case cutover.PhaseWaiting:
 		return "waits for its turn"
 	case cutover.PhaseCopy:
+		if s.Rollback {
+			return "copying back to old"
+		}
 		return "copying"
 	case cutover.PhaseLimit:
 		return s.Limit
 	case cutover.PhaseReady:
 		return "in sync"
 	case cutover.PhaseDrain:
+		if s.State == router.StateRollback {
+			return "held, deliveries to new end"
+		}
 		return "held, deliveries to old end"
 	case cutover.PhaseFinal:
 		return "held, the last difference is copied"
 	case cutover.PhaseFlip:
+		if s.State == router.StateRollback {
+			return "held, being set to old"
+		}
 		return "held, being set to new"
 	}
 	return string(s.Phase)

@@ -219,8 +219,9 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 		Table: d.store, Copier: d.copier, Looker: d.copier, Mailboxes: d.mailboxes, Requests: d.store,
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
 		MaxHeld: c.MaxHeld, FlipsPerMinute: c.FlipsPerMinute, StopAfter: c.StopAfter, StopShare: float64(c.StopShare.Percent) / 100,
-		Tail: time.Duration(d.cfg.Backfill.TailInterval),
-		Log:  d.log,
+		Tail: time.Duration(d.cfg.Backfill.TailInterval), Window: window(time.Duration(c.Window)), Mirror: c.Mirror,
+		SweepNew: c.Sweep == "both" && d.sweepable(),
+		Log:      d.log,
 		Hooks: cutover.Hooks{
 			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
 			Changed: func(c router.Change) { d.events.Publish(admin.EventUser, c) },
@@ -228,10 +229,14 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 				d.metrics.Backfilled(p)
 				d.events.Passed(p)
 			},
-			Flipped: d.metrics.Flipped, Failed: d.metrics.MoveFailed, Lagged: d.metrics.Lagged, Copying: d.metrics.Copying,
+			Flipped: d.metrics.Flipped, RolledBack: d.metrics.RolledBack, Failed: d.metrics.MoveFailed, Lagged: d.metrics.Lagged, Copying: d.metrics.Copying,
 			Stopped: func(p cutover.Pause) {
 				d.metrics.WaveStopped()
 				d.events.Publish(admin.EventWave, p)
+			},
+			Found: func(s cutover.Stray) {
+				d.metrics.Found(s)
+				d.events.Publish(admin.EventStray, s)
 			},
 		},
 	}
@@ -240,6 +245,20 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 	}
 	d.shareUsers(&cfg)
 	return cutover.New(cfg)
+}
+
+// window turns the configuration's 0, none, into the conductor's way to say so.
+func window(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// sweepable tells whether mail can be carried from new to old at all.
+func (d *Daemon) sweepable() bool {
+	s := d.mailboxes.sides.Load()
+	return s.old.server.Address != "" && s.old.mailbox.IsZero() && s.new.readable()
 }
 
 // alarm tells listeners of the API what an operator should look at; the

@@ -15,8 +15,10 @@ end
 -- From both ends, so that many who wait hide nobody whose node has just died.
 take(call('ZREVRANGEBYSCORE', key, NOW, '-inf', 'LIMIT', 0, 1000))
 take(call('ZRANGEBYSCORE', key, '-inf', NOW, 'LIMIT', 0, 1000))
-for _, user in ipairs(by['cutover'] or {}) do out[#out + 1] = user end
-by['cutover'] = nil
+for _, held in ipairs({ 'cutover', 'rollback' }) do
+  for _, user in ipairs(by[held] or {}) do out[#out + 1] = user end
+  by[held] = nil
+end
 for _, list in pairs(by) do
   for _, user in ipairs(list) do out[#out + 1] = user end
 end
