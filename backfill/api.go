@@ -87,6 +87,10 @@ type Options struct {
 	Only []string
 	// Progress is called from time to time, at most a few times a second.
 	Progress func(Progress)
+	// Arrived is called for each message that was appended, with the beginning of
+	// its header, at most 8 KiB: where it came from can be read there. It must not
+	// block, and not keep the octets.
+	Arrived func(header []byte)
 }
 
 // Progress is how far a pass has come.

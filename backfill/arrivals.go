@@ -142,3 +142,20 @@ func (p *pass) carried() error {
 	}
 	return nil
 }
+
+// headerTold is how much of a header Options.Arrived gets.
+const headerTold = 8 << 10
+
+// tellArrived shows who wants to know what was appended.
+func (f *folderRun) tellArrived(msgs []*incoming) {
+	if f.p.o.Arrived == nil || f.isAttic {
+		return
+	}
+	head := make([]byte, headerTold)
+	for _, m := range msgs {
+		n, _ := m.body.ReadAt(head, 0) // the end of a short message is an error, too
+		f.p.mu.Lock()
+		f.p.o.Arrived(head[:n])
+		f.p.mu.Unlock()
+	}
+}

@@ -344,6 +344,7 @@ func (f *folderRun) taken(msgs []*incoming) {
 			g.Copied, g.CopiedBytes = r.Copied, r.Bytes
 		}
 	})
+	f.tellArrived(msgs)
 	for _, m := range msgs {
 		m.done = true
 		f.arrived(m.meta.UID, m.id)

@@ -64,7 +64,10 @@ type Config struct {
 	// failed last, from 0 to 1; 0: it never stops for that.
 	StopAfter int
 	StopShare float64
-	LatePass  time.Duration // 2 minutes after the flip, one pass for a delivery frozen before its dot
+
+	// LatePass is how long after the flip one pass is made for a delivery frozen
+	// before its dot: 2 minutes, or Window when that is shorter.
+	LatePass time.Duration
 
 	// Window is how long after the flip mail is looked for on old at least: 7 days;
 	// below zero none. MayClose, when there is one, is asked before a window is
@@ -168,6 +171,7 @@ func New(cfg Config) *Conductor {
 		cfg.Window = 7 * 24 * time.Hour
 	}
 	cfg.Window = max(cfg.Window, 0)
+	cfg.LatePass = min(cfg.LatePass, cfg.Window)
 	if cfg.Concurrency <= 0 {
 		cfg.Concurrency = 4
 	}

@@ -184,7 +184,8 @@ func (m *move) strays(ctx context.Context, back bool, n int, hosts []string) {
 			r.Old.add(n, hosts, now)
 		}
 	})
-	m.c.cfg.Log.Info("cutover: mail was found in the mailbox that its user does not read, and carried over", "user", m.user, "found_on", side, "messages", n, "from", hosts)
+	m.c.cfg.Log.Info("cutover: mail was found in the mailbox that its user does not read, and carried over", "user", m.user, "found_on", side, "messages", n,
+		"from", slices.Compact(slices.Sorted(slices.Values(hosts))))
 	if m.c.cfg.Hooks.Found != nil {
 		m.c.cfg.Hooks.Found(Stray{User: m.user, Side: side, Count: n, From: hosts})
 	}

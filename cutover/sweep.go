@@ -22,9 +22,9 @@ const (
 	sweepTime = 30 * time.Second
 	// longSweep is the most that it gets when it found no time to do anything.
 	longSweep = 10 * time.Minute
-	// sweepRetry is the longest time between two tries at a mailbox that cannot be
-	// looked at.
-	sweepRetry = 10 * time.Minute
+	// sweepFirst and sweepRetry are the shortest and the longest time between two
+	// tries at a mailbox that cannot be looked at.
+	sweepFirst, sweepRetry = 5 * time.Second, 10 * time.Minute
 	// absentRetry is that for users who are old: many have no mailbox on new yet.
 	absentRetry = time.Hour
 )
@@ -187,7 +187,8 @@ func (m *move) look(ctx context.Context, u router.User, s *sweeper, how sight) (
 	var hosts []string
 	rep, err := m.passOf(pctx, u, s, how, &hosts)
 	if !s.back || u.State != router.StateNew {
-		m.strays(ctx, s.back, m.strayCount(ctx, s, how, rep, err), hosts)
+		n := m.strayCount(ctx, s, how, rep, err)
+		m.strays(ctx, s.back, n, hosts[:min(n, len(hosts))])
 	}
 	if err != nil {
 		if rep.Copied+rep.Adopted+rep.Flagged == 0 {
@@ -240,6 +241,7 @@ func (m *move) passOf(ctx context.Context, u router.User, s *sweeper, how sight,
 	rep, err := m.c.cfg.Copier.Pass(ctx, job, backfill.Options{
 		Back: s.back, Only: how.only, Final: how.final, Prompt: !m.uncarried(), Deletions: mirrors && how.only == nil, Restore: mirrors,
 		MayDelete: func(ctx context.Context) error { return m.stillReads(ctx, u) },
+		Arrived:   func(header []byte) { *hosts = append(*hosts, originOf(header)) },
 	})
 	fresh := unseen(rep.Problems, s.told)
 	for _, p := range fresh {
@@ -275,6 +277,11 @@ func (m *move) unlooked(ctx context.Context, u router.User, s *sweeper, err erro
 	if u.State == router.StateOld {
 		s.unwatch()
 	}
+	if errors.Is(err, backfill.ErrNoWayBack) { // Gmail's, which shows at the login only
+		s.retry = time.Now().Add(absentRetry)
+		m.noteSweep(func(w *Sweep) { w.Off = fmt.Sprintf("no sweeps of new: %v", err) })
+		return absentRetry, nil
+	}
 	text := ""
 	var limit *backfill.DayLimit
 	if errors.As(err, &limit) {
@@ -294,11 +301,10 @@ func (m *move) unlooked(ctx context.Context, u router.User, s *sweeper, err erro
 
 // sweepWait is the time until the next try: doubled each time.
 func (m *move) sweepWait(u router.User, s *sweeper) time.Duration {
-	most := sweepRetry
+	wait, most := sweepFirst, sweepRetry
 	if u.State == router.StateOld {
-		most = absentRetry
+		wait, most = m.c.cfg.RetryFirst, absentRetry
 	}
-	wait := m.c.cfg.RetryFirst
 	for i := 1; i < s.fails && wait < most; i++ {
 		wait *= 2
 	}

@@ -156,7 +156,7 @@ func (m *move) openWindow(ctx context.Context, u router.User) error {
 	if err != nil {
 		return fmt.Errorf("reading how the user came to read new: %w", err)
 	}
-	how := router.Change{Forced: true} // placed there by an import
+	var how router.Change
 	for _, c := range changes {
 		if c.From != c.To && c.To == router.StateNew {
 			how = c
@@ -170,7 +170,8 @@ func (m *move) openWindow(ctx context.Context, u router.User) error {
 			return
 		}
 		r.Flipped = u.Since
-		r.Uncopied = how.Forced && how.From != router.StateReady
+		// By hand, or placed there by an import: nothing, or not all, was copied.
+		r.Uncopied = (how.Forced || how.From == "") && how.From != router.StateReady
 		r.Carried = false
 	})
 	m.closing = closing{}
