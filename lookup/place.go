@@ -34,12 +34,27 @@ func (l located) moved() bool {
 // locate finds where an address is. Who must not be guessed about (a user in no
 // table, with the policy to ask both sides) is asked about.
 func (s *Service) locate(ctx context.Context, addr mail.Address) (located, error) {
-	res, users, err := s.cfg.Router.Locate(ctx, addr)
+	l, res, err := s.known(ctx, addr)
+	if err != nil || res.Status == router.Known {
+		return l, err
+	}
+	side, err := s.stray(ctx, res)
 	if err != nil {
 		return located{}, err
 	}
+	l.places[0].side = side
+	return l, nil
+}
+
+// known is what the table alone says of an address: the side of a place is empty
+// when it does not say.
+func (s *Service) known(ctx context.Context, addr mail.Address) (located, router.Resolution, error) {
+	res, users, err := s.cfg.Router.Locate(ctx, addr)
+	if err != nil {
+		return located{}, res, err
+	}
 	if res.Status == router.NotOurs {
-		return located{}, errNobody
+		return located{}, res, errNobody
 	}
 	l := located{given: addr}
 	for i, r := range res.Recipients {
@@ -50,15 +65,7 @@ func (s *Service) locate(ctx context.Context, addr mail.Address) (located, error
 		}
 		l.places = append(l.places, p)
 	}
-	if res.Status == router.Known {
-		return l, nil
-	}
-	side, err := s.stray(ctx, res)
-	if err != nil {
-		return located{}, err
-	}
-	l.places[0].side = side
-	return l, nil
+	return l, res, nil
 }
 
 // stray is the policy for an address in no table, as the relay has it for RCPT.
@@ -164,18 +171,20 @@ func (s *Service) transport(ctx context.Context, addr mail.Address) (string, err
 }
 
 // elsewhere is the way to this relay for who is not on the side home, or is held.
-// Those who are there are not found, so that their own server keeps them.
+// Those who are there are not found, so that their own server keeps them. So are
+// those in no table: the server that asks is one of the two that we would have
+// to ask, and would ask us again.
 func (s *Service) elsewhere(ctx context.Context, addr mail.Address, home mail.Route) (string, error) {
 	relay := s.set.Load().Transports.Relay
 	if relay == "" {
 		return "", fmt.Errorf("%w: the way to this relay is not configured: set lookup.transport.relay", errRefused)
 	}
-	l, err := s.locate(ctx, addr)
+	l, _, err := s.known(ctx, addr)
 	if err != nil {
 		return "", err
 	}
 	for _, p := range l.places {
-		if p.side != home || p.held {
+		if p.held || p.side != "" && p.side != home {
 			return relay, nil
 		}
 	}

@@ -34,7 +34,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 		w.settle(work, settling{lease: lease})
 		return gateReport{}
 	}
-	if vs := loopVerdicts(lease, w.route); vs != nil {
+	if vs := loopVerdicts(lease, w.route, w.d.cfg.Now()); vs != nil {
 		w.settle(work, settling{lease: lease, verdicts: vs})
 		return gateReport{}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"crossfade/mail"
 	"crossfade/queue"
@@ -13,12 +14,18 @@ import (
 // operator who lets it go on has read it: it is not parked a second time.
 const loopMark = "mail loop: "
 
+// loopPause is how long a message waits that a side gave back for the first
+// time. Around a flip that need not be a loop: Postfix goes by what it knew of
+// an address for up to 30 s.
+const loopPause = time.Minute
+
 // loopVerdicts looks whether a delivery would send mail round once more. It is
 // decided here and not when the mail arrives, because only now the route is
 // known: mail that comes back from old for a user who is on new by now goes to
-// new, and that is the end of it. What goes round is parked; other recipients of
-// the lease are given back, to be claimed again without it. nil: all may go.
-func loopVerdicts(lease *queue.Lease, route mail.Route) []deliverVerdict {
+// new, and that is the end of it. What goes round is parked, or waits when it
+// may be no loop; other recipients of the lease are given back, to be claimed
+// again without it. nil: all may go.
+func loopVerdicts(lease *queue.Lease, route mail.Route, now time.Time) []deliverVerdict {
 	if lease.Envelope.Passage.IsZero() {
 		return nil
 	}
@@ -29,7 +36,11 @@ func loopVerdicts(lease *queue.Lease, route mail.Route) []deliverVerdict {
 		if why := loopReason(lease.Envelope, item, route); why != "" {
 			looped = true
 			v.Kind, v.Reply = queue.Park, loopMark+why
-			v.alarm = v.Reply
+			if lease.Envelope.Passage.Ours == 1 {
+				v.Kind, v.At = queue.Retry, now.Add(loopPause)
+			} else {
+				v.alarm = v.Reply
+			}
 		}
 		vs = append(vs, v)
 	}

@@ -125,7 +125,7 @@ func TestLoopReason(t *testing.T) {
 func TestLoopIsParked(t *testing.T) {
 	outNoLeaks(t)
 	s, store := newDiskSite(t, nil)
-	id := putLooped(t, store, "ann@b.test", "bob@b.test")
+	id := putLooped(t, store, 2, "ann@b.test", "bob@b.test")
 	inPoll(t, "the other recipient", func() bool { return s.sinks[mail.Old].Count() == 1 })
 	var parked queue.Rcpt
 	inPoll(t, "parking", func() bool {
@@ -151,23 +151,46 @@ func TestLoopIsParked(t *testing.T) {
 	inPoll(t, "delivery after the operator's word", func() bool { return s.sinks[mail.Old].Count() == 2 })
 }
 
+// TestFirstReturnWaits: what a side gives back for the first time may come from
+// what it remembers; it waits, and goes there once more.
+func TestFirstReturnWaits(t *testing.T) {
+	outNoLeaks(t)
+	s, store := newDiskSite(t, nil)
+	id := putLooped(t, store, 1, "ann@b.test")
+	inPoll(t, "the wait", func() bool {
+		e, err := store.Get(t.Context(), id)
+		if err != nil || e.Rcpts[0].LastReply == "" {
+			return false
+		}
+		r := e.Rcpts[0]
+		if r.State != queue.Queued || !strings.HasPrefix(r.LastReply, loopMark) || time.Until(r.Due) < loopPause-10*time.Second || s.alarmCount() != 0 {
+			t.Errorf("%+v, %d alarms", r, s.alarmCount())
+		}
+		return true
+	})
+	if _, err := store.Apply(t.Context(), queue.Filter{IDs: []mail.ID{id}}, queue.Action{Verb: queue.DoRetry}); err != nil {
+		t.Fatal(err)
+	}
+	inPoll(t, "the second try", func() bool { return s.sinks[mail.Old].Count() == 1 })
+}
+
 // TestLoopEndsWithTheFlip: the same message is no loop once its user is on the
 // other side.
 func TestLoopEndsWithTheFlip(t *testing.T) {
 	outNoLeaks(t)
 	s, store := newDiskSite(t, nil)
 	diskState(t, store, router.User{Address: "ann@b.test", Kind: router.KindMailbox}, router.StateNew)
-	putLooped(t, store, "ann@b.test")
+	putLooped(t, store, 1, "ann@b.test")
 	inPoll(t, "delivery to new", func() bool { return s.sinks[mail.New].Count() == 1 })
 }
 
 // putLooped queues a message that old gave back, and that was here for the
 // first of its recipients.
-func putLooped(t *testing.T, store *disk.Store, rcpts ...string) mail.ID {
+func putLooped(t *testing.T, store *disk.Store, times int, rcpts ...string) mail.ID {
 	t.Helper()
 	env := &mail.Envelope{
 		ID: mail.NewID(), From: outAddr("sender@far.test"), Received: time.Now(), Client: mail.Client{Helo: "old.internal"},
-		Passage: mail.Passage{From: mail.Old, Hops: 3, Ours: 1, For: rcpts[:1]},
+		Passage: mail.Passage{From: mail.Old, Hops: 3, Ours: times, For: rcpts[:1]},
 	}
 	for _, r := range rcpts {
 		env.Recipients = append(env.Recipients, mail.Recipient{Addr: outAddr(r), User: r, Hint: mail.Old})

@@ -140,6 +140,7 @@ var steps = []struct {
 // TestLookupNginx: people log in through the mail proxy of nginx, are flipped,
 // log in again, and arrive at the other server.
 func TestLookupNginx(t *testing.T) {
+	t.Parallel()
 	l := newLookupWorld(t, 2)
 	n := realtest.StartNginx(t, realtest.NginxOptions{AuthHTTP: l.http + "/nginx", Key: l.key, SMTPAuth: true})
 	user, other := l.users[0], l.users[1]
@@ -223,6 +224,7 @@ func submitAs(t *testing.T, addr, user, password string) string {
 // TestLookupDovecot: the same through a Dovecot proxy with the Lua passdb of
 // deploy/, and what it says while Crossfade is away.
 func TestLookupDovecot(t *testing.T) {
+	t.Parallel()
 	realtest.NeedDovecotLua(t)
 	l := newLookupWorld(t, 1)
 	script, err := os.ReadFile("../../deploy/dovecot/crossfade.lua")
@@ -269,6 +271,7 @@ func TestLookupDovecot(t *testing.T) {
 // TestLookupPostfix: postmap and a running Postfix ask both protocols, and the
 // Postfix delivers where the user is.
 func TestLookupPostfix(t *testing.T) {
+	t.Parallel()
 	l := newLookupWorld(t, 2)
 	user, other := l.users[0], l.users[1]
 	table := "socketmap:unix:" + l.socket + ":transport"
