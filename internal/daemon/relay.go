@@ -220,8 +220,8 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 		AutoApprove: c.Approve == "auto", MaxHold: time.Duration(c.MaxHold), Concurrency: max(places, 1),
 		MaxHeld: c.MaxHeld, FlipsPerMinute: c.FlipsPerMinute, StopAfter: c.StopAfter, StopShare: float64(c.StopShare.Percent) / 100,
 		Tail: time.Duration(d.cfg.Backfill.TailInterval), Window: window(time.Duration(c.Window)), Mirror: c.Mirror,
-		SweepNew: c.Sweep == "both" && d.sweepable(),
-		Log:      d.log,
+		SweepNew: c.Sweep == "both" && d.sweepable(), MayClose: d.dnsMayClose,
+		Log: d.log,
 		Hooks: cutover.Hooks{
 			Status:  func(s cutover.Status) { d.events.Publish(admin.EventCutover, s) },
 			Changed: func(c router.Change) { d.events.Publish(admin.EventUser, c) },
@@ -237,6 +237,9 @@ func (d *Daemon) newConductor() *cutover.Conductor {
 			Found: func(s cutover.Stray) {
 				d.metrics.Found(s)
 				d.events.Publish(admin.EventStray, s)
+				if s.Side == string(mail.Old) {
+					d.strays.note(s.Count, s.From)
+				}
 			},
 		},
 	}
