@@ -139,12 +139,8 @@ func (r *run) readQueue(ctx context.Context) error {
 			return fmt.Errorf("audit: read the queue: %w", err)
 		}
 		for i := range page {
-			for _, f := range waiting(&page[i]) {
-				if r.req.wants(f.user) {
-					if err := r.spill.put(f); err != nil {
-						return err
-					}
-				}
+			if err := r.keep(waiting(&page[i])); err != nil {
+				return err
 			}
 		}
 		r.seen += len(page)
@@ -174,11 +170,17 @@ func (r *run) entry(e journal.Entry) error {
 	if r.seen++; r.seen%10_000 == 0 {
 		r.progress(Progress{Step: "journal", Done: r.seen})
 	}
-	for _, f := range factsOf(e) {
-		if r.req.wants(f.user) {
-			if err := r.spill.put(f); err != nil {
-				return err
-			}
+	return r.keep(factsOf(e))
+}
+
+// keep takes facts about the users who are asked for.
+func (r *run) keep(facts []fact) error {
+	for _, f := range facts {
+		if !r.req.wants(f.user) {
+			continue
+		}
+		if err := r.spill.put(f); err != nil {
+			return err
 		}
 	}
 	return nil
