@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"audit":                   {"mail", "router", "queue", "journal", "backfill", "backfill/certificate", "audit/seal"},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
-	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit"},
+	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit", "audit/seal"},
 	"lookup":                  {"mail", "router"},
 
 	"store/disk":      {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
@@ -51,7 +51,7 @@ var allowed = map[string][]string{
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
 
-	"cmd/crossfade": {"audit", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
+	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

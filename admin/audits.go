@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crossfade/audit"
+	"crossfade/audit/seal"
 )
 
 const tagAudits = "audits"
@@ -30,6 +31,8 @@ type AuditsAPI interface {
 	Of(ctx context.Context, user string) (*audit.Document, error)
 	// PublicKey checks what was signed.
 	PublicKey(ctx context.Context) (string, error)
+	// Sign signs members of a document with the key of the installation.
+	Sign(ctx context.Context, document any, members ...string) (*seal.Signature, error)
 }
 
 // LivesAPI tells what became of messages, and whether all is at its end.

@@ -169,8 +169,8 @@ func (c *Client) RunBackfillWith(ctx context.Context, address string, run Backfi
 }
 
 // Verify compares both mailboxes of a user; it waits for the end.
-func (c *Client) Verify(ctx context.Context, address string) (backfill.Verification, error) {
-	var out backfill.Verification
+func (c *Client) Verify(ctx context.Context, address string) (Verified, error) {
+	var out Verified
 	err := c.do(ctx, call{method: http.MethodPost, path: "/v1/backfill/" + part(address) + "/verify"}, nil, &out)
 	return out, err
 }

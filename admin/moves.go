@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"crossfade/audit/seal"
 	"crossfade/backfill"
 	"crossfade/cutover"
 	"crossfade/queue"
@@ -274,8 +275,29 @@ func (s *Server) runBackfill(ctx context.Context, in *runInput) (*body[cutover.S
 	return &body[cutover.Status]{s.statusOf(key)}, nil
 }
 
-func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[backfill.Verification], error) {
-	return lookAt(ctx, s, in, ConductorAPI.Verify)
+// Verified is a comparison, signed with the key of the installation.
+type Verified struct {
+	backfill.Verification
+	Signature *seal.Signature `json:"signature,omitempty" doc:"Over an object with one member, verification, that is all of this but the signature: as it stands in a certificate."`
+}
+
+// verification is what is signed.
+type verification struct {
+	V backfill.Verification `json:"verification"`
+}
+
+func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[Verified], error) {
+	v, err := lookAt(ctx, s, in, ConductorAPI.Verify)
+	if err != nil {
+		return nil, err
+	}
+	out := Verified{Verification: v.Body}
+	if s.cfg.Audits != nil {
+		if out.Signature, err = s.cfg.Audits.Sign(ctx, verification{v.Body}, "verification"); err != nil {
+			return nil, fmt.Errorf("verifying %s: %w", in.Address, err)
+		}
+	}
+	return &body[Verified]{out}, nil
 }
 
 func (s *Server) planBackfill(ctx context.Context, in *UserPath) (*body[backfill.Plan], error) {

@@ -16,6 +16,8 @@ import (
 type Signature struct {
 	Alg string `json:"alg"` // Ed25519
 	Key string `json:"key"` // public, in base64
+	// Only are the members that it covers; absent: all.
+	Only []string `json:"only,omitempty"`
 	// Digests are the SHA-256, in hexadecimal, of the canonical form (RFC 8785) of each
 	// part: a member, or what is right below one ("users/3", "journal/head"). The
 	// members signature and sha256 are no parts.
@@ -27,12 +29,15 @@ type Signature struct {
 
 const algorithm = "Ed25519"
 
-// Unsigned are the members of a document that its signature does not cover.
-func unsigned(name string) bool { return name == "signature" || name == "sha256" }
+// covers tells whether the signature is over a member.
+func (s *Signature) covers(name string) bool {
+	return name != "signature" && name != "sha256" && (len(s.Only) == 0 || slices.Contains(s.Only, name))
+}
 
 // Sign signs a document: anything that is encoded as a JSON object with whole
-// numbers only. Its member signature, where it has one, does not matter.
-func Sign(document any, k Key) (*Signature, error) {
+// numbers only. Its member signature, where it has one, does not matter. only names
+// the members that are signed; none: all are.
+func Sign(document any, k Key, only ...string) (*Signature, error) {
 	if k.private == nil {
 		return nil, errors.New("sign a document: there is no key")
 	}
@@ -44,8 +49,8 @@ func Sign(document any, k Key) (*Signature, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign a document: %w", err)
 	}
-	s := &Signature{Alg: algorithm, Key: k.Public()}
-	if s.Digests, err = digests(object); err != nil {
+	s := &Signature{Alg: algorithm, Key: k.Public(), Only: only}
+	if s.Digests, err = s.digests(object); err != nil {
 		return nil, fmt.Errorf("sign a document: %w", err)
 	}
 	text, err := s.signed()
@@ -72,10 +77,10 @@ func (s Signature) signed() ([]byte, error) {
 }
 
 // digests gives the digest of each part.
-func digests(object map[string]any) (map[string]string, error) {
+func (s *Signature) digests(object map[string]any) (map[string]string, error) {
 	out := map[string]string{}
 	for name, v := range object {
-		if unsigned(name) {
+		if !s.covers(name) {
 			continue
 		}
 		for part, v := range parts(name, v) {
@@ -146,7 +151,7 @@ func Check(data []byte, key string) (Result, error) {
 	if err := s.verify(); err != nil {
 		r.wrong("the signature: %v", err)
 	}
-	have, err := digests(object)
+	have, err := s.digests(object)
 	if err != nil {
 		return r, err
 	}

@@ -90,6 +90,26 @@ func TestEveryOctet(t *testing.T) {
 	}
 }
 
+// Of a part of a document nothing is said about the rest.
+func TestOnly(t *testing.T) {
+	k, _ := NewKey()
+	s, err := Sign(map[string]any{"mine": map[string]any{"x": 1}}, k, "mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for x, want := range map[int]bool{1: true, 2: false} {
+		data, _ := json.Marshal(map[string]any{"mine": map[string]any{"x": x}, "other": "y", "signature": s})
+		if r, err := Check(data, k.Public()); err != nil || r.OK() != want {
+			t.Errorf("%d: %+v, %v", x, r, err)
+		}
+	}
+	s.Only = nil
+	data, _ := json.Marshal(map[string]any{"mine": map[string]any{"x": 1}, "signature": s})
+	if r, _ := Check(data, ""); r.OK() {
+		t.Error("what it covers was changed")
+	}
+}
+
 func TestNotSigned(t *testing.T) {
 	for _, bad := range []string{"", "[]", "{}", `{"signature": 1}`, `{"a": 1.5, "signature": {}}`} {
 		if r, err := Check([]byte(bad), ""); err == nil && r.OK() {

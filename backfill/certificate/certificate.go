@@ -37,6 +37,9 @@ type Certificate struct {
 	// State is the user's when the comparison ended: old, syncing, ready, new ...
 	State        string                `json:"state,omitempty"`
 	Verification backfill.Verification `json:"verification"`
+	// Signature is the relay's, over Verification alone; see audit/seal. Relays before
+	// they had a key gave none.
+	Signature *seal.Signature `json:"signature,omitempty"`
 	// Sum is the SHA-256, in hexadecimal, of the file's JSON in the canonical form
 	// of RFC 8785, without this member. It shows an accidental change; whoever
 	// changes a file on purpose can make a new sum.
@@ -48,11 +51,12 @@ type Maker struct {
 	Tool, Relay string // versions
 	State       string // the user's
 	Now         time.Time
+	Signature   *seal.Signature // of the relay, over what New is given; nil: none
 }
 
 // New makes a certificate of a verification and seals it.
 func New(v backfill.Verification, by Maker) (Certificate, error) {
-	c := Certificate{Format: Format, Issued: by.Now.UTC().Truncate(time.Second), Complete: v.OK(), Tool: by.Tool, Relay: by.Relay, State: by.State, Verification: v}
+	c := Certificate{Format: Format, Issued: by.Now.UTC().Truncate(time.Second), Complete: v.OK(), Tool: by.Tool, Relay: by.Relay, State: by.State, Verification: v, Signature: by.Signature}
 	var err error
 	c.Sum, err = sumOf(c)
 	return c, err

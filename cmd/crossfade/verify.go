@@ -50,7 +50,7 @@ func (c *backfillVerifyCmd) Run(a *app) error {
 
 // verified is what is known of one user.
 type verified struct {
-	backfill.Verification
+	admin.Verified
 	state string
 }
 
@@ -77,7 +77,7 @@ func (v *verifying) begin() error {
 }
 
 func (v *verifying) ask(ctx context.Context, address string) (out verified, err error) {
-	if out.Verification, err = v.client.Verify(ctx, address); err != nil {
+	if out.Verified, err = v.client.Verify(ctx, address); err != nil {
 		return out, err
 	}
 	// For the reader: a user in no table has none.
@@ -100,7 +100,7 @@ func (v *verifying) each(address string, x verified, err error) error {
 	}
 	page := ""
 	if v.run != nil {
-		v.run.By.Now = time.Now()
+		v.run.By.Now, v.run.By.Signature = time.Now(), x.Signature
 		if _, page, err = v.run.Add(x.Verification, x.state); err != nil {
 			return err
 		}

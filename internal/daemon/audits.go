@@ -226,6 +226,15 @@ func (a *audits) PublicKey(ctx context.Context) (string, error) {
 	return k.Public(), err
 }
 
+// Sign implements admin.AuditsAPI.
+func (a *audits) Sign(ctx context.Context, document any, members ...string) (*seal.Signature, error) {
+	k, err := a.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return seal.Sign(document, k, members...)
+}
+
 // Why implements admin.LivesAPI.
 func (a *audits) Why(ctx context.Context, id string, look bool) ([]audit.Life, error) {
 	return a.auditor().Why(ctx, id, look)

@@ -10,6 +10,7 @@ import (
 
 	"crossfade/admin"
 	proof "crossfade/audit"
+	"crossfade/backfill/certificate"
 	"crossfade/journal"
 )
 
@@ -68,6 +69,7 @@ func TestAuditEqualsACount(t *testing.T) {
 		t.Errorf("%d accepted in all, %d were sent", doc.Total.Accepted, total)
 	}
 	w.checkSigned(d, doc)
+	w.checkCertificate(d)
 	w.checkLife(d)
 	w.checkFinish(d)
 }
@@ -152,6 +154,35 @@ func (w *world) checkSigned(d *running, doc *proof.Document) {
 		if page, err := doc.Page("x.json"); err != nil || !strings.Contains(string(page), w.users[0]) {
 			w.t.Errorf("the page: %v", err)
 		}
+	}
+}
+
+// checkCertificate makes a certificate of a mailbox, as the commands do, and
+// changes a digit of it.
+func (w *world) checkCertificate(d *running) {
+	w.t.Helper()
+	key, err := d.client.AuditKey(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	v, err := d.client.Verify(w.t.Context(), w.users[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := certificate.New(v.Verification, certificate.Maker{Tool: "e2e", Relay: "e2e", State: "new", Now: time.Now(), Signature: v.Signature})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	data, err := c.Encode()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if r, err := proof.CheckFile(data, key); err != nil || !r.OK() || r.Parts < 5 {
+		w.t.Errorf("%+v, %v", r, err)
+	}
+	bad := strings.Replace(string(data), `"missing": 0`, `"missing": 1`, 1)
+	if r, err := proof.CheckFile([]byte(bad), key); err != nil || len(r.Wrong) != 1 || !strings.Contains(r.Wrong[0], "verification/missing was changed") {
+		w.t.Errorf("%+v, %v", r, err)
 	}
 }
 
