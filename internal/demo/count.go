@@ -19,10 +19,12 @@ type book struct {
 	want map[string]map[string][]byte // user -> token -> message as it was sent
 	sent map[string]int               // accepted by the relay, by user
 	past map[string]int               // put into the old mailbox before, by user
+	// stray is what was put into the mailbox that the user did not read, by user.
+	stray map[string]int
 }
 
 func newBook() *book {
-	return &book{want: map[string]map[string][]byte{}, sent: map[string]int{}, past: map[string]int{}}
+	return &book{want: map[string]map[string][]byte{}, sent: map[string]int{}, past: map[string]int{}, stray: map[string]int{}}
 }
 
 func (b *book) expect(user, token string, body []byte, count map[string]int) {
@@ -48,7 +50,7 @@ func (b *book) total(count map[string]int) (n int) {
 type row struct {
 	user                            string
 	reads                           mail.Route
-	past, sent, found               int
+	past, sent, stray, found        int
 	missing, twice, altered, strays int
 }
 
@@ -58,7 +60,7 @@ func (r row) ok() bool { return r.missing+r.twice+r.altered+r.strays == 0 }
 func (b *book) audit(user string, reads mail.Route, sys *mailtest.Mailsystem) (row, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r := row{user: user, reads: reads, past: b.past[user], sent: b.sent[user]}
+	r := row{user: user, reads: reads, past: b.past[user], sent: b.sent[user], stray: b.stray[user]}
 	folders, err := sys.List(user)
 	if err != nil {
 		return r, fmt.Errorf("listing the folders of %s: %w", user, err)
@@ -97,20 +99,21 @@ func (b *book) audit(user string, reads mail.Route, sys *mailtest.Mailsystem) (r
 // table prints the rows and their sum, and tells whether all is well.
 func table(w io.Writer, rows map[string]row) bool {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "user\treads\tpast mail\tsent through relay\tin the mailbox\tmissing\ttwice\taltered\tstray\t")
+	fmt.Fprintln(tw, "user\treads\tpast mail\tthrough relay\tinto the other mailbox\tin the mailbox\tmissing\ttwice\taltered\tstray\t")
 	var sum row
 	for _, u := range slices.Sorted(maps.Keys(rows)) {
 		r := rows[u]
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", r.user, r.reads, r.past, r.sent, r.found, r.missing, r.twice, r.altered, r.strays)
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", r.user, r.reads, r.past, r.sent, r.stray, r.found, r.missing, r.twice, r.altered, r.strays)
 		sum.past += r.past
 		sum.sent += r.sent
+		sum.stray += r.stray
 		sum.found += r.found
 		sum.missing += r.missing
 		sum.twice += r.twice
 		sum.altered += r.altered
 		sum.strays += r.strays
 	}
-	fmt.Fprintf(tw, "all\t\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", sum.past, sum.sent, sum.found, sum.missing, sum.twice, sum.altered, sum.strays)
+	fmt.Fprintf(tw, "all\t\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", sum.past, sum.sent, sum.stray, sum.found, sum.missing, sum.twice, sum.altered, sum.strays)
 	tw.Flush()
 	return sum.ok()
 }

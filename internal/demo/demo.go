@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"crossfade/internal/daemon"
 	"crossfade/internal/mailtest"
 	"crossfade/mail"
+	"crossfade/router"
 )
 
 // Options of a demonstration. Zero values get the defaults named.
@@ -32,6 +34,8 @@ const (
 	domain   = "company.example"
 	password = "demo"
 	staying  = 2 // users who are not moved
+	// window is how long old is swept after a flip here; a week is usual.
+	window = 8 * time.Second
 )
 
 // ErrNotAll means that the count at the end did not come out even.
@@ -44,6 +48,7 @@ type show struct {
 	users     []string
 	templates [][]byte
 	book      *book
+	sides     *sides
 	old, new  *mailtest.Mailsystem
 	cfg       *config.Config
 	daemon    *daemon.Daemon
@@ -162,8 +167,10 @@ backends:
     smtp: %[4]s
     imap: %[5]s
     imap_login: {user: master, password_file: ./password, as: authzid}
+backfill: {tail_interval: 1s}
+cutover: {window: %[6]s}
 queue: {min_free: 0}
-`, domain, s.old.SMTPURL(), s.old.IMAPURL(), s.new.SMTPURL(), s.new.IMAPURL())
+`, domain, s.old.SMTPURL(), s.old.IMAPURL(), s.new.SMTPURL(), s.new.IMAPURL(), window)
 	path := filepath.Join(s.dir, "crossfade.yaml")
 	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.WriteFile(filepath.Join(s.dir, "password"), []byte(password+"\n"), 0o600)); err != nil {
 		return err
@@ -187,31 +194,107 @@ func (s *show) migrate(ctx context.Context) error {
 		return err
 	}
 	defer s.client.Close()
+	table := "address,state\n" + strings.Join(s.users, ",old\n") + ",old\n"
+	if _, err := s.client.ImportUsers(ctx, strings.NewReader(table), admin.ImportOptions{Reason: "demo"}); err != nil {
+		return err
+	}
+	s.sides = newSides(s.users)
 	tctx, stop := context.WithCancel(ctx)
 	defer stop()
 	t := &traffic{addr: s.daemon.SMTPAddrs()[0].String(), users: s.users, templates: s.templates, book: s.book}
-	sent := make(chan error, 1)
-	go func() { sent <- t.run(tctx) }()
-	s.say("mail begins to flow through the relay, and does not pause")
+	flows := make(chan error, 2)
+	go func() { flows <- t.run(tctx) }()
+	go func() { flows <- s.stray(tctx) }()
+	s.say("mail begins to flow through the relay, and past it into the mailboxes that users do not read; neither pauses")
 	moving := s.users[:len(s.users)-staying]
-	for i, user := range moving {
-		if err := s.move(ctx, user, i+1, len(moving)); err != nil {
-			return err
-		}
-	}
-	stop()
-	if err := <-sent; err != nil {
+	if err := s.moveAll(ctx, moving); err != nil {
 		return err
 	}
-	s.say("mail stops: %d messages accepted for %d recipients while users moved, none refused", t.n.Load(), s.book.total(s.book.sent))
+	stop()
+	if err := errors.Join(<-flows, <-flows); err != nil {
+		return err
+	}
+	s.say("mail stops: %d messages accepted for %d recipients while users moved, none refused; %d went past the relay", t.n.Load(), s.book.total(s.book.sent), s.book.total(s.book.stray))
 	if err := s.drain(ctx); err != nil {
 		return err
 	}
-	return s.count(moving)
+	if err := s.closeWindows(ctx, moving); err != nil {
+		return err
+	}
+	return s.count()
+}
+
+// moveAll moves users, takes the first one back in the middle, and forward again in
+// the end.
+func (s *show) moveAll(ctx context.Context, moving []string) error {
+	for i, user := range moving {
+		if err := s.move(ctx, user, fmt.Sprintf("%d of %d", i+1, len(moving))); err != nil {
+			return err
+		}
+		if i == len(moving)/2 {
+			if err := s.takeBack(ctx, moving[0]); err != nil {
+				return err
+			}
+		}
+	}
+	return s.move(ctx, moving[0], "once more")
+}
+
+// takeBack rolls a user back as an operator does.
+func (s *show) takeBack(ctx context.Context, user string) error {
+	if _, err := s.client.StartRollback(ctx, user, "demo"); err != nil {
+		return fmt.Errorf("rolling %s back: %w", user, err)
+	}
+	if err := s.until(ctx, user, router.StateOld); err != nil {
+		return err
+	}
+	s.sides.set(user, mail.Old)
+	s.say("%s changed his mind: what arrived on new went back with him, he reads old again", user)
+	return nil
+}
+
+// closeWindows waits until old is not swept any more.
+func (s *show) closeWindows(ctx context.Context, moved []string) error {
+	s.say("both sides are swept until the windows of %s are over", window)
+	found := 0
+	for _, user := range s.users {
+		if slices.Contains(moved, user) {
+			if err := s.until(ctx, user, router.StateDone); err != nil {
+				return err
+			}
+		}
+		st, err := s.client.Move(ctx, user)
+		if err == nil && st.Sweep != nil {
+			found += st.Sweep.Old.Count + st.Sweep.New.Count
+		}
+	}
+	s.say("the windows are closed: %d messages were found in mailboxes that their users did not read, and carried over", found)
+	return nil
+}
+
+// until waits until a user is in a state.
+func (s *show) until(ctx context.Context, user string, want router.State) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		u, err := s.client.User(ctx, user)
+		if err != nil {
+			return fmt.Errorf("asking about %s: %w", user, err)
+		}
+		if u.State == want {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			st, _ := s.client.Move(context.WithoutCancel(ctx), user)
+			return fmt.Errorf("%s is %s and not %s: %s %s: %w", user, u.State, want, st.Phase, st.Err, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // move cuts one user over as an operator does, and waits for the end.
-func (s *show) move(ctx context.Context, user string, n, of int) error {
+func (s *show) move(ctx context.Context, user, which string) error {
 	if _, err := s.client.StartCutover(ctx, user, admin.MoveRequest{Reason: "demo"}); err != nil {
 		return fmt.Errorf("cutting %s over: %w", user, err)
 	}
@@ -219,7 +302,8 @@ func (s *show) move(ctx context.Context, user string, n, of int) error {
 	if err != nil {
 		return err
 	}
-	s.say("%s is on new (%d of %d): %d messages copied in %d passes, mail held for %s", user, n, of, st.Copied, st.Passes, st.HoldTime.Round(time.Millisecond))
+	s.sides.set(user, mail.New)
+	s.say("%s is on new (%s): %d messages copied in %d passes, mail held for %s", user, which, st.Copied, st.Passes, st.HoldTime.Round(time.Millisecond))
 	return nil
 }
 
@@ -271,14 +355,13 @@ func (s *show) drain(ctx context.Context) error {
 }
 
 // count audits the mailbox that each user reads.
-func (s *show) count(moved []string) error {
+func (s *show) count() error {
 	rows := map[string]row{}
 	for _, user := range s.users {
-		sys, side := s.old, mail.Old
-		for _, m := range moved {
-			if m == user {
-				sys, side = s.new, mail.New
-			}
+		side, _ := s.sides.of(user)
+		sys := s.old
+		if side == mail.New {
+			sys = s.new
 		}
 		r, err := s.book.audit(user, side, sys)
 		if err != nil {
