@@ -7,7 +7,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler; without one the tests run without it and say so.
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: demo test build lint bench faults matrix fuzz docs clean
+.PHONY: demo test build lint bench faults matrix window fuzz docs clean
 
 demo: ## a whole migration on this machine, nothing to install
 	$(GO) run ./cmd/crossfade demo
@@ -36,6 +36,11 @@ matrix: ## every ordered pair of servers (docs/backfill.md), long form: some min
 faults: ## the fault suite (docs/faults.md), long form: about an hour; root for all of it
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \
 	$(GO) test -p 2 -timeout 90m -count=1 -run 'Kill|Crash|Faults|Full|Failed|PowerLoss' ./store/... ./backfill/... ./internal/...; code=$$?; \
+	cat $$figures; rm -f $$figures; exit $$code
+
+window: ## a company of 200 goes through the whole window (docs/faults.md), long form; and how long flips hold mail
+	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \
+	$(GO) test -timeout 120m -count=1 ./internal/window; code=$$?; \
 	cat $$figures; rm -f $$figures; exit $$code
 
 fuzz: ## every fuzz target for FUZZTIME (30s) each

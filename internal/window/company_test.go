@@ -33,11 +33,36 @@ func long() bool { return os.Getenv("CROSSFADE_FAULTS") == "long" }
 type company struct {
 	t            *testing.T
 	dir          string
-	old, new     *realtest.Dovecot
+	old, new     *system
 	oldMX, newMX *realtest.Postfix
 	people       []*person
 	relay        *relay
 	book         *book
+}
+
+// system is the mailboxes of one side.
+type system struct {
+	*realtest.IMAP
+	lmtp  string // socket
+	root  string // of the mail of a Dovecot
+	login string // `+"`imap_login`"+` of the configuration
+}
+
+// servers are what a company moves between.
+type servers struct{ cyrus bool }
+
+func (s servers) start(t *testing.T, names []string) (old, neu *system) {
+	t.Helper()
+	dovecot := func(layout realtest.Layout) *system {
+		d := realtest.StartDovecot(t, realtest.DovecotOptions{Layout: layout, LMTP: true, Users: names, MasterUser: master, MasterPassword: secret})
+		return &system{IMAP: &d.IMAP, lmtp: d.LMTPSocket, root: d.MailRoot, login: "suffix:*"}
+	}
+	if s.cyrus {
+		// Its own suppression of duplicates would hide ours.
+		c := realtest.StartCyrus(t, realtest.CyrusOptions{Classic: true, Admin: master, AdminPassword: secret, LMTP: true, Extra: "duplicatesuppression: no"})
+		return &system{IMAP: &c.IMAP, lmtp: c.LMTPSocket, login: "authzid"}, dovecot(realtest.Slash)
+	}
+	return dovecot(realtest.DotINBOX), dovecot(realtest.Slash)
 }
 
 // person is a user and what is known of him.
@@ -65,7 +90,7 @@ type relay struct {
 }
 
 // found starts the servers and gives people a past.
-func found(t *testing.T, people, past, waves int) *company {
+func found(t *testing.T, s servers, people, past, waves int) *company {
 	t.Helper()
 	c := &company{t: t, dir: t.TempDir(), book: newBook()}
 	var names []string
@@ -73,12 +98,9 @@ func found(t *testing.T, people, past, waves int) *company {
 		p := &person{addr: fmt.Sprintf("user%03d@%s", i+1, domain), wave: fmt.Sprintf("w%d", i%waves+1)}
 		c.people, names = append(c.people, p), append(names, p.addr)
 	}
-	o := realtest.DovecotOptions{Layout: realtest.DotINBOX, LMTP: true, Users: names, MasterUser: master, MasterPassword: secret}
-	c.old = realtest.StartDovecot(t, o)
-	o.Layout = realtest.Slash
-	c.new = realtest.StartDovecot(t, o)
-	mx := func(d *realtest.Dovecot) *realtest.Postfix {
-		return realtest.StartPostfix(t, realtest.PostfixOptions{Domains: []string{domain}, Recipients: names, NextHop: "lmtp:unix:" + d.LMTPSocket})
+	c.old, c.new = s.start(t, names)
+	mx := func(d *system) *realtest.Postfix {
+		return realtest.StartPostfix(t, realtest.PostfixOptions{Domains: []string{domain}, Recipients: names, NextHop: "lmtp:unix:" + d.lmtp})
 	}
 	c.oldMX, c.newMX = mx(c.old), mx(c.new)
 	for _, p := range c.people {
@@ -103,14 +125,14 @@ backends:
   old:
     smtp: %[4]s
     imap: %[5]s
-    imap_login: {user: %[8]s, password_file: ./password, as: "suffix:*"}
+    imap_login: {user: %[8]s, password_file: ./password, as: %[9]q}
   new:
     smtp: %[6]s
     imap: %[7]s
-    imap_login: {user: %[8]s, password_file: ./password, as: "suffix:*"}
+    imap_login: {user: %[8]s, password_file: ./password, as: %[10]q}
 backfill: {tail_interval: 2s}
 queue: {min_free: 0, doubt_wait: 10s}
-`, domain, smtp, api, c.oldMX.SMTPURL(), c.old.IMAPURL(), c.newMX.SMTPURL(), c.new.IMAPURL(), master))
+`, domain, smtp, api, c.oldMX.SMTPURL(), c.old.IMAPURL(), c.newMX.SMTPURL(), c.new.IMAPURL(), master, c.old.login, c.new.login))
 	r := &relay{t: t, cfg: filepath.Join(c.dir, "crossfade.yaml"), log: filepath.Join(c.dir, "log"), smtp: smtp, api: api, program: filepath.Join(c.dir, "crossfade")}
 	if out, err := exec.Command("go", "build", "-o", r.program, "crossfade/cmd/crossfade").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"crossfade/internal/mailtest/realtest"
-
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
 )
@@ -20,14 +18,14 @@ import (
 const archive = "Archive"
 
 // reads is the mail system that somebody reads, other the one he does not.
-func (c *company) reads(p *person) *realtest.Dovecot {
+func (c *company) reads(p *person) *system {
 	if p.onNew {
 		return c.new
 	}
 	return c.old
 }
 
-func (c *company) other(p *person) *realtest.Dovecot {
+func (c *company) other(p *person) *system {
 	if p.onNew {
 		return c.old
 	}
@@ -64,7 +62,7 @@ func (c *company) givePast(p *person, n int) {
 	}
 }
 
-func login(d *realtest.Dovecot, user string) (*imapclient.Client, error) {
+func login(d *system, user string) (*imapclient.Client, error) {
 	cl, err := imapclient.DialInsecure(d.IMAPAddr, nil)
 	if err != nil {
 		return nil, err
@@ -161,7 +159,7 @@ func marked(header []byte) string {
 }
 
 // contents counts the messages in all folders of somebody's mailbox.
-func contents(d *realtest.Dovecot, user string) (map[string][]string, error) {
+func contents(d *system, user string) (map[string][]string, error) {
 	cl, err := login(d, user)
 	if err != nil {
 		return nil, err

@@ -19,13 +19,22 @@ import (
 // TestWindow: waves, two rollbacks and the way forward again, under mail on all ways, with people at their mailboxes, while the
 // relay is killed again and again.
 func TestWindow(t *testing.T) {
+	for name, s := range map[string]servers{"DovecotToDovecot": {}, "CyrusToDovecot": {cyrus: true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			through(t, s)
+		})
+	}
+}
+
+func through(t *testing.T, s servers) {
 	people, before, waves, every, kills := 16, 12, 4, 80*time.Millisecond, 6
 	if long() {
 		people, before, waves, every, kills = 200, 60, 8, 40*time.Millisecond, 60
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	c := found(t, people, before, waves)
+	c := found(t, s, people, before, waves)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	work := &crowd{}

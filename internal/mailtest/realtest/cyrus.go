@@ -23,7 +23,9 @@ type CyrusOptions struct {
 	// Admin, with AdminPassword (default "adminsecret"), may log in for everybody by PLAIN with the user as
 	// authorization identity (proxyservers).
 	Admin, AdminPassword string
-	QuotaKiB             int // of a new mailbox; 0 is none
+	// LMTP takes mail on a socket, Cyrus.LMTPSocket, for any user.
+	LMTP     bool
+	QuotaKiB int // of a new mailbox; 0 is none
 	// Extra is put at the end of imapd.conf.
 	Extra string
 }
@@ -31,7 +33,8 @@ type CyrusOptions struct {
 // Cyrus is a running Cyrus IMAP server.
 type Cyrus struct {
 	IMAP
-	Options CyrusOptions
+	LMTPSocket string // path, empty without LMTP
+	Options    CyrusOptions
 
 	dir    string
 	daemon *daemon
@@ -71,7 +74,7 @@ const cyrusServices = `START {
 }
 SERVICES {
   imap cmd="%s" listen="127.0.0.1:%d" proto="tcp4" prefork=0 maxchild=200
-}
+%s}
 EVENTS {
 }
 `
@@ -88,6 +91,12 @@ func StartCyrus(t testing.TB, o CyrusOptions) *Cyrus {
 	if o.Classic {
 		c.Separator, c.Prefix = ".", "INBOX."
 	}
+	more := ""
+	if o.LMTP {
+		lmtpd := needServer(t, "cyrus-common", "/usr/lib/cyrus/bin/lmtpd", "/usr/lib/cyrus/bin/lmtpd")
+		c.LMTPSocket = filepath.Join(c.dir, "conf", "socket", "lmtp")
+		more = fmt.Sprintf("  lmtp cmd=%q listen=%q prefork=0 maxchild=50\n", lmtpd+" -C "+filepath.Join(c.dir, "imapd.conf"), c.LMTPSocket)
+	}
 	c.configure(t)
 	c.serveLogins(t)
 	t.Cleanup(func() {
@@ -100,7 +109,7 @@ func StartCyrus(t testing.TB, o CyrusOptions) *Cyrus {
 	for range 3 { // a port that was free may be taken by now
 		port := FreePort(t)
 		c.IMAPAddr = fmt.Sprintf("127.0.0.1:%d", port)
-		writeFile(t, filepath.Join(c.dir, "cyrus.conf"), fmt.Sprintf(cyrusServices, imapd+" -C "+filepath.Join(c.dir, "imapd.conf"), port))
+		writeFile(t, filepath.Join(c.dir, "cyrus.conf"), fmt.Sprintf(cyrusServices, imapd+" -C "+filepath.Join(c.dir, "imapd.conf"), port, more))
 		if err = c.start(master); err == nil {
 			return c
 		}
