@@ -170,3 +170,24 @@ func (n *counting) upTo(s *Status, copied int, octets int64) {
 		f(more, moreOctets)
 	}
 }
+
+// Rates adds up how fast the passes under way on this node are: messages and
+// octets in a second.
+func (c *Conductor) Rates() (messages, octets float64) {
+	for _, m := range c.moves() {
+		m.mu.Lock()
+		p, running := m.status.Progress, m.passing
+		m.mu.Unlock()
+		if running && p.MessagesDone < p.Messages {
+			messages += p.MessagesPerSecond
+			octets += p.BytesPerSecond
+		}
+	}
+	return messages, octets
+}
+
+func (m *move) setPassing(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.passing = yes
+}

@@ -57,6 +57,7 @@ type move struct {
 
 	keeping sync.Mutex
 	kept    *kept // what is on record; nil: nothing
+	passing bool  // a pass runs; guarded by mu
 
 	stake stake  // in the user, where nodes share the work
 	vigil *vigil // over his mailbox on old, while he is ready or new
@@ -451,6 +452,8 @@ func (m *move) makePass(ctx context.Context, u router.User, job backfill.Job, o 
 	pctx, end := m.sliced(ictx, u)
 	defer end()
 	m.beyondLimit()
+	m.setPassing(true)
+	defer m.setPassing(false)
 	rep, err := m.c.cfg.Copier.Pass(pctx, job, o)
 	if err != nil {
 		err = m.why(ctx, pctx, err)

@@ -37,6 +37,9 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if err := d.registry.Register(newDNSCollector(d.dns)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	if err := d.registry.Register(newPaceCollector(d.conductor)); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	cfg := admin.Config{
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
 		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes, DNS: d.dnsAPI(),
