@@ -78,6 +78,9 @@ func (s *Server) importUsers(ctx context.Context, in *importInput) (*body[Import
 		if users, err = s.checkAliases(ctx, users, in.KeepGoing, &out); err != nil {
 			return nil, err
 		}
+		if users, err = s.checkWaves(ctx, users, in.KeepGoing, &out); err != nil {
+			return nil, err
+		}
 	}
 	out.Skipped, out.Checked, out.DryRun = len(out.Errors), len(users), in.DryRun
 	if len(out.Errors) > 0 && !in.KeepGoing {

@@ -204,7 +204,7 @@ func (s *Server) startWave(ctx context.Context, in *waveInput) (*body[WaveStarte
 		return nil, err
 	}
 	out := WaveStarted{Started: []string{}}
-	req, cursor, found := asked(in.Body), "", false
+	req, found := asked(in.Body), false
 	if w, err := s.waves(); err == nil && !req.Sync {
 		// Whoever starts it all the way approves it, also for those who come later.
 		rec := Record{Action: "approve-wave", Object: in.Name, Reason: req.Reason}
@@ -214,18 +214,12 @@ func (s *Server) startWave(ctx context.Context, in *waveInput) (*body[WaveStarte
 			return nil, err
 		}
 	}
-	for {
-		users, next, err := s.cfg.Users.Users(ctx, router.Filter{Wave: in.Name}, cursor, 500)
-		if err != nil {
-			return nil, fmt.Errorf("listing the wave %s: %w", in.Name, err)
-		}
-		for _, u := range users {
-			found = true
-			s.startMember(ctx, u, req, &out)
-		}
-		if cursor = next; cursor == "" {
-			break
-		}
+	err := s.eachOfWave(ctx, in.Name, func(u router.User) {
+		found = true
+		s.startMember(ctx, u, req, &out)
+	})
+	if err != nil {
+		return nil, err
 	}
 	if !found {
 		return nil, &Problem{Type: ProblemNoUser, Title: "no such wave", Status: http.StatusNotFound,

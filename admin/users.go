@@ -109,7 +109,11 @@ func (s *Server) patchUser(ctx context.Context, in *patchInput) (*body[router.Us
 	if err := checkEpoch(u, in.Body.Epoch); err != nil {
 		return nil, err
 	}
+	before := u
 	if err := in.Body.apply(&u); err != nil {
+		return nil, err
+	}
+	if err := s.checkWave(ctx, before, u.Wave); err != nil {
 		return nil, err
 	}
 	if err := s.cfg.Router.CheckAliases(ctx, []router.User{u}); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crossfade/cutover"
+	"crossfade/router"
 )
 
 func TestWaves(t *testing.T) {
@@ -147,5 +148,42 @@ func TestWavesAreEvents(t *testing.T) {
 		}
 	case <-ctx.Done():
 		t.Error("no event")
+	}
+}
+
+// TestNobodyLeavesARunningWave: a user who is on his way in a wave that is under way
+// is not put into another, neither by hand nor by an import; others are.
+func TestNobodyLeavesARunningWave(t *testing.T) {
+	r := newRig(t, nil)
+	waves := r.server.cfg.Waves.(*memWaves)
+	set := func(user, wave string, st router.State) {
+		u := r.table.users[user]
+		u.Wave, u.State = wave, st
+		r.table.users[user] = u
+	}
+	set("anna@example.org", "one", router.StateReady)
+	set("cleo@example.org", "one", router.StateOld)
+	c, ctx, two := r.client(adminToken), t.Context(), "two"
+	csv := "address,wave\nanna@example.org,two\ncleo@example.org,two\n"
+
+	waves.wave.State = cutover.WaveRunning
+	_, err := c.ChangeUser(ctx, "anna@example.org", UserPatch{Wave: &two})
+	if p := wantProblem(t, err, ProblemRefused); !strings.Contains(p.Detail, "in the wave one, which is under way") {
+		t.Errorf("%+v", p)
+	}
+	_, err = c.ImportUsers(ctx, strings.NewReader(csv), ImportOptions{})
+	if p := wantProblem(t, err, ProblemBadCSV); len(p.Errors) != 1 || !strings.Contains(p.Errors[0].Message, "anna@example.org is ready in the wave one") {
+		t.Errorf("%+v", p)
+	}
+	if r.table.users["cleo@example.org"].Wave != "one" {
+		t.Error("an import that was refused changed a user")
+	}
+	out, err := c.ImportUsers(ctx, strings.NewReader(csv), ImportOptions{KeepGoing: true})
+	if err != nil || out.Updated != 1 || out.Skipped != 1 || r.table.users["anna@example.org"].Wave != "one" || r.table.users["cleo@example.org"].Wave != "two" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	waves.wave.State = cutover.WavePlanned
+	if _, err = c.ChangeUser(ctx, "anna@example.org", UserPatch{Wave: &two}); err != nil {
+		t.Errorf("out of a wave that is only planned: %v", err)
 	}
 }

@@ -24,6 +24,8 @@ type table struct {
 	ledger  map[string]map[string][]byte
 	fail    func(u router.User) error
 	blind   error // the answer to who changed a user
+
+	lag time.Duration // of a list of users, between the look and the answer
 }
 
 func newTable(users ...router.User) *table {
@@ -46,6 +48,11 @@ func (t *table) User(_ context.Context, key string) (router.User, error) {
 }
 
 func (t *table) Users(_ context.Context, f router.Filter, _ string, _ int) ([]router.User, string, error) {
+	defer func() {
+		if t.lag > 0 {
+			time.Sleep(t.lag)
+		}
+	}()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var out []router.User

@@ -143,39 +143,66 @@ func (c *copier) passesOf(user string) (n int) {
 // TestPaceOverNodes: the bounds are those of all nodes together, also when one
 // dies while it looks.
 func TestPaceOverNodes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		tab := newTable()
-		held := watchHeld(tab)
-		b, g := newBooks(tab), newGuarded(sleepFor(300*time.Millisecond))
-		cfg := Config{Concurrency: 4, MaxHeld: 2, FlipsPerMinute: 30}
-		a, c := runNode(t, b, g, "a", cfg), runNode(t, b, g, "c", cfg)
-		for _, u := range inWave("", 20, "") {
-			start(t, a.Conductor, u.Address, false)
+	for _, cfg := range []Config{{MaxHeld: 1}, {MaxHeld: 2}, {FlipsPerMinute: 30}, {MaxHeld: 1, FlipsPerMinute: 60}} {
+		cfg.Concurrency = 4
+		synctest.Test(t, func(t *testing.T) { paceOverNodes(t, cfg) })
+	}
+}
+
+func paceOverNodes(t *testing.T, cfg Config) {
+	tab := newTable()
+	tab.lag = 300 * time.Millisecond
+	held := watchHeld(tab)
+	b, g := newBooks(tab), newGuarded(sleepFor(time.Second))
+	a, c := runNode(t, b, g, "a", cfg), runNode(t, b, g, "c", cfg)
+	for _, u := range inWave("", 20, "") {
+		start(t, a.Conductor, u.Address, false)
+	}
+	time.Sleep(20 * time.Second)
+	// A node that died owns the right, for lockTime.
+	if _, err := (&view{books: b, node: "dead"}).Own(t.Context(), lockTime, paceLock); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Minute)
+	if n := tab.count(router.StateNew); n != 20 || cfg.MaxHeld > 0 && held() != cfg.MaxHeld {
+		t.Errorf("%+v: %d users are new, %d were held at once", cfg, n, held())
+	}
+	if at := tab.holds(); cfg.FlipsPerMinute > 0 {
+		for i := 1; i < len(at); i++ {
+			if gap := at[i].Sub(at[i-1]); gap < time.Minute/time.Duration(cfg.FlipsPerMinute) {
+				t.Errorf("%+v: hold %d began %s after the one before", cfg, i, gap)
+			}
 		}
-		time.Sleep(20 * time.Second)
-		// A node that died owns the right, for lockTime.
-		if _, err := (&view{books: b, node: "dead"}).Own(t.Context(), lockTime, paceLock); err != nil {
+	}
+	if na, nc := g.count("a"), g.count("c"); na == 0 || nc == 0 {
+		t.Errorf("passes: a made %d, c %d", na, nc)
+	}
+	for _, s := range c.Status() {
+		if s.User == paceLock {
+			t.Errorf("the right to hold users is shown as a user: %+v", s)
+		}
+	}
+	g.check(t)
+}
+
+// TestHeldByHandCounts: who is held by an operator is held.
+func TestHeldByHandCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(router.User{Address: alice, State: router.StateReady}), &copier{took: time.Second}
+		u, _ := tab.User(t.Context(), alice)
+		u.State = router.StateCutover
+		if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: router.StateReady, To: router.StateCutover, By: "olga", Forced: true}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Minute)
-		if n := tab.count(router.StateNew); n != 20 || held() > 2 {
+		held := watchHeld(tab)
+		c := conduct(t, tab, cop, Config{MaxHeld: 2})
+		for _, u := range inWave("", 6, "") {
+			start(t, c, u.Address, false)
+		}
+		time.Sleep(10 * time.Minute)
+		if n := tab.count(router.StateNew); n != 6 || held() != 2 {
 			t.Errorf("%d users are new, %d were held at once", n, held())
 		}
-		at := tab.holds()
-		for i := 1; i < len(at); i++ {
-			if gap := at[i].Sub(at[i-1]); gap < 2*time.Second {
-				t.Errorf("hold %d began %s after the one before", i, gap)
-			}
-		}
-		if na, nc := g.count("a"), g.count("c"); na == 0 || nc == 0 {
-			t.Errorf("passes: a made %d, c %d", na, nc)
-		}
-		for _, s := range c.Status() {
-			if s.User == paceLock {
-				t.Errorf("the right to hold users is shown as a user: %+v", s)
-			}
-		}
-		g.check(t)
 	})
 }
 
