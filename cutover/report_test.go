@@ -21,7 +21,7 @@ func TestReport(t *testing.T) {
 			switch {
 			case user == "u02@example.org" && final:
 				return backfill.Report{}, errors.New("new: over quota")
-			case n == 0:
+			case n == 0 && user != "u03@example.org":
 				return backfill.Report{Copied: 10, Bytes: 100, Problems: []backfill.Problem{{Class: backfill.ClassFlag, Count: 2}}}, nil
 			}
 			return backfill.Report{}, nil

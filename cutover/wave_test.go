@@ -467,17 +467,27 @@ func TestFlippedByHandInTheMiddle(t *testing.T) {
 		if _, err := c.ApproveWave(t.Context(), "w1", "olga"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(90 * time.Second)
-		u, _ := tab.User(t.Context(), "u00@example.org")
+		first, second := "u00@example.org", "u01@example.org"
+		for found := false; !found; time.Sleep(10 * time.Second) {
+			c.pace.mu.Lock()
+			for m := range c.pace.trying {
+				found = m.snapshot().Phase == PhaseCopy // the pass before the hold
+				if m.user == second {
+					first, second = second, first
+				}
+			}
+			c.pace.mu.Unlock()
+		}
+		u, _ := tab.User(t.Context(), first)
 		u.State = router.StateNew
 		if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: router.StateReady, To: router.StateNew, By: "olga", Forced: true}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(30 * time.Minute)
-		if got := tab.way("u00@example.org"); got != "new" {
+		if got := tab.way(first); got != "new" {
 			t.Errorf("the user went %q", got)
 		}
-		if got := tab.way("u01@example.org"); got != "cutover new" {
+		if got := tab.way(second); got != "cutover new" {
 			t.Errorf("the other user went %q: the wave was stopped, or his turn was lost", got)
 		}
 	})

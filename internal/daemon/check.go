@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,11 +27,16 @@ type Finding struct {
 // checkTime bounds each probe.
 const checkTime = 15 * time.Second
 
-// Check tries what a configuration needs to work: the store's disk, both
-// backends, and the logins. With a user's address it opens that user's mailbox
-// on both sides; without one only servers are reached, because master logins
-// need somebody to be logged in as.
+// Check is [CheckUser] for a user whose logins are his address.
 func Check(ctx context.Context, cfg *config.Config, user string) []Finding {
+	return CheckUser(ctx, cfg, router.User{Address: user})
+}
+
+// CheckUser tries what a configuration needs to work: the store's disk, both
+// backends, and the logins. It opens the user's mailbox on both sides; without an
+// address that of somebody in the table, when the store can be read, because
+// master logins need somebody to be logged in as.
+func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Finding {
 	var out []Finding
 	for _, w := range cfg.Warnings() {
 		out = append(out, Finding{What: "configuration", OK: true, Text: "warning: " + w})
@@ -163,7 +169,29 @@ func describeSMTP(encrypted bool, c smtpclient.Caps) string {
 	return text
 }
 
-func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
+// somebody gives a mailbox of the table, or why there is none to be had. Nothing
+// in the store changes.
+func somebody(ctx context.Context, cfg *config.Config) (router.User, string) {
+	src, err := openSource(ctx, cfg, cfg.Store)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return router.User{}, "there is no table yet"
+	case err != nil:
+		return router.User{}, "the table cannot be read: " + err.Error()
+	}
+	defer src.Close()
+	for account, err := range src.Accounts(ctx) {
+		switch {
+		case err != nil:
+			return router.User{}, "the table cannot be read: " + err.Error()
+		case account.User != nil && (account.User.Kind == router.KindMailbox || account.User.Kind == ""):
+			return *account.User, ""
+		}
+	}
+	return router.User{}, "the table has no mailbox"
+}
+
+func checkIMAP(ctx context.Context, cfg *config.Config, user router.User) []Finding {
 	if !cfg.Backends.Old.Readable() || cfg.Backends.New.IMAP.IsZero() {
 		return []Finding{{What: "imap", OK: true, Text: "warning: not configured for both sides: users cannot be copied, only set by force"}}
 	}
@@ -171,11 +199,17 @@ func checkIMAP(ctx context.Context, cfg *config.Config, user string) []Finding {
 	if err != nil {
 		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
 	}
-	if user == "" {
-		out := []Finding{{What: "imap", OK: true, Text: "warning: neither the mailboxes nor the logins were tried: name somebody with --user"}}
-		return append(out, checkBase(cfg.Backends.Old.Mailbox)...)
+	if user.Address == "" {
+		why := ""
+		sctx, cancel := context.WithTimeout(ctx, checkTime)
+		user, why = somebody(sctx, cfg)
+		cancel()
+		if why != "" {
+			out := []Finding{{What: "imap", OK: true, Text: "warning: neither the mailboxes nor the logins were tried, because " + why + ": name somebody with --user"}}
+			return append(out, checkBase(cfg.Backends.Old.Mailbox)...)
+		}
 	}
-	job, err := (&mailboxes{sides: atomicSides(sides)}).Job(router.User{Address: user})
+	job, err := (&mailboxes{sides: atomicSides(sides)}).Job(user)
 	if err != nil {
 		return []Finding{{What: "imap_login", Text: err.Error(), Hint: "see docs/configuration.md, imap_login"}}
 	}
@@ -202,6 +236,6 @@ func checkLogin(ctx context.Context, side string, a imapconn.Account) Finding {
 		return f
 	}
 	f.OK, f.Hint = true, ""
-	f.Text = fmt.Sprintf("logged in, %d folders", len(folders))
+	f.Text = fmt.Sprintf("logged in as %s, %d folders", a.Login.String(), len(folders))
 	return f
 }

@@ -29,6 +29,7 @@ func TestCommandsOfReadme(t *testing.T) {
 	w.configure(smtp, api)
 	c := &cli{t: t, program: binary(t), cfg: w.cfgPath}
 	c.ok("check", "--user", anna).want(t, "ok", "logged in")
+	c.ok("check").want(t, "there is no table yet: name somebody with --user")
 	serve := startChild(t, c.program, w.cfgPath, w.logPath)
 	t.Cleanup(func() { serve.kill(t) })
 	awaitReady(t, serve, api)
@@ -37,6 +38,7 @@ func TestCommandsOfReadme(t *testing.T) {
 	w.write("users.csv", fmt.Sprintf("address,state\n%s,old\n%s,old\n", anna, bert))
 	c.ok("user", "import", w.dir+"/users.csv").want(t, "2")
 	c.ok("user", "list").want(t, anna, bert, "old")
+	c.ok("check").want(t, "logged in as "+anna+"*master", "logged in as "+anna+" (by master)")
 	w.write("bad.csv", fmt.Sprintf("address,state\n%s,old\nno address,old\n", w.users[2]))
 	c.run(1, "user", "import", w.dir+"/bad.csv").wantErr(t, "3")
 	c.ok("user", "list").lacks(t, w.users[2])
@@ -78,6 +80,7 @@ func TestCommandsOfReadme(t *testing.T) {
 		t.Errorf("the relay ended with %d after SIGTERM", code)
 	}
 	c.run(1, "queue", "list").wantErr(t, "cannot reach")
+	c.ok("check").want(t, "logged in as "+anna) // from the store, now that nobody has it open
 }
 
 // counted looks at what metrics and events say of a copy.
