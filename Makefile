@@ -33,9 +33,9 @@ matrix: ## every ordered pair of servers (docs/backfill.md), long form: some min
 	$(GO) test -timeout 60m -count=1 ./internal/matrix; code=$$?; \
 	cat $$figures; rm -f $$figures; exit $$code
 
-faults: ## the fault suite (docs/faults.md), long form: about an hour; root for all of it
+faults: ## the fault suite (docs/faults.md), long form: about an hour, or one PART of it (PART=./internal/daemon); root for all of it
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \
-	$(GO) test -p 2 -timeout 90m -count=1 -run 'Kill|Crash|Faults|Full|Failed|PowerLoss' ./store/... ./backfill/... ./internal/...; code=$$?; \
+	$(GO) test -p 2 -timeout 90m -count=1 -run 'Kill|Crash|Faults|Full|Failed|PowerLoss' $(or $(PART),./store/... ./backfill/... ./internal/...); code=$$?; \
 	cat $$figures; rm -f $$figures; exit $$code
 
 window: ## a company of 200 goes through the whole window (docs/faults.md), long form; and how long flips hold mail

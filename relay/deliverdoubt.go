@@ -190,9 +190,15 @@ func (k *deliverLooks) found(x *delivery, item queue.Item, f Found, age time.Dur
 	return v
 }
 
-// again says that a recipient is sent the message again.
+// again says that a recipient is sent the message again: at once, but no sooner
+// after an attempt than the schedule has it. A backend that never replies would get
+// it over and over.
 func (k *deliverLooks) again(x *delivery, item queue.Item, age time.Duration, reason string) deliverVerdict {
-	v := deferred(k.d.cfg.Now(), false, "it was in doubt: "+reason+"; sent again, so it may arrive twice")
+	at := k.d.cfg.Now()
+	if item.Attempts > 0 {
+		at = later(at, item.Doubt.Since.Add(k.d.cfg.Schedule.Next(item.Attempts, k.d.cfg.Jitter())))
+	}
+	v := deferred(at, false, "it was in doubt: "+reason+"; sent again, so it may arrive twice")
 	v.doubt = k.ended(x, item, age)
 	v.doubt.Result, v.doubt.Reason = DoubtSentAgain, reason
 	return v

@@ -158,6 +158,24 @@ func TestDoubtSentAgain(t *testing.T) {
 	}
 }
 
+// A backend that never replies gets a message as often as the schedule has it.
+func TestDoubtKeepsTheSchedule(t *testing.T) {
+	outNoLeaks(t)
+	f := &fakeFinder{says: func(context.Context, int, Search) (Found, error) { return Found{}, ErrUnsearchable }}
+	s := newOutSite(t, withFinder(f, time.Hour))
+	s.sinks[mail.Old].SetHook(mailtest.On(mailtest.StepDot, mailtest.DropReply()))
+	id := s.q.put(outBody, mail.Old, nil, "a@b.test")
+	s.q.wait(t, id, func(rs []outRcpt) bool { return rs[0].kind == queue.Retry })
+	s.q.hurry(id)
+	rs := s.q.wait(t, id, func(rs []outRcpt) bool { return rs[0].kind == queue.Defer })
+	if wait := time.Until(rs[0].due); wait < 50*time.Minute || !rs[0].item.Doubt.IsZero() {
+		t.Errorf("due in %s: %+v", wait, rs[0].item)
+	}
+	if n := s.sinks[mail.Old].Count(); n != 1 {
+		t.Errorf("it was sent %d times", n)
+	}
+}
+
 // Without a Finder it is sent again at once, and told of one by one.
 func TestDoubtWithoutFinder(t *testing.T) {
 	outNoLeaks(t)

@@ -15,8 +15,9 @@ import (
 	"time"
 
 	"crossfade/admin"
-	"crossfade/config"
+	"crossfade/backfill/find"
 	"crossfade/internal/mailtest/realtest"
+	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
 )
@@ -287,10 +288,29 @@ func TestFaultsDoubt(t *testing.T) {
 	})
 }
 
-// TestNoFinderWithoutIMAP: with no IMAP on either side nothing is looked for.
-func TestNoFinderWithoutIMAP(t *testing.T) {
-	d := &Daemon{cfg: config.Default()}
-	if f := d.newFinder(); f != nil {
-		t.Errorf("%v", f)
+// TestFinderWithoutIMAP: a side without IMAP cannot be looked into, now or later.
+func TestFinderWithoutIMAP(t *testing.T) {
+	f := &finder{boxes: &mailboxes{sides: atomicSides(&imapSides{old: imapSide{name: "old"}, new: imapSide{name: "new"}})}}
+	for _, side := range []mail.Route{mail.Old, mail.New} {
+		if _, err := f.Find(t.Context(), relay.Search{Side: side, User: "u@" + faultsDomain}); !errors.Is(err, relay.ErrUnsearchable) {
+			t.Errorf("%s: %v", side, err)
+		}
+	}
+}
+
+// TestIMAPRest: a server that cannot be reached is left alone for longer and
+// longer, and one that answers, whatever it says, is not.
+func TestIMAPRest(t *testing.T) {
+	r := &imapRest{}
+	down := fmt.Errorf("%w: connection refused", find.ErrUnreachable)
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+		r.note(down)
+		if !errors.Is(r.err(), down) || r.wait != want*time.Second {
+			t.Errorf("it rests for %s with %v, want %ds", r.wait, r.err(), want)
+		}
+		r.until = time.Now()
+	}
+	if r.note(errors.New("no such folder")); r.err() != nil || r.wait != 0 {
+		t.Errorf("it rests for %s with %v", r.wait, r.err())
 	}
 }

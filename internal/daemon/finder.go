@@ -25,11 +25,9 @@ type finder struct {
 	memory find.Memory
 }
 
-// newFinder gives the Finder of the configuration, nil when it has no IMAP.
+// newFinder gives the Finder of the configuration in force: a reload may bring or
+// take IMAP.
 func (d *Daemon) newFinder() relay.Finder {
-	if d.cfg.Backends.Old.IMAP.IsZero() && d.cfg.Backends.New.IMAP.IsZero() {
-		return nil
-	}
 	return &finder{
 		boxes: d.mailboxes, users: d.store.User, dialer: &imapconn.Dialer{Idle: time.Minute, NetDial: d.dialIMAP},
 		rests: map[mail.Route]*imapRest{mail.Old: {}, mail.New: {}},
