@@ -27,7 +27,7 @@ func (r *run) delegation(ctx context.Context) {
 		switch {
 		case !a.ok():
 			text = a.problem()
-		case !a.aa || len(a.records) == 0:
+		case !a.speaksFor(z.name) || len(a.records) == 0:
 			text = "it answers without authority for " + bare(z.name)
 		default:
 			continue
@@ -42,7 +42,58 @@ func (r *run) delegation(ctx context.Context) {
 			Why: "the domain lives by what caches still have: then mail is returned", Change: "mend the name servers before anything else"})
 	}
 	r.serials(answers)
+	r.parent(ctx, z)
 	r.serversDiffer(ctx, z)
+}
+
+// maxParents is how many servers of the parent are asked.
+const maxParents = 3
+
+// parent compares the delegation with the zone's own NS records. Resolvers begin with what the parent says.
+func (r *run) parent(ctx context.Context, z zone) {
+	above, ok := parentName(z.name)
+	if !ok || len(r.l.override) > 0 {
+		return // the parent's servers are not those that were named
+	}
+	p := r.l.zone(ctx, above)
+	own := nameSet(r.l.look(ctx, z.name, dns.TypeNS).records())
+	for _, a := range r.l.authoritative(ctx, zone{name: p.name, servers: p.servers[:min(len(p.servers), maxParents)]}, ask(z.name, dns.TypeNS)) {
+		var said []dns.RR
+		for _, ns := range a.ns {
+			if dns.CanonicalName(ns.Hdr.Name) == z.name {
+				said = append(said, ns)
+			}
+		}
+		if !a.ok() || a.aa || len(said) == 0 || len(own) == 0 {
+			continue // it serves the zone itself, or does not tell
+		}
+		delegated := nameSet(said)
+		if slices.Equal(delegated, own) {
+			return
+		}
+		r.add(Finding{Severity: Warn, Check: "ns-parent", Server: a.server.String(),
+			Seen:   fmt.Sprintf("%s delegates %s to %s; the zone itself names %s", bare(p.name), bare(z.name), list(delegated), list(own)),
+			Why:    "resolvers begin with the servers that the parent names: one that is not the zone's any more has an old version of it, or none",
+			Change: "have the registrar delegate to " + list(own)})
+		return
+	}
+}
+
+func parentName(name string) (string, bool) {
+	i, end := dns.NextLabel(name, 0)
+	return name[min(i, len(name)):], !end
+}
+
+// nameSet gives the hosts of NS records, sorted.
+func nameSet(rrs []dns.RR) []string {
+	var out []string
+	for _, rr := range rrs {
+		if ns, ok := rr.(*dns.NS); ok {
+			out = append(out, bare(dns.CanonicalName(ns.Ns)))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // serials: servers of one zone that have another version of it.
@@ -77,7 +128,7 @@ func (r *run) serversDiffer(ctx context.Context, z zone) {
 		var first *answer
 		for _, a := range r.l.authoritative(ctx, z, q) {
 			switch {
-			case !a.ok() || !a.aa:
+			case !a.speaksFor(z.name):
 			case first == nil:
 				first = a
 			case a.digest() != first.digest():

@@ -81,6 +81,12 @@ func (a *answer) ok() bool {
 	return a.err == nil && (a.rcode == dns.RcodeSuccess || a.rcode == dns.RcodeNameError)
 }
 
+// speaksFor tells whether the server answered with authority over a zone. One that has only the zone above it denies with
+// authority whatever it was not told of.
+func (a *answer) speaksFor(zone string) bool {
+	return a.ok() && a.aa && (a.soa == nil || len(a.chain) > 0 || dns.CanonicalName(a.soa.Hdr.Name) == zone)
+}
+
 // problem says in words why there is no answer.
 func (a *answer) problem() string {
 	if a.err != nil {

@@ -343,7 +343,7 @@ func (l *lookups) truth(ctx context.Context, name string, typ uint16) truth {
 	t := truth{q: ask(name, typ), view: l.look(ctx, name, typ), zone: l.zone(ctx, name)}
 	t.answers = l.authoritative(ctx, t.zone, t.q)
 	for _, a := range t.answers {
-		if a.ok() && a.aa {
+		if a.speaksFor(t.zone.name) {
 			t.source = append(t.source, a)
 		}
 	}

@@ -251,6 +251,40 @@ func TestAuthoritativeAlone(t *testing.T) {
 	}
 }
 
+// TestDelegation: the parent still names a server that is not the zone's any more.
+func TestDelegation(t *testing.T) {
+	child := head + "@ MX 10 mx.relay.test.\n"
+	delegated := func(second string) string {
+		return "$TTL 300\n@ SOA ns2.infra.test. h.infra.test. 1 3600 600 604800 300\n@ NS ns2.infra.test.\none NS ns1.infra.test.\none NS " + second + ".infra.test.\n"
+	}
+	for second, want := range map[string]string{"ns2": "", "gone": "warn up.test delegates one.up.test to gone.infra.test, ns1.infra.test; the zone itself names ns1.infra.test, ns2.infra.test (ns2.infra.test (198.51.100.53))"} {
+		w := newWorld(t, map[string]string{"one.up.test": child}, map[string]string{"up.test": delegated(second)}, []string{"mta-sts.one.test"})
+		r := newResolver(t, func() string { return w.ns1.Addr }, func(req, resp *dns.Msg, _ bool) *dns.Msg {
+			if strings.EqualFold(req.Question[0].Name, "up.test.") { // the other server has it
+				c := dns.Client{Net: "tcp"}
+				q := req.Copy()
+				q.RecursionDesired = false
+				if up, _, err := c.Exchange(q, w.ns2.Addr); err == nil {
+					up.Authoritative = false
+					return up
+				}
+			}
+			return resp
+		})
+		rep, err := w.checker(t, Site{Domains: []string{"one.up.test"}, Hostname: "mx.relay.test"}, r.addr).Check(t.Context(), Relay, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, f := range findings(rep, "ns-parent") {
+			got += fmt.Sprintf("%s %s (%s)", f.Severity, f.Seen, f.Server)
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", second, got, want)
+		}
+	}
+}
+
 // flags counts what handlers saw.
 type flags struct {
 	mu      sync.Mutex

@@ -406,6 +406,18 @@ func TestOneServerSilent(t *testing.T) {
 	}
 }
 
+// TestServerOfTheZoneAbove: a server that lost the zone and has the one above it denies with authority what it does not
+// know. That is no absence of the MX.
+func TestServerOfTheZoneAbove(t *testing.T) {
+	x := newWatched(t, nil)
+	x.all(newMX)
+	x.servers["ns2"].set("test. 300 SOA ns1.test. h.test. 1 3600 600 604800 300\n")
+	x.after(0)
+	if set := x.w.state.find(ask("one.test", dns.TypeMX)); set == nil || len(set.Values) != 1 || set.Values[0].Value != "10 mx.one.test." {
+		t.Errorf("%+v", set.Values[0])
+	}
+}
+
 // TestPolicyLine: a policy that does not name the MX of now is waited for, and one that does is not.
 func TestPolicyLine(t *testing.T) {
 	now := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)

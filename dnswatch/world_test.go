@@ -58,6 +58,7 @@ mx2 A 203.0.113.2
 alias CNAME mx1
 _spf TXT "v=spf1 ip4:203.0.113.0/24 -all"
 `,
+	"test": head,
 	"old.test": head + `
 mail A 198.51.100.25
 backup A 198.51.100.26
