@@ -114,7 +114,7 @@ func (c *candidates) pair(m *incoming, k key) {
 		delete(c.ids, uid)
 		m.done = true
 		c.f.rec.paired(m.meta.UID, uid, m.id.Loose, there.Loose)
-		if !c.f.rec.Readopt { // else it was paired before: it has not just come, and may be ours
+		if !c.f.rec.Readopt && !c.f.repeated { // else it was paired before: it has not just come, and may be ours
 			c.f.arrived(m.meta.UID, there)
 			c.f.rec.Theirs.add(uid)
 		}

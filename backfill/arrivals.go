@@ -15,6 +15,7 @@ import (
 type arrivals struct {
 	keys    map[key]int
 	sizes   map[int64]bool
+	both    map[key]int        // by delivery key: copies that our relay delivered to both sides
 	earlier map[int64][]copyAt // by size
 }
 
@@ -36,7 +37,7 @@ func (f *folderRun) arrived(src uint32, id identity) {
 
 func (a *arrivals) make() {
 	if a.keys == nil {
-		a.keys, a.sizes = map[key]int{}, map[int64]bool{}
+		a.keys, a.sizes, a.both = map[key]int{}, map[int64]bool{}, map[key]int{}
 	}
 }
 
@@ -44,6 +45,9 @@ func (a *arrivals) add(id identity) {
 	a.make()
 	a.keys[id.Loose]++
 	a.sizes[id.Size] = true
+	if id.Delivery != (key{}) {
+		a.both[id.Delivery]++
+	}
 }
 
 // arriveEarlier finds what came in earlier passes, when anything is gone.
@@ -102,9 +106,13 @@ func (p *pass) listDest(f *folderRun, uids []uint32) ([]imapconn.Meta, error) {
 }
 
 // learn reads what came earlier and has the size of something that is gone.
-func (a *arrivals) learn(p *pass, gone []imapconn.Meta) error {
+func (a *arrivals) learn(p *pass, gone []imapconn.Meta, theirs func(uint32) bool) error {
 	byFolder := map[*folderRun][]uint32{}
 	for _, m := range gone {
+		if p.job.Host != "" && theirs(m.UID) { // its other copy has other fields on top
+			a.learnAll(byFolder)
+			continue
+		}
 		for _, at := range a.earlier[m.Size] {
 			byFolder[at.f] = append(byFolder[at.f], at.uid)
 		}
@@ -118,7 +126,7 @@ func (a *arrivals) learn(p *pass, gone []imapconn.Meta) error {
 		if _, err := p.dstReader.Select(f.destFolder()); err != nil {
 			return err
 		}
-		t := &fetcher{}
+		t := &fetcher{host: p.job.Host}
 		slices.Sort(uids)
 		if _, err := p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
 			return err
@@ -128,6 +136,32 @@ func (a *arrivals) learn(p *pass, gone []imapconn.Meta) error {
 		}
 	}
 	return nil
+}
+
+// learnAll has all that came earlier read.
+func (a *arrivals) learnAll(byFolder map[*folderRun][]uint32) {
+	for size, list := range a.earlier {
+		for _, at := range list {
+			byFolder[at.f] = append(byFolder[at.f], at.uid)
+		}
+		a.make()
+		a.sizes[size] = true
+	}
+	clear(a.earlier)
+}
+
+// take tells whether a message is one that came, and counts it.
+func (a *arrivals) take(id identity) bool {
+	switch {
+	case a.keys[id.Loose] > 0:
+		a.keys[id.Loose]--
+		a.both[id.Delivery]--
+	case id.Delivery != (key{}) && a.both[id.Delivery] > 0:
+		a.both[id.Delivery]--
+	default:
+		return false
+	}
+	return true
 }
 
 // carried notes that what came until now has been looked at.

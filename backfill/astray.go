@@ -24,10 +24,9 @@ type sweeping struct {
 	recs map[string]*record // of all folders of the source, by name on the wire
 	// dead are the messages of pairs that are gone from the source, or marked as
 	// deleted there, by folder: true for those that are gone.
-	dead map[string]map[uint32]bool
-	void bool // pairs of a folder mean other messages by now
-	// strays are messages apart whose part on the source is alive.
-	apart map[string]map[uint32]bool // by folder of the destination
+	dead  map[string]map[uint32]bool
+	void  bool                       // pairs of a folder mean other messages by now
+	apart map[*apart]map[uint32]bool // the same of messages that lie apart
 }
 
 // fresh are the messages of a folder of the source that a sweep would copy.
@@ -162,8 +161,13 @@ func (t *sweeping) trace() error {
 	for _, dead := range t.dead {
 		gone = gone || len(dead) > 0
 	}
+	for _, dead := range t.apart {
+		gone = gone || len(dead) > 0
+	}
 	if !gone {
-		return nil
+		if twice, err := t.delivered(); err != nil || !twice {
+			return inside("source", err)
+		}
 	}
 	s := newSearch(t.p)
 	if err := t.want(s); err != nil {
@@ -177,6 +181,35 @@ func (t *sweeping) trace() error {
 		return inside("destination", err)
 	}
 	return t.note(s)
+}
+
+// delivered tells whether our relay delivered one of the messages, and may have
+// brought it to both sides: then the reader may have moved his.
+func (t *sweeping) delivered() (bool, error) {
+	src, ok := t.p.src.(interface {
+		Received(uids []uint32) (map[uint32][]byte, error)
+	})
+	if !ok || t.p.job.Host == "" {
+		return false, nil
+	}
+	for _, f := range t.runs {
+		if f.fresh == nil || len(f.fresh.metas) == 0 {
+			continue
+		}
+		if _, err := t.p.src.Select(f.src); err != nil {
+			return false, folderError(f, err)
+		}
+		headers, err := src.Received(uidsOf(f.fresh.metas))
+		if err != nil {
+			return false, folderError(f, err)
+		}
+		for _, h := range headers {
+			if queueID(h, t.p.job.Host) != "" {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // lookAtOthers finds out what is gone from the other folders of the source, after
@@ -211,7 +244,7 @@ func (t *sweeping) lookAtOthers() error {
 			return err
 		}
 	}
-	return t.livingApart()
+	return t.lookApart()
 }
 
 // selectedAs is what opening a folder tells when its status is this.
@@ -264,46 +297,23 @@ func (r *record) dead() map[uint32]bool {
 	return out
 }
 
-// livingApart finds the messages of the destination that living ones of the source
-// account for from another folder.
-func (t *sweeping) livingApart() error {
-	t.apart = map[string]map[uint32]bool{}
+// lookApart finds out what is gone of the messages that lie apart.
+func (t *sweeping) lookApart() error {
+	t.apart = map[*apart]map[uint32]bool{}
 	for _, x := range t.p.apart.all() {
 		sel, err := t.p.src.Select(imapconn.Folder{Name: nameOf(x.Source), Wire: x.Source})
 		if err != nil && !skippable(err) {
 			return err
 		}
-		var dead map[uint32]bool
+		var metas []imapconn.Meta
 		if err == nil && sel.UIDValidity == x.SrcValidity {
-			metas, _, err := t.p.src.ListAll(imapconn.Items{Flags: true})
-			if err != nil {
+			if metas, _, err = t.p.src.ListAll(imapconn.Items{Flags: true}); err != nil {
 				return err
 			}
-			dead = deadOf(x.Pairs, metas)
-		} else {
-			dead = deadOf(x.Pairs, nil)
 		}
-		t.void = t.void || len(dead) > 0 // its part may be anywhere
-		for d := range x.living(dead) {
-			if t.apart[x.Dest] == nil {
-				t.apart[x.Dest] = map[uint32]bool{}
-			}
-			t.apart[x.Dest][d] = true
-		}
+		t.apart[x] = deadOf(x.Pairs, metas)
 	}
 	return nil
-}
-
-func (x *apart) living(dead map[uint32]bool) map[uint32]bool {
-	out := map[uint32]bool{}
-	for _, r := range x.Pairs {
-		for i := range r.N {
-			if _, gone := dead[r.Src+i]; !gone {
-				out[r.Dst+i] = true
-			}
-		}
-	}
-	return out
 }
 
 // want reads what looks new, for its content only.
@@ -325,9 +335,15 @@ func (t *sweeping) want(s *search) error {
 // account tells the search which messages of the destination are accounted for,
 // and which were until their part on the source went.
 func (t *sweeping) account(s *search) {
-	for wire, uids := range t.apart {
-		for d := range uids {
-			s.take(wire, d)
+	for x, dead := range t.apart {
+		for _, r := range x.Pairs {
+			for i := range r.N {
+				if _, gone := dead[r.Src+i]; gone {
+					s.widow(x.Dest, r.Dst+i, &widow{apart: x, src: r.Src + i})
+				} else {
+					s.take(x.Dest, r.Dst+i)
+				}
+			}
 		}
 	}
 	for wire, rec := range t.recs {
@@ -339,7 +355,7 @@ func (t *sweeping) account(s *search) {
 		for _, r := range rec.Pairs {
 			for i := range r.N {
 				if _, gone := dead[r.Src+i]; gone {
-					s.widow(rec, r.Src+i, r.Dst+i)
+					s.widow(rec.Dest, r.Dst+i, &widow{rec: rec, src: r.Src + i})
 				} else {
 					s.take(rec.Dest, r.Dst+i)
 				}
@@ -364,7 +380,11 @@ func (t *sweeping) note(s *search) error {
 		if x.found == nil || x.found.own(x.f) && x.found.widow == nil {
 			continue // in its own folder it is adopted like any other
 		}
-		if w := x.found.widow; w != nil {
+		if w := x.found.widow; w != nil && w.apart != nil {
+			if err := t.p.apart.remove(w.apart, uidSet{w.src}); err != nil {
+				return err
+			}
+		} else if w != nil {
 			w.rec.Pairs.remove(w.src)
 			w.rec.Gone.remove(w.src)
 			if !t.dead[w.rec.Source][w.src] {

@@ -132,6 +132,12 @@ func (p *pass) settleFolder(rec *record, reader *imapconn.Reader) error {
 		return nil
 	case err != nil:
 		return err
+	case !p.sweeps():
+		n, err := f.findElsewhere(j, p.srcBox)
+		if err != nil {
+			return err
+		}
+		found += n
 	}
 	rec.Pending = nil
 	if err := f.save(); err != nil {

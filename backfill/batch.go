@@ -27,7 +27,7 @@ func (f *folderRun) append(msgs []*incoming) error {
 	j := &journal{Validity: f.rec.DstValidity, UIDNext: f.uidNext, At: time.Now().UnixMilli()}
 	for _, m := range msgs {
 		m.keep = f.keep(m.meta)
-		j.Entries = append(j.Entries, entry{UID: m.meta.UID, Exact: m.id.Exact, Loose: m.id.Loose, Munged: m.id.Munged})
+		j.Entries = append(j.Entries, entry{UID: m.meta.UID, Exact: m.id.Exact, Loose: m.id.Loose, Munged: m.id.Munged, Size: m.id.Size})
 	}
 	f.rec.Pending = j
 	if err := f.save(); err != nil {

@@ -328,7 +328,7 @@ func (f *folderRun) movedAway() (map[uint32]bool, error) {
 		return nil, err
 	}
 	if len(arrivals.earlier) > 0 {
-		if err := arrivals.learn(f.p, metas); err != nil {
+		if err := arrivals.learn(f.p, metas, f.rec.Theirs.has); err != nil {
 			return nil, err
 		}
 		if _, err := f.p.dstReader.Select(f.destFolder()); err != nil {
@@ -337,17 +337,16 @@ func (f *folderRun) movedAway() (map[uint32]bool, error) {
 	}
 	uids = uids[:0]
 	for _, m := range metas {
-		if arrivals.sizes[m.Size] {
+		if arrivals.sizes[m.Size] || len(arrivals.both) > 0 && f.rec.Theirs.has(m.UID) {
 			uids = append(uids, m.UID)
 		}
 	}
-	t := &fetcher{}
+	t := &fetcher{host: f.p.job.Host}
 	if _, err := f.p.dstReader.Fetch(uids, imapconn.Items{Body: true}, t); err != nil {
 		return nil, err
 	}
 	for _, m := range t.msgs {
-		if arrivals.keys[m.id.Loose] > 0 {
-			arrivals.keys[m.id.Loose]--
+		if arrivals.take(m.id) {
 			moved[m.meta.UID] = true
 		}
 	}

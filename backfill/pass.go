@@ -56,6 +56,7 @@ type pass struct {
 	srcRate  *bucket     // of this user
 	dstRate  *bucket
 
+	around   sync.Mutex // of a lane that looks through a whole side
 	mu       sync.Mutex // of what follows, and of calls to strangers
 	report   Report
 	progress Progress

@@ -183,7 +183,8 @@ type entry struct {
 	Exact key    `json:"exact"`
 	Loose key    `json:"loose"`
 	// Munged is zero for most messages.
-	Munged key `json:"munged,omitzero"`
+	Munged key   `json:"munged,omitzero"`
+	Size   int64 `json:"size,omitempty"` // octets that went into Exact
 }
 
 const (

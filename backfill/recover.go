@@ -21,6 +21,13 @@ func (f *folderRun) recover() error {
 		return fmt.Errorf("destination: look for what the last pass appended: %w", err)
 	}
 	f.p.tally(func(r *Report, _ *Progress) { r.Adopted += found })
+	if f.p.sweeps() && !f.isAttic {
+		n, err := f.findElsewhere(j, nil)
+		if err != nil {
+			return fmt.Errorf("destination: look for what the last pass appended and the reader moved: %w", err)
+		}
+		found += n
+	}
 	f.rec.Pending = nil
 	f.p.crash("after-recover")
 	f.p.log.Info("batch recovered", "user", f.p.job.User, "folder", f.src.Name, "entries", len(j.Entries), "found", found)

@@ -138,23 +138,8 @@ func (p *pass) searchLost(lost []*folderRun) (*search, error) {
 			return nil, folderError(f, inside("source", err))
 		}
 	}
-	recs, err := p.book.all()
-	if err != nil {
+	if err := s.takePaired(); err != nil {
 		return nil, err
-	}
-	for _, rec := range recs {
-		if i := slices.IndexFunc(p.every, func(f *folderRun) bool { return f.src.Wire == rec.Source }); i >= 0 {
-			rec = p.every[i].rec
-		}
-		s.validity[rec.Dest] = rec.DstValidity
-		for d := range rec.Pairs.dests() {
-			s.take(rec.Dest, d)
-		}
-	}
-	for _, x := range p.apart.all() {
-		for d := range x.Pairs.dests() {
-			s.take(x.Dest, d)
-		}
 	}
 	return s, inside("destination", s.look())
 }

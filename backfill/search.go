@@ -21,6 +21,10 @@ type search struct {
 	bound bool
 	lost  int
 	found []*stray
+
+	reader *imapconn.Reader
+	list   func() (side, error) // the folders
+	skip   string               // the folder of wrapped messages
 }
 
 // sought is a message that is looked for.
@@ -32,8 +36,9 @@ type sought struct {
 
 // widow is a message of the destination whose part on the source is gone.
 type widow struct {
-	rec *record
-	src uint32
+	rec   *record
+	apart *apart // where the two lay apart
+	src   uint32
 }
 
 // stray is a message of the destination that nothing on the source accounts for.
@@ -49,7 +54,13 @@ type stray struct {
 func (s *stray) own(f *folderRun) bool { return s.wire == f.wire }
 
 func newSearch(p *pass) *search {
-	return &search{p: p, taken: map[string]map[uint32]bool{}, widows: map[string]map[uint32]*widow{}, validity: map[string]uint32{}}
+	s := &search{p: p, taken: map[string]map[uint32]bool{}, widows: map[string]map[uint32]*widow{}, validity: map[string]uint32{}}
+	s.reader, s.skip = p.dstReader, p.attic.rec.Dest
+	s.list = func() (side, error) {
+		err := p.lookAround(p.dst)
+		return p.dstSide.side, err
+	}
+	return s
 }
 
 func (s *search) take(wire string, uid uint32) {
@@ -59,11 +70,11 @@ func (s *search) take(wire string, uid uint32) {
 	s.taken[wire][uid] = true
 }
 
-func (s *search) widow(rec *record, src, dst uint32) {
-	if s.widows[rec.Dest] == nil {
-		s.widows[rec.Dest] = map[uint32]*widow{}
+func (s *search) widow(wire string, dst uint32, w *widow) {
+	if s.widows[wire] == nil {
+		s.widows[wire] = map[uint32]*widow{}
 	}
-	s.widows[rec.Dest][dst] = &widow{rec, src}
+	s.widows[wire][dst] = w
 	s.lost++
 }
 
@@ -95,27 +106,46 @@ func (s *search) want(f *folderRun, r MailReader, metas []imapconn.Meta) error {
 
 // look goes through the folders of the destination and finds what it can.
 func (s *search) look() error {
-	if err := s.p.lookAround(s.p.dst); err != nil {
+	there, err := s.list()
+	if err != nil {
 		return err
 	}
-	reader := s.p.dstReader
-	for _, d := range s.p.dstSide.folders {
-		if !d.Selectable() || inOthers(d, s.p.dstSide.ns) || d.Wire == s.p.attic.rec.Dest {
-			continue
-		}
-		if err := s.lookInto(reader, d); err != nil && !skippable(err) {
-			return fmt.Errorf("folder %q: %w", d.Name, err)
-		}
-	}
 	for _, own := range []bool{true, false} {
-		for _, k := range []struct{ want, have func(identity) key }{
-			{exactKey, exactKey}, {deliveryKey, deliveryKey}, {fragileKey, looseKey}, {mungedKey, looseKey},
-		} {
-			s.match(own, true, k.want, k.have)
-			s.match(own, false, k.want, k.have)
+		for _, d := range there.folders {
+			if !d.Selectable() || inOthers(d, there.ns) || d.Wire == s.skip || s.theirs(d.Wire) != own {
+				continue
+			}
+			if err := s.lookInto(s.reader, d); err != nil && !skippable(err) {
+				return fmt.Errorf("folder %q: %w", d.Name, err)
+			}
+		}
+		s.matchAll(own)
+		if !slices.ContainsFunc(s.sought, func(x *sought) bool { return x.found == nil }) {
+			return nil
 		}
 	}
 	return nil
+}
+
+// theirs tells whether a folder is that of one of the messages.
+func (s *search) theirs(wire string) bool {
+	return slices.ContainsFunc(s.sought, func(x *sought) bool { return x.f.wire == wire })
+}
+
+// matchAll finds the messages in their own folders, or in others.
+func (s *search) matchAll(own bool) {
+	for _, k := range []struct {
+		want, have func(identity) key
+		sure       bool // it cannot be another message
+	}{
+		{exactKey, exactKey, false}, {deliveryKey, deliveryKey, true}, {fragileKey, looseKey, false}, {mungedKey, looseKey, false},
+	} {
+		s.match(own, true, k.want, k.have)
+		bound := s.bound
+		s.bound = bound && !k.sure
+		s.match(own, false, k.want, k.have)
+		s.bound = bound
+	}
 }
 
 // fragileKey is the loose key of a message that servers alter.
@@ -232,4 +262,27 @@ func (s *search) match(own, widows bool, want, have func(identity) key) {
 			s.lost--
 		}
 	}
+}
+
+// takePaired has all messages of the destination taken that are in pairs.
+func (s *search) takePaired() error {
+	recs, err := s.p.book.all()
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		if i := slices.IndexFunc(s.p.every, func(f *folderRun) bool { return f.src.Wire == rec.Source }); i >= 0 {
+			rec = s.p.every[i].rec
+		}
+		s.validity[rec.Dest] = rec.DstValidity
+		for d := range rec.Pairs.dests() {
+			s.take(rec.Dest, d)
+		}
+	}
+	for _, x := range s.p.apart.all() {
+		for d := range x.Pairs.dests() {
+			s.take(x.Dest, d)
+		}
+	}
+	return nil
 }
