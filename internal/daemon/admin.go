@@ -97,7 +97,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	sides.host = d.cfg.Hostname
 	rc := routerConfig(cfg, d.log)
 	rc.Hostname = d.cfg.Hostname
-	answers, err := d.checkLookup(cfg)
+	answers, err := d.newAnswers(cfg)
 	errs := []error{err}
 	for _, r := range routes {
 		_, err := target(cfg, r, d.log)

@@ -52,6 +52,7 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 	if cfg.SMTP.SmartHost.Enabled() {
 		out = append(out, checkSMTP(ctx, cfg, mail.Out, "smtp.smart_host.url"))
 	}
+	out = append(out, checkLookup(cfg)...)
 	if _, err := loadCertificate(cfg.SMTP.TLS, nil); err != nil {
 		out = append(out, Finding{What: "smtp.tls", Text: err.Error(), Hint: "give a PEM chain and its key; the user who runs crossfade has to be able to read both"})
 	} else if !cfg.SMTP.TLS.Enabled() {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -81,12 +82,40 @@ func upstream(s config.LookupServer) lookup.Upstream {
 	return u
 }
 
-// checkLookup makes the answers of another configuration, when somebody may ask.
-func (d *Daemon) checkLookup(cfg *config.Config) (lookup.Settings, error) {
+// newAnswers makes the answers of another configuration, when somebody may ask.
+func (d *Daemon) newAnswers(cfg *config.Config) (lookup.Settings, error) {
 	if d.lookup == nil {
 		return lookup.Settings{}, nil
 	}
 	return lookupSettings(cfg)
+}
+
+// checkLookup looks at what the section lookup needs of the disk, and makes
+// nothing there.
+func checkLookup(cfg *config.Config) (out []Finding) {
+	l := &cfg.Lookup
+	if len(l.HTTP) > 0 {
+		f := Finding{What: "lookup.token_file", OK: true, Text: l.TokenFile + " will be made at the start"}
+		if _, err := os.Stat(l.TokenFile); err == nil {
+			f.Text = l.TokenFile + " holds a key"
+			if _, err := lookupKey(l.TokenFile); err != nil {
+				f.OK, f.Text, f.Hint = false, err.Error(), "the proxies show this key as X-Auth-Key"
+			}
+		}
+		out = append(out, f)
+	}
+	for _, address := range slices.Concat(l.Socketmap, l.TCPTable, l.HTTP) {
+		path, socket := config.SocketPath(address)
+		if !socket {
+			continue
+		}
+		f := Finding{What: "lookup " + address, OK: true, Text: "its directory is there"}
+		if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+			f.OK, f.Text, f.Hint = false, filepath.Dir(path)+" is no directory", "make it, for the user who runs crossfade"
+		}
+		out = append(out, f)
+	}
+	return out
 }
 
 // lookupListener is one address on which lookups are answered.
