@@ -245,3 +245,25 @@ func TestUIDValidityAfterTheFlip(t *testing.T) {
 		})
 	}
 }
+
+// TestWrappedIsNotCarriedBack: what carries a message that new refused stays there,
+// also where the user put it, and his own mail in that folder goes back.
+func TestWrappedIsNotCarriedBack(t *testing.T) {
+	t.Parallel()
+	s := newSides(t)
+	put(t, s.src, user, "INBOX", append(letters(0, 3, 100), poisoned()[0], poisoned()[2])...)
+	s.job.Dest.Server.Address = picky(t, s.dst).addr
+	if r := passOn(t, s.c, s.job, "forth"); r.Wrapped != 2 {
+		t.Fatalf("%+v", r)
+	}
+	quiet(t, s.c, s.job, "back", "settled back")
+	moveMail(t, s.dst, user, "Needs attention", "INBOX", 1)
+	put(t, s.dst, user, "Needs attention", letter(7, 100), letter(8, 100))
+	if r := passOn(t, s.c, s.job, "settled back"); r.Copied != 2 {
+		t.Errorf("%+v", r)
+	}
+	quiet(t, s.c, s.job, "settled back", "settled forth")
+	if got := holds(t, s.src, user, false); got.count() != 7 || len(got["Needs attention"]) != 2 {
+		t.Errorf("%v", got)
+	}
+}
