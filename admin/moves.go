@@ -20,6 +20,7 @@ const tagMoves = "moves"
 type MoveRequest struct {
 	Reason string `json:"reason,omitempty" maxLength:"1000"`
 	Sync   bool   `json:"sync,omitempty" doc:"Stop at ready: copy, and do not flip."`
+	Mirror bool   `json:"mirror,omitempty" doc:"Keep old current after the flip, so that a rollback takes seconds; cutover.mirror does it for everybody."`
 }
 
 // Moves lists the users that the conductor knows of.
@@ -93,7 +94,7 @@ func (s *Server) startCutover(ctx context.Context, in *moveInput) (*body[cutover
 		return nil, err
 	}
 	req := asked(in.Body)
-	err = s.start(ctx, "start-cutover", cutover.Request{User: key, Reason: req.Reason, Sync: req.Sync})
+	err = s.start(ctx, "start-cutover", cutover.Request{User: key, Reason: req.Reason, Sync: req.Sync, Mirror: req.Mirror})
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +235,7 @@ func (s *Server) startMember(ctx context.Context, u router.User, req MoveRequest
 		out.Skipped = append(out.Skipped, u.Address)
 		return
 	}
-	err := s.start(ctx, "start-cutover", cutover.Request{User: u.Address, Reason: req.Reason, Sync: req.Sync})
+	err := s.start(ctx, "start-cutover", cutover.Request{User: u.Address, Reason: req.Reason, Sync: req.Sync, Mirror: req.Mirror})
 	if err != nil {
 		out.Failed = append(out.Failed, FieldError{Where: u.Address, Message: problemOf(err).Detail})
 		return

@@ -36,6 +36,8 @@ type Request struct {
 	AllowDeletions, RetryRefused bool
 	// At is when it was asked; Start fills it in.
 	At time.Time
+	// Mirror keeps old current for this user after his flip; see Config.Mirror.
+	Mirror bool
 	// Rollback takes the user back to old instead; Epoch is that of the user when
 	// it was asked for. Both are [Conductor.Rollback]'s.
 	Rollback bool

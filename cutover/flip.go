@@ -146,6 +146,9 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 		return fmt.Errorf("setting the user new: %w", err)
 	}
 	hold := flipped.Since.Sub(u.Since)
+	if req.Mirror {
+		m.enter(ctx, func(r *record) { r.Mirror = true })
+	}
 	m.arrived()
 	m.note(func(s *Status) {
 		s.State, s.Phase, s.HoldTime, s.Err, s.Attempts, s.Next = flipped.State, PhaseDone, hold, "", 0, time.Time{}

@@ -20,8 +20,9 @@ type stored struct {
 	Retry  bool      `json:"retry_refused,omitempty"`
 	At     time.Time `json:"at,omitzero"`
 	// Back asks for a rollback; Epoch is that of the user when it was asked for.
-	Back  bool   `json:"rollback,omitempty"`
-	Epoch uint64 `json:"epoch,omitempty"`
+	Back   bool   `json:"rollback,omitempty"`
+	Mirror bool   `json:"mirror,omitempty"`
+	Epoch  uint64 `json:"epoch,omitempty"`
 }
 
 // saveRequest keeps req over a restart. A request by nobody is forgotten.
@@ -30,7 +31,7 @@ func (c *Conductor) saveRequest(ctx context.Context, req Request) error {
 		return c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+req.User, "request", nil)
 	}
 	data, err := json.Marshal(stored{
-		By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused, Back: req.Rollback, Epoch: req.Epoch, At: req.At,
+		By: req.By, Reason: req.Reason, Sync: req.Sync, Allow: req.AllowDeletions, Retry: req.RetryRefused, Back: req.Rollback, Mirror: req.Mirror, Epoch: req.Epoch, At: req.At,
 	})
 	if err != nil {
 		return fmt.Errorf("encoding the request: %w", err)
@@ -55,7 +56,7 @@ func (c *Conductor) loadRequest(ctx context.Context, user string) (req Request, 
 		return req, false, fmt.Errorf("reading the request for %s: %w", user, err)
 	}
 	return Request{
-		User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry, Rollback: s.Back, Epoch: s.Epoch, At: s.At,
+		User: user, By: s.By, Reason: s.Reason, Sync: s.Sync, AllowDeletions: s.Allow, RetryRefused: s.Retry, Rollback: s.Back, Mirror: s.Mirror, Epoch: s.Epoch, At: s.At,
 	}, true, nil
 }
 

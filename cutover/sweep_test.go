@@ -287,12 +287,20 @@ func TestPausedSweeps(t *testing.T) {
 	})
 }
 
-// TestMirror: old is kept current after the flip.
+// TestMirror: old is kept current after the flip, for everybody or for one user.
 func TestMirror(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		testMirror(t, all)
+	}
+}
+
+func testMirror(t *testing.T, all bool) {
 	synctest.Test(t, func(t *testing.T) {
 		tab, cop, w := newTable(), &copier{}, &watcher{}
-		c := conduct(t, tab, cop, Config{Mirror: true, Watcher: w})
-		start(t, c, alice, false)
+		c := conduct(t, tab, cop, Config{Mirror: all, Watcher: w})
+		if err := c.Start(t.Context(), Request{User: alice, By: "test", Mirror: !all}); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(10 * time.Minute)
 		if n := len(cop.backs()); n < 9 || w.count("new/"+alice) != 1 {
 			t.Errorf("%d passes from new to old, %d watches", n, w.count("new/"+alice))

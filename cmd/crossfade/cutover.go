@@ -30,6 +30,7 @@ type cutoverStartCmd struct {
 	named  `embed:""`
 	Reason string `help:"Why, for the history."`
 	Sync   bool   `help:"Stop at ready: copy, and do not flip."`
+	Mirror bool   `help:"Keep old current after the flip, so that a rollback takes seconds."`
 	NoWait bool   `help:"Return at once; see: cutover status."`
 	DryRun bool   `help:"Say who would go, in which order and when, and who cannot and why; change nothing. Exit code 3 when some cannot go now."`
 	NoLook bool   `help:"With --dry-run: look into no mailbox; sizes are those that are known."`
@@ -55,7 +56,7 @@ func (c *cutoverStartCmd) Run(a *app) error {
 			return err
 		}
 	}
-	req := admin.MoveRequest{Reason: c.Reason, Sync: c.Sync}
+	req := admin.MoveRequest{Reason: c.Reason, Sync: c.Sync, Mirror: c.Mirror}
 	w, err := newWait(a, client, !c.Sync)
 	if err != nil {
 		return err
