@@ -221,7 +221,10 @@ func (s *show) migrate(ctx context.Context) error {
 	if err := s.closeWindows(ctx, moving); err != nil {
 		return err
 	}
-	return s.count()
+	if err := s.count(); err != nil {
+		return err
+	}
+	return s.audit(ctx)
 }
 
 // moveAll moves users, takes the first one back in the middle, and forward again in
