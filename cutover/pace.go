@@ -309,6 +309,12 @@ func (m *move) holdNow(ctx context.Context, u router.User) (router.User, time.Du
 	if err != nil {
 		return held, 0, fmt.Errorf("holding the user: %w", err)
 	}
+	if p.every > 0 {
+		rec.Last = time.Now() // a store that was slow began it later than it was asked
+		if err := p.save(ctx, rec); err != nil {
+			m.c.cfg.Log.Warn("cutover: the next hold may begin a little too early", "user", u.Address, "err", err)
+		}
+	}
 	return held, 0, nil
 }
 
