@@ -190,3 +190,23 @@ func (m *move) strays(ctx context.Context, back bool, n int, hosts []string) {
 		m.c.cfg.Hooks.Found(Stray{User: m.user, Side: side, Count: n, From: hosts})
 	}
 }
+
+// FoundOf reads what was found for a user, on old and on new, in all his life and
+// on all nodes; requests is what Config.Requests is.
+func FoundOf(ctx context.Context, requests interface {
+	LoadLedger(ctx context.Context, user string) (map[string][]byte, error)
+}, user string) (old, neu Found, err error) {
+	records, err := requests.LoadLedger(ctx, requestsOf+":"+user)
+	if err != nil {
+		return old, neu, fmt.Errorf("reading what was found for %s: %w", user, err)
+	}
+	data, ok := records[recordName]
+	if !ok {
+		return old, neu, nil
+	}
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return old, neu, fmt.Errorf("reading what was found for %s: the record %q is damaged: %w", user, recordName, err)
+	}
+	return r.Old, r.New, nil
+}

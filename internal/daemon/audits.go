@@ -14,6 +14,7 @@ import (
 	"crossfade/audit"
 	"crossfade/audit/seal"
 	"crossfade/backfill"
+	"crossfade/cutover"
 	"crossfade/dnswatch"
 	"crossfade/mail"
 	"crossfade/router"
@@ -94,7 +95,7 @@ func (a *audits) make(ctx context.Context, req audit.Request) (*audit.Document, 
 
 func (a *audits) auditor() *audit.Auditor {
 	d := a.d
-	out := &audit.Auditor{Journal: d.journal, Queue: d.store, Users: d.store, Hostname: d.cfg.Hostname, Version: d.opts.Version, TempDir: d.tempDir(), Log: d.log}
+	out := &audit.Auditor{Journal: d.journal, Queue: d.store, Users: d.store, Sweeps: sweeps{d}, Hostname: d.cfg.Hostname, Version: d.opts.Version, TempDir: d.tempDir(), Log: d.log}
 	if s := d.mailboxes.sides.Load(); s.new.server.Address != "" {
 		out.Mailboxes = traces{d}
 	}
@@ -246,11 +247,8 @@ const quietTime = 7 * 24 * time.Hour
 
 // Finish implements admin.LivesAPI.
 func (a *audits) Finish(ctx context.Context) audit.Finish {
-	e := &audit.Ending{Auditor: a.auditor(), Stats: a.d.store.Stats, LastAudit: a.last, DNS: afterDNS{a.d},
+	e := &audit.Ending{Auditor: a.auditor(), Stats: a.d.store.Stats, LastAudit: a.last, DNS: afterDNS{a.d}, Stragglers: sweeps{a.d},
 		Window: time.Duration(a.d.cfg.Cutover.Window), Quiet: quietTime}
-	if a.d.strays != nil {
-		e.Stragglers = lastStray{a.d.strays}
-	}
 	return e.Finish(ctx)
 }
 
@@ -286,31 +284,55 @@ func (t traces) Traced(ctx context.Context, user string, keep func(string) bool)
 	return old, neu, reads, err
 }
 
-// lastStray tells of the newest straggler.
-type lastStray struct{ book *strayBook }
+// sweeps tells what came to mailboxes past the relay, by what the conductor keeps
+// of each user.
+type sweeps struct{ d *Daemon }
 
-// LastStraggler implements audit.Stragglers. Stragglers are counted by the day.
-func (l lastStray) LastStraggler(ctx context.Context) (s audit.Straggler, err error) {
-	counts, err := l.book.Stragglers(ctx, time.Now().AddDate(0, 0, -60))
-	if err != nil {
-		return s, err
-	}
-	for _, c := range counts { // oldest first
-		day, err := time.Parse(time.DateOnly, c.Day)
-		if err != nil || c.Messages == 0 {
-			continue
+func (s sweeps) each(ctx context.Context, f func(user string, old, neu cutover.Found)) error {
+	for cursor := ""; ; {
+		page, next, err := s.d.store.Users(ctx, router.Filter{Kind: router.KindMailbox}, cursor, 500)
+		if err != nil {
+			return fmt.Errorf("list the users: %w", err)
 		}
-		end := day.Add(24 * time.Hour)
-		if end.After(time.Now()) {
-			end = time.Now()
+		for _, u := range page {
+			old, neu, err := cutover.FoundOf(ctx, s.d.store, u.Address)
+			if err != nil {
+				return err
+			}
+			f(u.Address, old, neu)
 		}
-		if s.From != "" && s.At.Equal(end) {
-			s.From += ", " + c.Source
-		} else {
-			s = audit.Straggler{At: end, User: "a user who has left old", From: c.Source}
+		if cursor = next; next == "" {
+			return nil
 		}
 	}
-	return s, nil
+}
+
+// Swept implements audit.Sweeps. The conductor counts what it has carried over:
+// what it could not is found again.
+func (s sweeps) Swept(ctx context.Context) (map[string]audit.SweptCount, error) {
+	out := map[string]audit.SweptCount{}
+	err := s.each(ctx, func(user string, old, neu cutover.Found) {
+		if n := old.Count + neu.Count; n > 0 {
+			out[user] = audit.SweptCount{Found: n, Copied: n}
+		}
+	})
+	return out, err
+}
+
+// LastStraggler implements audit.Stragglers.
+func (s sweeps) LastStraggler(ctx context.Context) (last audit.Straggler, err error) {
+	err = s.each(ctx, func(user string, old, _ cutover.Found) {
+		if !old.Last.After(last.At) {
+			return
+		}
+		last = audit.Straggler{At: old.Last, User: user, From: "an unknown host"}
+		for _, o := range old.From {
+			if o.Last.Equal(old.Last) {
+				last.From = o.Host
+			}
+		}
+	})
+	return last, err
 }
 
 // afterDNS looks at the DNS as it has to be in the end.

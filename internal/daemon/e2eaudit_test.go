@@ -3,7 +3,10 @@ package daemon_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +71,7 @@ func TestAuditEqualsACount(t *testing.T) {
 	if _, total := w.book.totals(); doc.Total.Accepted != total {
 		t.Errorf("%d accepted in all, %d were sent", doc.Total.Accepted, total)
 	}
+	w.checkSwept(d)
 	w.checkSigned(d, doc)
 	w.checkCertificate(d)
 	w.checkLife(d)
@@ -126,6 +130,34 @@ func (w *world) auditNow(d *running, look bool) *proof.Document {
 		w.t.Fatal(err)
 	}
 	return doc
+}
+
+// checkSwept puts a message into the mailbox that a user has left: it is found, and
+// the audit has it on both sides of the equation.
+func (w *world) checkSwept(d *running) {
+	w.t.Helper()
+	dir := filepath.Join(w.old.MailRoot, w.users[0], "Maildir", "new")
+	name := filepath.Join(dir, "1700000000.M1P1.straggler")
+	if err := os.WriteFile(name, compose("straggler", "<straggler@outside.test>", w.users[0], 0), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.Chown(name, mailOwner, mailOwner); err != nil && os.Getuid() == 0 {
+		w.t.Fatal(err)
+	}
+	poll(w.t, 90*time.Second, "the straggler is found", func() (bool, error) {
+		a := account(w.t, w.auditNow(d, false), w.users[0])
+		return a.Found == 1 && a.Swept == 1 && a.Clean(), errors.New(asJSON(a))
+	})
+	f, err := d.client.Finish(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, c := range f.Conditions {
+		if c.Name == "stragglers" && (c.Status != proof.StatusNotYet || !strings.Contains(asJSON(c), w.users[0])) {
+			w.t.Errorf("a straggler came just now: %s", asJSON(c))
+		}
+	}
+	w.auditNow(d, true)
 }
 
 // checkSigned reads what the commands would write, and changes a digit of it.
