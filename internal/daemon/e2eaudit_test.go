@@ -59,10 +59,9 @@ func TestAuditEqualsACount(t *testing.T) {
 	}
 	sent := w.book.sentTo()
 	for i, u := range w.users {
-		found := w.countRead(u, i < len(moving))
 		a := account(t, doc, u)
-		if a.Accepted != sent[u] || a.Delivered != sent[u] || a.Look == nil || a.Look.There != sent[u] || found.missing+found.twice > 0 {
-			t.Errorf("%s: %d were sent, the Maildir lacks %d and has %d twice; the audit says %s", u, sent[u], found.missing, found.twice, asJSON(a))
+		if a.Accepted != sent[u] || a.Delivered != sent[u] || a.Look == nil || a.Look.There != sent[u] {
+			t.Errorf("%s: %d were sent; the audit says %s", u, sent[u], asJSON(a))
 		}
 		if i < 2 && a.Copies == 0 {
 			t.Errorf("%s got no copies on the other side", u)
@@ -76,6 +75,12 @@ func TestAuditEqualsACount(t *testing.T) {
 	w.checkCertificate(d)
 	w.checkLife(d)
 	w.checkFinish(d)
+	d.stop() // or the servers move files while they are counted
+	for i, u := range w.users {
+		if found := w.countRead(u, i < len(moving)); found.missing+found.twice > 0 {
+			t.Errorf("%s: the Maildir lacks %d and has %d twice, and the audit was clean", u, found.missing, found.twice)
+		}
+	}
 }
 
 // sentTo counts what was sent to each user.
