@@ -49,7 +49,7 @@ var allowed = map[string][]string{
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
-	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "cutover", "queue"},
+	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "audit", "cutover", "queue"},
 
 	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
 }
