@@ -75,7 +75,7 @@ func TestAuditEqualsACount(t *testing.T) {
 	w.checkCertificate(d)
 	w.checkLife(d)
 	w.checkFinish(d)
-	d.stop() // or the servers move files while they are counted
+	d.stop()                        // or the servers move files while they are counted
 	for i, u := range w.users[1:] { // the first one has the straggler too
 		if found := w.countRead(u, i+1 < len(moving)); found.missing+found.twice > 0 {
 			t.Errorf("%s: the Maildir lacks %d and has %d twice, and the audit was clean", u, found.missing, found.twice)
