@@ -366,7 +366,7 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 		}
 	}
 	p.every = all
-	p.progress.Folders, p.report.Folders = len(all), len(all)
+	p.tally(func(r *Report, g *Progress) { g.Folders, r.Folders = len(all), len(all) })
 	err = both(func() error {
 		if err := p.srcSide.statuses(p.srcBox, sourceWires(p.pairings, p.outside)); err != nil {
 			return inside("source", err)
@@ -398,11 +398,11 @@ func (p *pass) look() (runs []*folderRun, failed, err error) {
 			if err := f.skip(); err != nil {
 				return nil, nil, err
 			}
-			p.progress.FoldersDone++
+			p.tally(func(_ *Report, g *Progress) { g.FoldersDone++ })
 		case p.sweeps() && !f.exists && p.srcSide.errs[f.src.Wire] == nil && f.status.Messages == 0:
-			p.progress.FoldersDone++
+			p.tally(func(_ *Report, g *Progress) { g.FoldersDone++ })
 		default:
-			p.progress.Messages += f.expected()
+			p.tally(func(_ *Report, g *Progress) { g.Messages += f.expected() })
 			runs = append(runs, f)
 		}
 	}
