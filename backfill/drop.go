@@ -69,6 +69,12 @@ func (f *folderRun) send(msgs []*incoming) error {
 // open folders that it makes by itself.
 func (f *folderRun) selectDest() (imapconn.Selected, error) {
 	sel, err := f.lane.dst.Select(f.wire)
+	// Dovecot makes folders of its configuration when they are opened, and says so to
+	// who opens one while another connection does.
+	var e *imapconn.Error
+	if errors.As(err, &e) && e.Code == "ALREADYEXISTS" {
+		sel, err = f.lane.dst.Select(f.wire)
+	}
 	if err == nil || f.lane.dst.Alive() || f.p.ctx.Err() != nil {
 		return sel, err
 	}

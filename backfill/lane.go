@@ -144,7 +144,8 @@ func (p *pass) batch(left int) (messages int, octets int64) {
 	messages, octets = p.c.batchMessages(), cmp.Or(max(p.c.BatchBytes, 0), defaultBatchBytes)/2
 	all := 0
 	p.tally(func(_ *Report, g *Progress) { all = g.Messages - g.MessagesDone })
-	if !p.far || left < all/3 {
+	set := p.c.BatchMessages > 0 || p.c.BatchBytes > 0 // then these are bounds
+	if !p.far || set || left < all/3 {
 		return messages, octets
 	}
 	shared := p.c.together()
