@@ -83,6 +83,9 @@ func (f *folderRun) remade() {
 	for _, r := range f.rec.Pairs {
 		for i := range r.N {
 			f.rec.Known.add(r.Src + i)
+			// When the reader gave the folder another name, its mail comes to the source
+			// under that one with the next pass back, and goes from here.
+			f.rec.other().Orphans.add(r.Src + i)
 		}
 	}
 	f.rec.Pairs = nil

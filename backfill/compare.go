@@ -194,7 +194,7 @@ func (s *comparison) judgeFolder(f *facing, moved map[*incoming]string) {
 			continue
 		case refused != nil:
 			s.problem(c, uid, ClassRefused, refused.Text)
-		case s.p.job.Settled && f.gone(uid, there):
+		case s.p.job.Settled && (f.gone(uid, there) || f.known(s.p, uid)):
 			same.add(uid, ClassDeleted, "it was copied, and is gone from the destination since")
 			c.Classes[ClassDeleted]++
 			continue
@@ -220,6 +220,12 @@ func (f *facing) gone(uid uint32, there map[uint32]bool) bool {
 	}
 	to, paired := f.rec.Pairs.dest(uid)
 	return paired && !there[to]
+}
+
+// known tells whether a message was on the destination once, though it is in no pair
+// any more: no pass copies it.
+func (f *facing) known(p *pass, uid uint32) bool {
+	return f.rec.SrcValidity == f.src.sel.UIDValidity && (f.rec.Known.has(uid) || p.apart.sources(f.rec.Source, f.rec.SrcValidity)[uid])
 }
 
 func (s *comparison) problem(c *FolderCheck, uid uint32, class, text string) {

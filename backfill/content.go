@@ -366,8 +366,12 @@ func fields(header []byte) []field {
 	return out
 }
 
+// relayMark stands behind our name in Received fields, whichever it is.
+const relayMark = "(Crossfade)"
+
 // queueID gives the queue id of the topmost Received field that host wrote:
-// "by HOST ... id QUEUEID".
+// "by HOST ... id QUEUEID". Without a host it is one that any relay of ours did,
+// by the comment behind its name.
 func queueID(header []byte, host string) string {
 	for _, f := range fields(header) {
 		if !strings.EqualFold(f.name, "Received") {
@@ -376,8 +380,14 @@ func queueID(header []byte, host string) string {
 		words := strings.Fields(f.value)
 		by := -1
 		for i, w := range words {
-			if by < 0 && i > 0 && strings.EqualFold(words[i-1], "by") && strings.EqualFold(strings.TrimRight(w, ".;"), host) {
-				by = i
+			if by < 0 && i > 0 && strings.EqualFold(words[i-1], "by") {
+				own := strings.EqualFold(strings.TrimRight(w, ".;"), host)
+				if host == "" {
+					own = i+1 < len(words) && words[i+1] == relayMark
+				}
+				if own {
+					by = i
+				}
 			}
 			if by >= 0 && i > by && strings.EqualFold(words[i-1], "id") {
 				return strings.TrimRight(w, ";")

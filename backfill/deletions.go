@@ -449,6 +449,10 @@ func (p *pass) lookMissing() error {
 			return err
 		}
 		if n := rec.Pairs.count(); n > 0 && p.o.Final && !rec.Missed {
+			rec.Missed = true // this is said once: there may be no other pass before the next hold
+			if err := p.book.save(p.ctx, rec); err != nil {
+				return err
+			}
 			return fmt.Errorf("source: folder %q, of which %d messages were copied, is not listed any more, and was in the pass before: the next pass looks where its mail went", nameOf(wire), n)
 		}
 	}

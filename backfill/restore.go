@@ -24,6 +24,9 @@ func (f *folderRun) restore() error {
 			present[m.UID] = true
 		}
 	}
+	// A pass that was killed while it noted where lost copies are may have left them
+	// in both places.
+	apart := f.p.apart.sources(f.src.Wire, f.rec.SrcValidity)
 	var left pairs
 	gone := 0
 	for _, r := range f.rec.Pairs {
@@ -31,7 +34,7 @@ func (f *folderRun) restore() error {
 			src, dst := r.Src+i, r.Dst+i
 			switch {
 			case there[dst]:
-			case present[src]:
+			case present[src] && !apart[src]:
 				f.lost.add(src)
 			default:
 				delete(f.agreed, src)
@@ -187,6 +190,10 @@ func (p *pass) lostApart() error {
 		}
 		if err != nil && !skippable(err) {
 			return err
+		}
+		listed := slices.ContainsFunc(p.dstSide.folders, func(d imapconn.Folder) bool { return d.Wire == x.Dest })
+		if errors.Is(err, imapconn.ErrShort) || err != nil && listed {
+			continue // it is there, and what is in it cannot be told just now
 		}
 		var gone uidSet
 		for _, r := range x.Pairs {

@@ -113,7 +113,7 @@ func (t *tracing) folder(r *imapconn.Reader, f imapconn.Folder) error {
 			return err
 		}
 		for uid, h := range headers {
-			id := queueID(h, t.p.job.Host)
+			id := queueID(h, "")
 			if id == "" || t.keep != nil && !t.keep(id) {
 				continue
 			}

@@ -129,7 +129,7 @@ type Backend struct {
 	IMAPLogin          *Login         `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
 	Gmail              Gmail          `yaml:"gmail" doc:"With old: how a Gmail mailbox is read. Its server tells by itself that it is one."`
 	TLS                BackendTLS     `yaml:"tls" doc:"How the server's certificate is checked."`
-	SendsFrom          []netip.Prefix `yaml:"sends_from" reload:"restart" doc:"Addresses (CIDR) from which this side sends mail. They are trusted as those of smtp.trusted, and a message that this side gives back is recognised as a loop at its first turn instead of its third. An IP address in smtp counts without being listed."`
+	SendsFrom          []netip.Prefix `yaml:"sends_from" reload:"restart" doc:"Addresses (CIDR) from which this side sends mail. They are trusted as those of smtp.trusted, but for mail to the outside (smtp.smart_host), and a message that this side gives back is recognised as a loop at its first turn instead of its third. An IP address in smtp counts without being listed."`
 	MaxConnections     int            `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
 	MaxIMAPConnections int            `yaml:"max_imap_connections" reload:"restart" min:"1" max:"10000" doc:"IMAP connections of the backfill to this side at once, of all users together, on each node. A user takes one to old and two to new, and as many again for each further folder that is copied at once while nobody waits for them: with fewer, fewer users than cutover.concurrency are moved at a time. A server that refuses one is asked for fewer for ten minutes."`
 }

@@ -201,7 +201,7 @@ func (m *move) run(ctx context.Context) {
 			return
 		case errors.Is(err, errYield):
 			cancel()
-		case errors.Is(err, errPaused), errors.Is(err, errPaced):
+		case errors.Is(err, errPaused), errors.Is(err, errPaced), errors.Is(err, errAsked):
 			// He waits for his turn, which he gets when the pause is over.
 		case errors.Is(err, router.ErrEpoch):
 			// Somebody else changed the user: look at him afresh.
@@ -251,6 +251,7 @@ func (m *move) rest(ctx context.Context, d time.Duration, listen bool) bool {
 // failed notes an error and gives the time to wait before the next try.
 func (m *move) failed(err error) time.Duration {
 	cfg := m.c.cfg
+	m.c.pace.leave(m) // others may try meanwhile
 	attempts := m.snapshot().Attempts + 1
 	wait := cfg.RetryFirst
 	for i := 1; i < attempts && wait < cfg.RetryMax; i++ {

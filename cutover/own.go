@@ -289,6 +289,8 @@ func (c *Conductor) needsPlace(ctx context.Context, user string) (router.User, b
 		return u, false, fmt.Errorf("reading the user %s: %w", user, err)
 	case u.State == router.StateOld, u.State.Held():
 		return u, false, nil
+	case u.State == router.StateNew, u.State == router.StateDone:
+		return u, false, nil // no pause concerns who reads new, and a rollback waits for its place itself
 	case u.State == router.StateSyncing:
 		return u, true, nil
 	}
@@ -297,9 +299,6 @@ func (c *Conductor) needsPlace(ctx context.Context, user string) (router.User, b
 	}
 	w := c.wave(u.Wave)
 	req, _, err := c.loadRequest(ctx, user)
-	if u.State != router.StateReady {
-		return u, req.Rollback, err
-	}
 	return u, (!req.Sync || w.approved() || c.cfg.AutoApprove) && time.Until(later(u.NotBefore, w.NotBefore)) <= 0, err
 }
 

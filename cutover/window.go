@@ -205,6 +205,8 @@ func (m *move) tryClose(ctx context.Context, u router.User) (time.Duration, erro
 		if err := m.verify(ctx, u); err != nil {
 			return m.unverified(ctx, u, err)
 		}
+		// What came while it was compared may lie in a folder that was through.
+		m.front.clean = closeLooks - 1
 	}
 	// The comparison took its time.
 	if missing, wait = m.missing(ctx); missing != "" {
@@ -235,7 +237,7 @@ func (m *move) missing(ctx context.Context) (string, time.Duration) {
 		return s.Err, m.c.cfg.Tail
 	}
 	if !m.late || m.front.clean < closeLooks {
-		m.verified = false
+		m.verified = m.verified && m.front.clean == closeLooks-1 // the look behind the comparison
 		return fmt.Sprintf("%d looks at old in a row must find nothing; %d did", closeLooks, min(m.front.clean, closeLooks)), m.c.cfg.Tail
 	}
 	if err := m.c.mayClose(ctx); err != nil {

@@ -265,7 +265,7 @@ func (d *Dir) older(ctx context.Context, name string, before time.Time) (blocks 
 			old = old && b.To.Before(before) && b.Number != d.head.Number
 		}
 	}
-	return blocks, old, nil
+	return blocks, old && blocks > 0, nil // one that cannot be read is evidence
 }
 
 // Close closes the file that is added to.

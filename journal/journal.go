@@ -39,17 +39,20 @@ func (j *Journal) Run(ctx context.Context) error {
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	var pruned time.Time
-	failing := false
+	var told time.Time // of an error, again every hour
 	for {
 		_, err := j.Drain(ctx, blockAge)
 		if err == nil && j.Keep > 0 && time.Since(pruned) > pruneEvery {
 			pruned = time.Now()
 			err = j.prune(ctx)
 		}
-		if err != nil && ctx.Err() == nil && !failing {
+		if err == nil {
+			told = time.Time{}
+		}
+		if err != nil && ctx.Err() == nil && time.Since(told) > time.Hour {
+			told = time.Now()
 			j.log().Error("the journal cannot be written; what it lacks stays in the store and is moved later", "err", err, "alarm", true)
 		}
-		failing = err != nil
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookEvery)
@@ -76,6 +79,18 @@ func (j *Journal) log() *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return j.Log
+}
+
+// Begin takes from the outbox what an earlier process put on the shelf and died
+// before it took it off. After it the numbers of batches go on where they were.
+func (j *Journal) Begin(ctx context.Context) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	head, err := j.Shelf.Head(ctx)
+	if err != nil {
+		return err
+	}
+	return j.Outbox.Forget(ctx, head.Last)
 }
 
 // Drain moves full blocks, and the rest when its oldest line is older than age. It

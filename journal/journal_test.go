@@ -368,6 +368,11 @@ func TestPrune(t *testing.T) {
 	if n, err := d.Prune(t.Context(), time.Now().Add(time.Hour)); n != 2 || err != nil {
 		t.Fatalf("%d blocks were removed, %v", n, err)
 	}
+	// A beginning that nobody removed is missing.
+	if ids, r := b.scan(); len(ids) != 5 || r.Whole() || r.First != 11 {
+		t.Fatalf("%d entries, %+v", len(ids), r)
+	}
+	b.j.Keep = time.Hour
 	if ids, r := b.scan(); len(ids) != 5 || !r.Whole() || r.First != 11 {
 		t.Fatalf("%d entries, %+v", len(ids), r)
 	}

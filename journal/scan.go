@@ -11,6 +11,18 @@ import (
 func (j *Journal) Scan(ctx context.Context, f func(Entry) error) (Report, error) {
 	s := &scan{each: f}
 	err := j.walk(ctx, "", s)
+	if err != nil {
+		return s.report, err
+	}
+	// Behind what is lost at the end, or at the beginning, nothing shows that it is.
+	head, err := j.Shelf.Head(ctx)
+	r := &s.report
+	if err == nil && r.Last < head.Last {
+		r.Gaps = append(r.Gaps, Gap{After: r.Last, Before: head.Last + 1, Text: fmt.Sprintf("batches %d to %d are missing, at the end", r.Last+1, head.Last)})
+	}
+	if err == nil && j.Keep == 0 && r.First > 1 {
+		r.Gaps = append(r.Gaps, Gap{Before: r.First, Text: fmt.Sprintf("batches 1 to %d are missing, at the beginning, and nothing is to be removed: was audit.keep set before?", r.First-1)})
+	}
 	return s.report, err
 }
 

@@ -98,6 +98,7 @@ type Settings struct {
 type Known struct {
 	Exists bool
 	Side   mail.Route // when it exists
+	Guess  bool       // a side could not be asked: neither is certain
 }
 
 // The answers, as [Config.Answered] gets them.

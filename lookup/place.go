@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"crossfade/mail"
@@ -78,6 +79,8 @@ func (s *Service) stray(ctx context.Context, res router.Resolution) (mail.Route,
 	}
 	known := s.cfg.Unknown(ctx, res.Recipients[0].Addr)
 	switch {
+	case known.Guess:
+		return "", fmt.Errorf("%s is in no table, and the two mail systems cannot be asked about it now", res.Recipients[0].Addr)
 	case !known.Exists:
 		return "", errNobody
 	case known.Side == mail.New:
@@ -111,10 +114,16 @@ func (s *Service) loginPlace(ctx context.Context, p Protocol, name string) (logi
 	if err != nil {
 		return login{}, err
 	}
-	if len(l.places) != 1 {
-		return login{}, errNobody // nobody logs in as a group
-	}
 	at := l.places[0]
+	switch {
+	case len(l.places) == 1:
+	case p != LMTP:
+		return login{}, errNobody // nobody logs in as a group
+	case slices.ContainsFunc(l.places, func(x place) bool { return x.side != at.side || x.held }):
+		return login{}, fmt.Errorf("%s: the group has members on both sides, or some who are held: only Crossfade can deliver to it", addr)
+	default:
+		return login{up: sides.of(at.side), name: name}, nil // its side knows the group
+	}
 	if p == LMTP && at.held {
 		return login{}, fmt.Errorf("%s is held while the mailbox is moved: deliver again in a moment", at.key)
 	}
@@ -171,8 +180,8 @@ func (s *Service) transport(ctx context.Context, addr mail.Address) (string, err
 }
 
 // elsewhere is the way to this relay for who is not on the side home, or is held.
-// Those who are there are not found, so that their own server keeps them. So are
-// those in no table: the server that asks is one of the two that we would have
+// Those who are there are not found, so that their own server keeps them; those who
+// get mail on both sides are on each. So are those in no table, whatever the policy: the server that asks is one of the two that we would have
 // to ask, and would ask us again.
 func (s *Service) elsewhere(ctx context.Context, addr mail.Address, home mail.Route) (string, error) {
 	relay := s.set.Load().Transports.Relay
@@ -184,7 +193,10 @@ func (s *Service) elsewhere(ctx context.Context, addr mail.Address, home mail.Ro
 		return "", err
 	}
 	for _, p := range l.places {
-		if p.held || p.side != "" && p.side != home {
+		if p.user.Address == "" || p.user.Deliver == router.DeliverBoth && !p.held {
+			continue
+		}
+		if p.held || p.side != home {
 			return relay, nil
 		}
 	}

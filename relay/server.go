@@ -68,10 +68,9 @@ type ServerConfig struct {
 	// empty: none, or both. Nil knows nobody. A message that comes back to the
 	// side that it comes from is recognised by it.
 	Side func(netip.Addr) mail.Route
-	// RelaysOut tells whether mail of trusted clients (Wire.Trusted) for
-	// addresses outside is taken, for the route out. Nil never does. For anybody
-	// else there is no relaying.
-	RelaysOut func() bool
+	// RelaysOut tells whether a client's mail for addresses outside is taken, for
+	// the route out, when it is trusted (Wire.Trusted) besides. Nil never does.
+	RelaysOut func(client netip.Addr) bool
 	// TLS gives the configuration of one handshake, so that certificates can
 	// change; nil, or a nil result, offers no STARTTLS.
 	TLS     func() *tls.Config
@@ -195,7 +194,7 @@ func (s *Server) trusts(ip netip.Addr) bool {
 // go out. What only looks like an address outside (a route through us, our own
 // name) may not.
 func (s *Server) mayRelay(ip netip.Addr, addr mail.Address) bool {
-	return s.cfg.RelaysOut != nil && s.cfg.RelaysOut() && s.trusts(ip) && !addr.IsNull() &&
+	return s.cfg.RelaysOut != nil && s.cfg.RelaysOut(ip) && s.trusts(ip) && !addr.IsNull() &&
 		!s.cfg.Router.Ours(addr.Domain) && !strings.EqualFold(addr.Domain, s.cfg.Hostname)
 }
 

@@ -68,6 +68,8 @@ func newCompany(t *testing.T, users int, g gap) *company {
 	}
 	text := strings.Replace(string(b), "smtp: "+c.old.LMTPURL(), "sends_from: [127.0.0.2/32]\n    smtp: "+smtp["old"], 1)
 	text = strings.Replace(text, "smtp: "+c.new.LMTPURL(), "sends_from: [127.0.0.3/32]\n    smtp: "+smtp["new"], 1)
+	// Colleagues may send out from here, see TestSmartHost; where old sends from does not say that.
+	text = strings.Replace(text, "max_connections_per_ip: 0", "max_connections_per_ip: 0, trusted: [127.0.0.4/32]", 1)
 	c.write("crossfade.yaml", text+fmt.Sprintf(`lookup:
   socketmap: [%q]
   transport: {old: "x:", new: "x:", relay: %q}
@@ -347,15 +349,19 @@ func TestSmartHost(t *testing.T) {
 	if _, err := c.client.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	inside := func(from, to string) (string, int) {
-		return realtest.Swaks(t, t.Context(), c.relayAt, "--from", from, "--to", to, "--local-interface", bindTo["old"], "--header", "Subject: colleague-9000.")
+	at := func(client, from, to string) (string, int) {
+		return realtest.Swaks(t, t.Context(), c.relayAt, "--from", from, "--to", to, "--local-interface", client, "--header", "Subject: colleague-9000.")
 	}
+	inside := func(from, to string) (string, int) { return at("127.0.0.4", from, to) }
 	const swaksRcptRefused = 24
 	if out, status := realtest.Swaks(t, t.Context(), c.relayAt, "--from", ann, "--to", "friend@outside.test"); status != swaksRcptRefused || !strings.Contains(out, "550 5.7.1") {
 		t.Errorf("a stranger may relay: %s", out)
 	}
+	if out, status := at(bindTo["old"], ann, "friend@outside.test"); status != swaksRcptRefused || !strings.Contains(out, "550 5.7.1") {
+		t.Errorf("who is only in sends_from may relay: %s", out)
+	}
 	if out, status := inside(ann, "friend@outside.test"); status != 0 {
-		t.Fatalf("old may not send out: %s", out)
+		t.Fatalf("a trusted client may not send out: %s", out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -46,8 +46,11 @@ func sweepOf(t *testing.T, c *admin.Client, user string) (st cutover.Status, s c
 func awaitFound(t *testing.T, c *admin.Client, user string, onOld, onNew int) {
 	t.Helper()
 	poll(t, 5*time.Second, "the count of what was found", func() (bool, error) {
-		_, s := sweepOf(t, c, user)
-		return s.Old.Count == onOld && s.New.Count == onNew, fmt.Errorf("%+v", s)
+		st, err := c.Move(t.Context(), user)
+		if err != nil || st.Sweep == nil {
+			return false, err // the relay has only just begun
+		}
+		return st.Sweep.Old.Count == onOld && st.Sweep.New.Count == onNew, fmt.Errorf("%+v", st.Sweep)
 	})
 }
 

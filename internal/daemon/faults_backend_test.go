@@ -82,6 +82,8 @@ func (s *site) failAndHeal(user, says string) {
 	if err := s.client.ResumeBackend(s.limit(), mail.New); err != nil {
 		s.t.Fatal(err)
 	}
+	// Without IMAP nobody can look, and it is sent again when the schedule has it, or now.
+	s.rcpt(id, "looked for", func(r queue.Rcpt) bool { return r.Doubt.Since.IsZero() && r.State == queue.Queued })
 	s.retry(id)
 	s.empty()
 	if n := count(s.new, token); n != 1 {

@@ -32,7 +32,9 @@ func (d *Daemon) openJournal(ctx context.Context) error {
 		}
 		d.journal.Shelf, d.closeJournal = dir, dir.Close
 	}
-	if _, err := d.journal.Drain(ctx, time.Hour); err != nil {
+	// No more than that: a full disk of the journal must not keep mail out, which
+	// the queue has a reserve for.
+	if err := d.journal.Begin(ctx); err != nil {
 		return fmt.Errorf("audit: the journal: %w", err)
 	}
 	return nil

@@ -196,7 +196,7 @@ func listenLookup(address, mode string) (net.Listener, error) {
 // lookupUnknown asks both sides about an address in no table, as for mail.
 func (d *Daemon) lookupUnknown(ctx context.Context, addr mail.Address) lookup.Known {
 	v := d.verifier.Verify(ctx, addr)
-	return lookup.Known{Exists: v.Exists, Side: v.Hint}
+	return lookup.Known{Exists: v.Exists, Side: v.Hint, Guess: !v.Sure}
 }
 
 // LookupAddrs gives the addresses on which lookups are answered, in the order of

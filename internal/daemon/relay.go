@@ -62,6 +62,14 @@ func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Targ
 	return t, nil
 }
 
+// mayRelayOut tells for which clients mail to the outside is taken: those of
+// smtp.trusted alone. What a backend sends from may be an address that it shares
+// with others, as that of a cloud.
+func (d *Daemon) mayRelayOut() func(netip.Addr) bool {
+	in := trusts(d.cfg.SMTP.Trusted)
+	return func(client netip.Addr) bool { return in != nil && d.relaysOut.Load() && in(client.Unmap()) }
+}
+
 // trustedNetworks are those of the backends' own mail.
 func trustedNetworks(cfg *config.Config) []netip.Prefix {
 	return slices.Concat(cfg.SMTP.Trusted, cfg.Backends.Old.SendsFrom, cfg.Backends.New.SendsFrom)
@@ -120,7 +128,7 @@ func (d *Daemon) openRelay() (err error) {
 			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway},
 		},
-		Side: sideOf(d.cfg), RelaysOut: d.relaysOut.Load,
+		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
 		TLS: d.cert.config, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
