@@ -164,3 +164,33 @@ func (*slowVerifier) Verify(ctx context.Context, _ backfill.Job) (backfill.Verif
 	<-ctx.Done()
 	return backfill.Verification{}, ctx.Err()
 }
+
+// TestStragglerDuringTheComparison: it may come to a folder that was compared
+// already, so the window stays open until a look behind the comparison found
+// nothing.
+func TestStragglerDuringTheComparison(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(), &copier{}
+		var came, carried atomic.Bool
+		cop.pass = func(string, int, bool) (backfill.Report, error) {
+			if came.CompareAndSwap(true, false) {
+				carried.Store(true)
+				return backfill.Report{Copied: 1}, nil
+			}
+			return backfill.Report{}, nil
+		}
+		compared := 0
+		cop.verify = func(user string) (backfill.Verification, error) {
+			if compared++; compared == 1 {
+				came.Store(true)
+			}
+			return backfill.Verification{User: user}, nil
+		}
+		c := conduct(t, tab, cop, Config{Window: time.Hour})
+		start(t, c, alice, false)
+		time.Sleep(3 * time.Hour)
+		if got := tab.state(alice); got != router.StateDone || !carried.Load() {
+			t.Errorf("the user is %s; the straggler was carried: %t", got, carried.Load())
+		}
+	})
+}
