@@ -1,6 +1,7 @@
 package backfill_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,5 +142,38 @@ func TestFolderThatCannotBeMade(t *testing.T) {
 	}
 	if got := holds(t, dst, user, false); len(got["z"]) != 2 || len(got["INBOX"]) != 3 {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestKilledWhileLostCopiesAreNoted: somebody moved copies on the side that is not
+// read; a pass that dies while it notes where they are leaves nothing twice.
+func TestKilledWhileLostCopiesAreNoted(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX", letters(0, 20, 100)...)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	moveMail(t, dst, user, "INBOX", "Elsewhere", uidsTo(10)...)
+	ctx, cancel := context.WithCancel(t.Context())
+	noted := 0
+	c.CrashPoint = func(name string) {
+		if name == "after-apart" {
+			if noted++; noted == 4 {
+				cancel() // nothing is written from here on
+			}
+		}
+	}
+	if r, err := c.Pass(ctx, job, reads); err == nil || noted == 0 {
+		t.Fatalf("%+v, %v, %d noted", r, err, noted)
+	}
+	c.CrashPoint = nil
+	for range 2 {
+		if r := mustPass(t, c, job, reads); r.Copied != 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	if got := holds(t, dst, user, false); got.count() != 20 || len(got["Elsewhere"]) != 10 {
+		t.Errorf("%d messages, %d in the other folder", got.count(), len(got["Elsewhere"]))
 	}
 }

@@ -159,6 +159,7 @@ func (f *folderRun) apartOr(s *search) (left int, err error) {
 		if err := f.p.apart.add(from, to, x.m.meta.UID, x.found.uid); err != nil {
 			return 0, err
 		}
+		f.p.crash("after-apart")
 		found[x.m.meta.UID] = true
 		f.p.tally(func(r *Report, _ *Progress) { r.Adopted++ })
 	}
