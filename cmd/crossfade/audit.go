@@ -54,6 +54,9 @@ func (c *auditCmd) Run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("reading the audit: %w", err)
 	}
+	if r := doc.Request; r.Mailboxes == c.NoLook || (len(r.Users) == 0) != (len(c.Addresses) == 0) {
+		return &commandError{code: exitFailed, err: errors.New("somebody else made another audit meanwhile, and this one's result is replaced"), hint: "ask again"}
+	}
 	if c.Out != "" {
 		if err := c.write(a, client, doc); err != nil {
 			return err
