@@ -243,29 +243,31 @@ func (s *Server) applyQueue(ctx context.Context, in *body[QueueApply]) (*body[qu
 const stallTime = time.Minute
 
 func (s *Server) exportMessage(ctx context.Context, in *MessagePath) (*huma.StreamResponse, error) {
-	if _, err := s.entry(ctx, in.ID); err != nil {
+	entry, err := s.entry(ctx, in.ID)
+	if err != nil {
 		return nil, err
 	}
 	rec := Record{Action: "export-message", Object: string(in.ID)}
 	var from io.ReadCloser
-	err := s.change(ctx, rec, func(_ context.Context, _ *Record) (err error) {
+	err = s.change(ctx, rec, func(_ context.Context, _ *Record) (err error) {
 		from, err = s.cfg.Bodies.Open(ctx, in.ID)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the message %s: %w", in.ID, err)
 	}
-	return &huma.StreamResponse{Body: func(hc huma.Context) { s.stream(hc, in.ID, from) }}, nil
+	return &huma.StreamResponse{Body: func(hc huma.Context) { s.stream(hc, entry.Envelope, from) }}, nil
 }
 
 // stream copies a body to the client. It has no Content-Length, so that a body
 // that turns out to be damaged at its end is seen as cut short.
-func (s *Server) stream(hc huma.Context, id mail.ID, from io.ReadCloser) {
+func (s *Server) stream(hc huma.Context, env *mail.Envelope, from io.ReadCloser) {
 	defer from.Close()
+	id := env.ID
 	_, w := humago.Unwrap(hc)
 	w.Header().Set("Content-Type", "message/rfc822")
 	w.Header().Set("Content-Disposition", `attachment; filename="`+string(id)+`.eml"`)
-	_, err := io.Copy(&stallWriter{w: w, rc: http.NewResponseController(w)}, from)
+	_, err := io.Copy(&stallWriter{w: w, rc: http.NewResponseController(w)}, env.Whole(from))
 	if err == nil {
 		return
 	}

@@ -1,7 +1,9 @@
 package mail
 
 import (
+	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -104,7 +106,26 @@ type Envelope struct {
 	Client     Client      `json:"client,omitzero"`
 	MessageID  string      `json:"msgid,omitempty"` // of the header, for people who search; never an identity
 	Passage    Passage     `json:"passage,omitzero"`
+	// Trace is what the relay learnt of the message only after its header had
+	// passed by: whole header lines in ASCII, each with its CRLF, that go on top of
+	// the stored body wherever the message is sent or shown (Authentication-Results,
+	// an ARC set, the headers of a content filter). Size does not count it.
+	Trace string `json:"trace,omitempty"`
+	// RequireTLS says that REQUIRETLS was given (RFC 8689).
+	RequireTLS bool `json:"requiretls,omitempty"`
 }
+
+// Whole is the message as it is sent on: Trace, and then the stored body, which
+// it is read from.
+func (e *Envelope) Whole(body io.Reader) io.Reader {
+	if e.Trace == "" {
+		return body
+	}
+	return io.MultiReader(strings.NewReader(e.Trace), body)
+}
+
+// WholeSize is the number of octets of Whole.
+func (e *Envelope) WholeSize() int64 { return e.Size + int64(len(e.Trace)) }
 
 // Passage is what the trace headers of a message tell of its earlier ways
 // through this relay. The zero value says that it was never here.

@@ -138,7 +138,7 @@ func (w *deliverWorker) original(ctx context.Context, env *mail.Envelope, kind m
 		defer rc.Close()
 		var original []byte
 		var full bool
-		if original, full, err = dsnOriginal(rc, dsnReturnsFull(kind, env)); err == nil {
+		if original, full, err = dsnOriginal(env.Whole(rc), dsnReturnsFull(kind, env)); err == nil {
 			return original, full, nil
 		}
 	}

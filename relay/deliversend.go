@@ -42,7 +42,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	x := &delivery{w: w, lease: lease}
 	x.ctx, x.cancel = context.WithCancelCause(work)
 	defer x.cancel(nil)
-	x.body = lazyBody{ctx: x.ctx, queue: w.d.cfg.Queue, id: lease.Envelope.ID}
+	x.body = lazyBody{ctx: x.ctx, queue: w.d.cfg.Queue, env: lease.Envelope}
 	x.mu.Lock() // the timer may run before the assignment is seen
 	x.timer = time.AfterFunc(w.d.cfg.renewEvery, x.renew)
 	x.mu.Unlock()
@@ -102,7 +102,7 @@ func (x *delivery) cut(err error) error {
 func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
 	env := x.lease.Envelope
 	t := &smtpclient.Transaction{
-		From: env.From, Body: &x.body, Size: env.Size, EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
+		From: env.From, Body: &x.body, Size: env.WholeSize(), EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
 		Ret: env.Ret, EnvID: env.EnvID, BeforeDot: x.beforeDot,
 	}
 	t.Rcpts = make([]smtpclient.Rcpt, len(x.lease.Items))
@@ -298,19 +298,20 @@ func (w *deliverWorker) report(ctx context.Context, lease *queue.Lease, verdicts
 type lazyBody struct {
 	ctx   context.Context
 	queue queue.Deliverer
-	id    mail.ID
+	env   *mail.Envelope
 	rc    io.ReadCloser
+	whole io.Reader // Trace, and then rc
 }
 
 func (l *lazyBody) Read(p []byte) (int, error) {
 	if l.rc == nil {
-		rc, err := l.queue.Open(l.ctx, l.id)
+		rc, err := l.queue.Open(l.ctx, l.env.ID)
 		if err != nil {
 			return 0, fmt.Errorf("open the stored message: %w", err)
 		}
-		l.rc = rc
+		l.rc, l.whole = rc, l.env.Whole(rc)
 	}
-	return l.rc.Read(p)
+	return l.whole.Read(p)
 }
 
 func (l *lazyBody) close() {

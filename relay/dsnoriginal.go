@@ -21,7 +21,7 @@ const (
 // message: only a failure does, when the sender asked for it or did not say,
 // and only within bounds (RFC 3461, 4.3 and 6.2).
 func dsnReturnsFull(kind mail.Notify, env *mail.Envelope) bool {
-	return kind == mail.NotifyFailure && env.Ret != mail.RetHdrs && env.Size <= dsnMaxFull
+	return kind == mail.NotifyFailure && env.Ret != mail.RetHdrs && env.WholeSize() <= dsnMaxFull
 }
 
 // dsnOriginal reads what is returned of a message. full asks for all of it;

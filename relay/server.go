@@ -74,8 +74,10 @@ type ServerConfig struct {
 	// TLS gives the configuration of one handshake, so that certificates can
 	// change; nil, or a nil result, offers no STARTTLS.
 	TLS     func() *tls.Config
-	Logger  *slog.Logger
-	Metrics ServerMetrics
+	// Inspectors look at every message, in this order.
+	Inspectors []Inspector
+	Logger     *slog.Logger
+	Metrics    ServerMetrics
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }

@@ -1,8 +1,10 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -21,6 +23,10 @@ type bodyReader struct {
 	scan headerScan
 	from mail.Route // the side whose server the client is
 
+	looks inspections
+	ctx   context.Context
+	log   *slog.Logger
+
 	buf   *bodyBuffers
 	err   error // sticky
 	done  bool  // the end of the message was reached
@@ -37,13 +43,17 @@ var bodyPool = sync.Pool{New: func() any {
 func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	buf := bodyPool.Get().(*bodyBuffers)
 	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
-	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf}
+	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf, ctx: s.srv.ctx, log: s.srv.log}
 	b.from = s.srv.side(info.Remote.Addr())
-	b.scan = headerScan{own: s.srv.by, ours: b.from != "" || s.srv.trusts(info.Remote.Addr()), line: buf.line[:0], text: buf.text[:0]}
+	ours := b.from != "" || s.srv.trusts(info.Remote.Addr())
+	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
+	b.scan = headerScan{own: s.srv.by, ours: ours, line: buf.line[:0], text: buf.text[:0]}
 }
 
 // release gives the buffers back.
 func (b *bodyReader) release() {
+	b.looks.close()
+	b.looks = nil
 	b.buf.line, b.buf.text = b.scan.line, b.scan.text
 	bodyPool.Put(b.buf)
 	b.buf, b.r, b.head, b.env = nil, nil, nil, nil
@@ -72,10 +82,18 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		b.err = scanErr
 		return 0, scanErr
 	}
+	b.looks.sent(p[:n])
+	b.looks.kept(p[:n])
 	if err != nil {
-		b.err = err
-		b.done = errors.Is(err, io.EOF)
 		b.ended = time.Now()
+		if errors.Is(err, io.EOF) {
+			if refused := b.endInspections(); refused != nil {
+				b.err = refused
+				return 0, refused
+			}
+			b.done = true
+		}
+		b.err = err
 	}
 	return n, err
 }

@@ -62,8 +62,20 @@ func encodeEnvelope(env *mail.Envelope) []byte {
 	for i := range env.Recipients {
 		b = appendRecipient(b, &env.Recipients[i])
 	}
-	if !env.Passage.IsZero() { // few messages have one; older versions do not read behind the recipients
+	return appendTail(b, env)
+}
+
+// appendTail adds what few messages have, as far as there is something: older
+// versions wrote less, and do not read behind what they know.
+func appendTail(b []byte, env *mail.Envelope) []byte {
+	if !env.Passage.IsZero() || env.Trace != "" || env.RequireTLS {
 		b = appendPassage(b, &env.Passage)
+	}
+	if env.Trace != "" || env.RequireTLS {
+		b = appendString(b, env.Trace)
+	}
+	if env.RequireTLS {
+		b = appendBool(b, true)
 	}
 	return b
 }
@@ -197,6 +209,12 @@ func decodeEnvelope(id mail.ID, size int64, blob []byte) (*mail.Envelope, error)
 	}
 	if len(r.b) > 0 {
 		r.passage(&env.Passage)
+	}
+	if len(r.b) > 0 {
+		env.Trace = r.string()
+	}
+	if len(r.b) > 0 {
+		env.RequireTLS = r.byte() != 0
 	}
 	if r.bad {
 		return nil, fmt.Errorf("envelope of %s: %w", id, errors.New("it is cut short"))
