@@ -73,7 +73,7 @@ type ServerConfig struct {
 	RelaysOut func(client netip.Addr) bool
 	// TLS gives the configuration of one handshake, so that certificates can
 	// change; nil, or a nil result, offers no STARTTLS.
-	TLS     func() *tls.Config
+	TLS func() *tls.Config
 	// Inspectors look at every message, in this order.
 	Inspectors []Inspector
 	Logger     *slog.Logger
