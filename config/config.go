@@ -44,6 +44,7 @@ type Config struct {
 // SMTP configures the listeners for mail. Sizes are bytes of the message as it arrives.
 type SMTP struct {
 	Listen              []string       `yaml:"listen" reload:"restart" doc:"Addresses to listen on, host:port. Port 0 takes a free one."`
+	Listeners           []Listener     `yaml:"listeners" reload:"restart" doc:"More addresses, each with choices of its own, such as one on port 587 for the backends' submissions with tls: require."`
 	TLS                 KeyPair        `yaml:"tls" doc:"Certificate for STARTTLS; without one, STARTTLS is not offered. The files are read again when they change."`
 	MaxMessageSize      Size           `yaml:"max_message_size" reload:"restart" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
 	MaxConnections      int            `yaml:"max_connections" reload:"restart" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`

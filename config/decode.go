@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,6 +117,12 @@ func (d *decoder) list(node ast.Node, v reflect.Value, key string) {
 		elementKey := fmt.Sprintf("%s[%d]", key, i)
 		if element.Type() == ast.NullType {
 			d.fail(nodePosition(element), elementKey, "an empty entry: write a value or remove it")
+			continue
+		}
+		if sectionList(v.Type()) {
+			out.Index(i).Set(entry(v.Type()))
+			d.src.keys[elementKey] = nodePosition(element)
+			d.mapping(element, out.Index(i), elementKey+".")
 			continue
 		}
 		d.scalar(element, out.Index(i), elementKey)
@@ -264,6 +271,9 @@ func nodePosition(node ast.Node) position {
 	return tokenPosition(node.GetToken())
 }
 
+// entryNumber is the place of an entry in a list of sections.
+var entryNumber = regexp.MustCompile(`\[[0-9]+\]`)
+
 // unknownKey says what may have been meant by a key that does not exist.
 func unknownKey(prefix, name string) string {
 	switch name {
@@ -279,6 +289,7 @@ func unknownKey(prefix, name string) string {
 		return "not supported yet: planned; give cert and key, whose files are read again when they change"
 	}
 	sections := knownKeys()
+	prefix = entryNumber.ReplaceAllString(prefix, "[]")
 	here := sections[strings.TrimSuffix(prefix, ".")]
 	if best := nearest(name, here); best != "" {
 		return fmt.Sprintf("unknown key; did you mean %q?", best)

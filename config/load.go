@@ -197,7 +197,7 @@ func tokenPosition(tk *token.Token) position {
 // resolve makes paths relative to the working directory of the process instead of the file's, and domain names
 // A-labels. A name that is none is left for Validate to report.
 func (c *Config) resolve(dir string) {
-	for _, l := range leaves(reflect.ValueOf(c).Elem(), "") {
+	for _, l := range everyLeaf(reflect.ValueOf(c).Elem()) {
 		if l.tag.Get("path") == "" {
 			continue
 		}

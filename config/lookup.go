@@ -115,7 +115,7 @@ func defaultLookup() Lookup {
 
 func (k *checker) lookup() {
 	l := &k.c.Lookup
-	taken := append(slices.Clone(k.c.SMTP.Listen), k.c.Admin.Listen)
+	taken := append(k.c.SMTP.addresses(), k.c.Admin.Listen)
 	for _, list := range []struct {
 		key       string
 		addresses []string

@@ -22,8 +22,12 @@ func knownKeys() map[string][]string {
 			if ft.Kind() == reflect.Pointer {
 				ft = ft.Elem()
 			}
+			key := strings.TrimPrefix(prefix+"."+name, ".")
+			if sectionList(ft) {
+				walk(ft.Elem(), key+"[]")
+			}
 			if isSection(ft) {
-				walk(ft, strings.TrimPrefix(prefix+"."+name, "."))
+				walk(ft, key)
 			}
 		}
 	}

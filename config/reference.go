@@ -56,10 +56,13 @@ func writeSection(rows, chapters *strings.Builder, v reflect.Value, prefix strin
 		}
 		if !isSection(value.Type()) {
 			reload := "yes"
-			if field.Tag.Get("reload") == "restart" {
+			if field.Tag.Get("reload") == "restart" || strings.Contains(prefix, "[]") {
 				reload = "restart"
 			}
 			fmt.Fprintf(rows, "| `%s` | %s | %s | %s |\n", key, defaultText(value), reload, escapeCell(doc+limits(field.Tag)))
+			if sectionList(value.Type()) {
+				writeEntry(chapters, value.Type(), key)
+			}
 			continue
 		}
 		if name == "new" {
@@ -74,6 +77,13 @@ func writeSection(rows, chapters *strings.Builder, v reflect.Value, prefix strin
 		}
 		chapters.WriteString(below.String())
 	}
+}
+
+// writeEntry writes a chapter for the entries of a list of sections.
+func writeEntry(chapters *strings.Builder, list reflect.Type, key string) {
+	var rows, below strings.Builder
+	writeSection(&rows, &below, entry(list), key+"[].")
+	fmt.Fprintf(chapters, "\n## `%s[]`\n\nOne entry of `%s`; a change of one takes effect as that of the list.\n\n%s%s%s", key, key, tableHead, rows.String(), below.String())
 }
 
 func defaultText(v reflect.Value) string {

@@ -44,7 +44,7 @@ func (k *checker) fail(key, format string, args ...any) {
 
 // tags checks what the struct tags promise: enumerations and ranges.
 func (k *checker) tags() {
-	for _, l := range leaves(reflect.ValueOf(k.c).Elem(), "") {
+	for _, l := range everyLeaf(reflect.ValueOf(k.c).Elem()) {
 		if enum := l.tag.Get("enum"); enum != "" {
 			words := strings.Split(enum, "|")
 			if got := l.value.String(); !slices.Contains(words, got) {
@@ -177,19 +177,7 @@ func (k *checker) keyPair(key string, pair KeyPair) {
 
 func (k *checker) smtp() {
 	s := k.c.SMTP
-	if len(s.Listen) == 0 {
-		k.fail("smtp.listen", "empty: name at least one address, such as 0.0.0.0:25")
-	}
-	seen := make(map[string]bool)
-	for i, address := range s.Listen {
-		key := fmt.Sprintf("smtp.listen[%d]", i)
-		if _, port, err := parseListen(address); err != nil {
-			k.fail(key, "%s", err)
-		} else if seen[address] && port != 0 {
-			k.fail(key, "%s is listed twice", address)
-		}
-		seen[address] = true
-	}
+	k.listeners()
 	k.keyPair("smtp.tls", s.TLS)
 	k.trusted("smtp.trusted", s.Trusted)
 	k.trusted("backends.old.sends_from", k.c.Backends.Old.SendsFrom)
@@ -232,7 +220,7 @@ func (k *checker) smartHost() {
 		k.fail(key+".user", "a password is not sent in clear: use smtp+starttls:// or smtps://")
 	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0:
 		k.fail(key+".url", "nobody may use it: list the backends' networks in smtp.trusted")
-	case slices.ContainsFunc(k.c.SMTP.Listen, func(listen string) bool { return k.ownListener(listen, h.URL) }):
+	case k.ownEndpoint(h.URL):
 		k.fail(key+".url", "%s is our own listener (smtp.listen): mail would loop", h.URL.Address)
 	}
 	if h.PasswordFile != "" && h.PasswordEnv != "" {
@@ -284,7 +272,7 @@ func (k *checker) admin() {
 	if !isLoopback(host) && a.TLS == (KeyPair{}) && !a.Insecure {
 		k.fail("admin.listen", "%s can be reached by others and the token would cross the network readable: set admin.tls, listen on 127.0.0.1, or say admin.insecure: true", a.Listen)
 	}
-	for _, listen := range k.c.SMTP.Listen {
+	for _, listen := range k.c.SMTP.addresses() {
 		if smtpHost, smtpPort, err := parseListen(listen); err == nil && port != 0 && port == smtpPort && sameHost(host, smtpHost) {
 			k.fail("admin.listen", "%s is taken by smtp.listen already", a.Listen)
 		}
@@ -383,7 +371,7 @@ func (k *checker) loops() {
 		key      string
 		endpoint Endpoint
 	}{{"backends.old.smtp", k.c.Backends.Old.SMTP}, {"backends.new.smtp", k.c.Backends.New.SMTP}} {
-		if slices.ContainsFunc(k.c.SMTP.Listen, func(listen string) bool { return k.ownListener(listen, side.endpoint) }) {
+		if k.ownEndpoint(side.endpoint) {
 			k.fail(side.key, "%s is our own listener (smtp.listen): mail would loop", side.endpoint.Address)
 		}
 	}

@@ -200,10 +200,21 @@ func (s *Server) mayRelay(ip netip.Addr, addr mail.Address) bool {
 		!s.cfg.Router.Ours(addr.Domain) && !strings.EqualFold(addr.Domain, s.cfg.Hostname)
 }
 
-// Serve takes mail from the connections of l until Shutdown, and returns nil
+// ListenerOptions are what one listener does otherwise than the others. The zero
+// value offers STARTTLS and takes mail in clear too.
+type ListenerOptions struct {
+	TLS wire.TLSUse
+}
+
+// Serve is [Server.ServeWith] without options.
+func (s *Server) Serve(l net.Listener) error { return s.ServeWith(l, ListenerOptions{}) }
+
+// ServeWith takes mail from the connections of l until Shutdown, and returns nil
 // then. It closes l.
-func (s *Server) Serve(l net.Listener) error {
-	guard := wire.NewListener(l, s.wire)
+func (s *Server) ServeWith(l net.Listener, opts ListenerOptions) error {
+	cfg := s.wire
+	cfg.TLSUse = opts.TLS
+	guard := wire.NewListener(l, cfg)
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

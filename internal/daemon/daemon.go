@@ -166,8 +166,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	for _, l := range d.lookups {
 		p.start(l.name, func(ctx context.Context) error { return l.serve(ctx, l.Listener) })
 	}
-	for _, l := range d.smtpListeners {
-		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.Serve(l) })
+	for i, l := range d.smtpListeners {
+		opts := listenerOptions(d.cfg.SMTP.Listening()[i])
+		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.ServeWith(l, opts) })
 	}
 	p.start("watch", d.watch)
 	if d.dns != nil {
@@ -239,8 +240,8 @@ func (d *Daemon) listen() error {
 	// Every wait for a client has a deadline of our own: keep-alive probes would
 	// only cost system calls on each connection.
 	lc := net.ListenConfig{KeepAlive: -1}
-	for _, addr := range d.cfg.SMTP.Listen {
-		l, err := lc.Listen(context.Background(), "tcp", addr)
+	for _, at := range d.cfg.SMTP.Listening() {
+		l, err := lc.Listen(context.Background(), "tcp", at.Address)
 		if err != nil {
 			return fmt.Errorf("smtp.listen: %w (is another mail server running there? ports below 1024 need a capability)", err)
 		}

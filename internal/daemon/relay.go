@@ -146,6 +146,15 @@ func (d *Daemon) openRelay() (err error) {
 	return err
 }
 
+// listenerOptions are the choices of one address that mail is taken on.
+func listenerOptions(l config.Listener) relay.ListenerOptions {
+	uses := map[string]wire.TLSUse{
+		config.ListenTLSOffer: wire.TLSOffered, config.ListenTLSRequire: wire.TLSRequired,
+		config.ListenTLSImplicit: wire.TLSImplicit, config.ListenTLSOff: wire.TLSNever,
+	}
+	return relay.ListenerOptions{TLS: uses[l.TLS]}
+}
+
 func noLimitAt0(n int) int {
 	if n == 0 {
 		return -1

@@ -141,6 +141,9 @@ func (c *Conn) dispatch(word []byte, cmd cmdLine) {
 		}
 	}
 	c.consume()
+	if c.clearRefused(word) {
+		return
+	}
 	switch string(word) {
 	case "MAIL":
 		c.mail(cmd)

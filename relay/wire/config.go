@@ -28,6 +28,8 @@ type Config struct {
 	// be replaced at any time. A nil function or a nil result means that STARTTLS
 	// is neither offered nor taken.
 	TLS func() *tls.Config
+	// TLSUse says whether clients have to encrypt (default TLSOffered).
+	TLSUse TLSUse
 	// Overload is asked before the greeting. A text that is not empty, such as
 	// "4.3.1 no space left", is sent with 421 and the connection is closed.
 	Overload func() string
@@ -93,7 +95,7 @@ type Metrics struct {
 	// Refused is called when a connection is ended by the guard, with a short
 	// fixed word: "conns", "conns_per_ip", "overload", "errors", "noise", "idle",
 	// "body_timeout", "body_size", "messages", "tls_injection", "other_protocol",
-	// "shutdown", "bdat_syntax", "line_length".
+	// "shutdown", "bdat_syntax", "line_length", "no_certificate".
 	Refused func(reason string)
 	// Message is called when the guard refuses a message because of its bytes,
 	// with "bare_newline" or "line_length".

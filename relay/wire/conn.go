@@ -181,9 +181,13 @@ func (c *Conn) open() {
 	if _, known := c.raw.(*net.TCPConn); !known {
 		c.remote = addrPort(c.raw.RemoteAddr())
 		if !c.l.admit(c) {
+			c.lost = cfg.TLSUse == TLSImplicit
 			c.refuseConn("conns_per_ip", "421 4.7.0 too many connections, try again later")
 			return
 		}
+	}
+	if cfg.TLSUse == TLSImplicit && !c.openTLS() {
+		return
 	}
 	if cfg.Overload != nil {
 		if text := cfg.Overload(); text != "" {

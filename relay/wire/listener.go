@@ -118,7 +118,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if reason := l.add(c, known); reason != "" {
 			callWith(l.cfg.Metrics.Refused, reason)
 			l.cfg.Logger.Debug("smtp connection refused", "reason", reason, "remote", c.remote)
-			turnAway(raw)
+			l.turnAway(raw)
 			continue
 		}
 		call(l.cfg.Metrics.Opened)
@@ -130,9 +130,11 @@ const tooManyConns = "421 4.7.0 too many connections, try again later\r\n"
 
 // turnAway answers without a buffer, a goroutine or the library: a fresh socket
 // takes these bytes without blocking, the deadline is for what is no socket.
-func turnAway(raw net.Conn) {
-	_ = raw.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	_, _ = raw.Write([]byte(tooManyConns))
+func (l *Listener) turnAway(raw net.Conn) {
+	if l.cfg.TLSUse != TLSImplicit { // there a reply in clear would be no TLS record
+		_ = raw.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, _ = raw.Write([]byte(tooManyConns))
+	}
 	_ = raw.Close()
 }
 

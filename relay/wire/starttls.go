@@ -8,8 +8,54 @@ import (
 // handshakeTimeout bounds a TLS handshake when IdleTimeout is longer.
 const handshakeTimeout = time.Minute
 
+// TLSUse says when the clients of a listener speak TLS.
+type TLSUse uint8
+
+// The ways.
+const (
+	// TLSOffered offers STARTTLS and leaves the choice to the client.
+	TLSOffered TLSUse = iota
+	// TLSRequired takes no mail before STARTTLS. It is for a listener that is not
+	// an MX: strangers are not bound to know TLS (RFC 3207, 4).
+	TLSRequired
+	// TLSImplicit is TLS from the first byte (RFC 8314, 3.3).
+	TLSImplicit
+	// TLSNever does not offer STARTTLS.
+	TLSNever
+)
+
+// needTLS is the answer of a listener that takes nothing in clear (RFC 3207, 4).
+const needTLS = "530 5.7.0 must issue a STARTTLS command first"
+
+// clearRefused refuses what a client may not do before STARTTLS. A chunk comes
+// behind BDAT whatever the answer, so that has its own way.
+func (c *Conn) clearRefused(word []byte) bool {
+	if c.l.cfg.TLSUse != TLSRequired || c.tls != nil {
+		return false
+	}
+	switch string(word) {
+	case "EHLO", "HELO", "STARTTLS", "NOOP", "RSET", "QUIT", "BDAT":
+		return false
+	}
+	c.fail(needTLS)
+	return true
+}
+
+// openTLS is the handshake of a listener with implicit TLS, in front of the
+// greeting. Until it is over there is nobody who could understand a reply.
+func (c *Conn) openTLS() bool {
+	config := c.l.tlsConfig()
+	if config == nil {
+		c.lost = true
+		c.refuseConn("no_certificate", "")
+		return false
+	}
+	c.handshake(config)
+	return !c.lost && c.phase != phaseDone
+}
+
 func (l *Listener) tlsConfig() *tls.Config {
-	if l.cfg.TLS == nil {
+	if l.cfg.TLS == nil || l.cfg.TLSUse == TLSNever {
 		return nil
 	}
 	return l.cfg.TLS()

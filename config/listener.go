@@ -1,0 +1,109 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+)
+
+// The values of [Listener.TLS].
+const (
+	ListenTLSOffer    = "offer"    // STARTTLS is offered when there is a certificate
+	ListenTLSRequire  = "require"  // no mail before STARTTLS
+	ListenTLSImplicit = "implicit" // TLS from the first byte (RFC 8314, 3.3)
+	ListenTLSOff      = "off"      // STARTTLS is not offered
+)
+
+// Listener is one entry of smtp.listeners: an address with choices of its own.
+type Listener struct {
+	Address string `yaml:"address" doc:"Address to listen on, host:port. Port 0 takes a free one. Required."`
+	TLS     string `yaml:"tls" enum:"offer|require|implicit|off" doc:"offer: STARTTLS when there is a certificate, as on smtp.listen. require: nothing is taken before STARTTLS (530). implicit: TLS from the first byte, as on port 465. off: no STARTTLS."`
+}
+
+// setDefaults fills an entry before the file is read into it.
+func (l *Listener) setDefaults() { l.TLS = ListenTLSOffer }
+
+// Listening lists every address that mail is taken on: those of smtp.listen, which offer STARTTLS, and then those of
+// smtp.listeners.
+func (s *SMTP) Listening() []Listener {
+	var out []Listener
+	for _, address := range s.Listen {
+		l := Listener{Address: address}
+		l.setDefaults()
+		out = append(out, l)
+	}
+	return append(out, s.Listeners...)
+}
+
+// addresses lists where mail is taken.
+func (s *SMTP) addresses() []string {
+	var out []string
+	for _, l := range s.Listening() {
+		out = append(out, l.Address)
+	}
+	return out
+}
+
+func (k *checker) listeners() {
+	s := &k.c.SMTP
+	if len(s.Listen)+len(s.Listeners) == 0 {
+		k.fail("smtp.listen", "empty: name at least one address, such as 0.0.0.0:25")
+	}
+	seen := make(map[string]bool)
+	for i, l := range s.Listening() {
+		key := fmt.Sprintf("smtp.listen[%d]", i)
+		if j := i - len(s.Listen); j >= 0 {
+			key = fmt.Sprintf("smtp.listeners[%d]", j)
+			k.listener(key, l)
+			key += ".address"
+		}
+		if l.Address == "" && i >= len(s.Listen) {
+			k.fail(key, "missing: write host:port, such as 0.0.0.0:587")
+		} else if _, port, err := parseListen(l.Address); err != nil {
+			k.fail(key, "%s", err)
+		} else if seen[l.Address] && port != 0 {
+			k.fail(key, "%s is listed twice", l.Address)
+		}
+		seen[l.Address] = true
+	}
+}
+
+func (k *checker) listener(key string, l Listener) {
+	if (l.TLS == ListenTLSRequire || l.TLS == ListenTLSImplicit) && !k.c.SMTP.TLS.Enabled() {
+		k.fail(key+".tls", "%s needs a certificate: set smtp.tls", l.TLS)
+	}
+}
+
+// ownEndpoint reports whether a connection to the endpoint would certainly reach one of our listeners.
+func (k *checker) ownEndpoint(e Endpoint) bool {
+	return slices.ContainsFunc(k.c.SMTP.addresses(), func(listen string) bool { return k.ownListener(listen, e) })
+}
+
+// sectionList tells whether t is a list whose entries are sections with keys of their own, as smtp.listeners.
+func sectionList(t reflect.Type) bool { return t.Kind() == reflect.Slice && isSection(t.Elem()) }
+
+// entry makes an empty entry of a list of sections, with its defaults.
+func entry(t reflect.Type) reflect.Value {
+	v := reflect.New(t.Elem())
+	if d, ok := v.Interface().(interface{ setDefaults() }); ok {
+		d.setDefaults()
+	}
+	return v.Elem()
+}
+
+// entryLeaves are the values in the entries of lists of sections, which [leaves] counts as one value each.
+func entryLeaves(v reflect.Value) []leaf {
+	var out []leaf
+	for _, l := range leaves(v, "") {
+		if !sectionList(l.value.Type()) {
+			continue
+		}
+		for i := range l.value.Len() {
+			out = append(out, leaves(l.value.Index(i), fmt.Sprintf("%s[%d].", l.key, i))...)
+		}
+	}
+	return out
+}
+
+// everyLeaf is [leaves] with [entryLeaves].
+func everyLeaf(v reflect.Value) []leaf { return append(leaves(v, ""), entryLeaves(v)...) }

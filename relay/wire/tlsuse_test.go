@@ -1,0 +1,104 @@
+package wire
+
+import (
+	"crypto/tls"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestTLSRequired: in clear, nothing is taken but what leads to TLS, and a chunk
+// that comes behind a refused BDAT is not read as commands.
+func TestTLSRequired(t *testing.T) {
+	s := start(t, withTLS(t, Config{TLSUse: TLSRequired, MaxErrors: 50}))
+	p := s.greeted()
+	for _, command := range []string{"MAIL FROM:<a@client.test>", "RCPT TO:<b@ours.test>", "DATA", "VRFY x", "AUTH PLAIN", "HELP", "BDAT 6 LAST\r\nQUIT\r"} {
+		p.send(command + "\r\n"[min(1, strings.Count(command, "BDAT")):])
+		p.want("530 5.7.0 must issue a STARTTLS command first")
+	}
+	p.send("NOOP\r\nRSET\r\nHELO x\r\n")
+	p.want("250 2.0.0", "250 2.0.0", "250 ")
+	p.startTLS()
+	p.send("EHLO client.test\r\n")
+	p.want("250 ")
+	p.send(envelope + "DATA\r\n")
+	p.want("250", "250", "354")
+	p.send("x\r\n.\r\n")
+	p.want("250 2.0.0 queued")
+	if m := s.messages(); len(m) != 1 || m[0].info.TLS == nil {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestTLSNever: the offer is off, whatever certificate there is.
+func TestTLSNever(t *testing.T) {
+	s := start(t, withTLS(t, Config{TLSUse: TLSNever}))
+	p := s.greeted()
+	p.send("STARTTLS\r\n")
+	p.want("502 5.5.1")
+}
+
+// TestTLSImplicit: the greeting comes inside TLS, STARTTLS is not offered there,
+// and who speaks in clear never reaches a session.
+func TestTLSImplicit(t *testing.T) {
+	s := start(t, withTLS(t, Config{TLSUse: TLSImplicit}))
+	p := s.dial()
+	p.upgrade()
+	p.want("220 ")
+	p.send("EHLO client.test\r\n")
+	for {
+		line, err := p.r.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(line, "STARTTLS") {
+			t.Error("STARTTLS is offered inside TLS")
+		}
+		if line[3] == ' ' {
+			break
+		}
+	}
+	p.send(envelope + "DATA\r\n")
+	p.want("250", "250", "354")
+	p.send("x\r\n.\r\n")
+	p.want("250 2.0.0 queued")
+
+	clear := s.dial()
+	clear.send("EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n")
+	eventually(t, "the client in clear is gone", func() bool { return s.l.Len() == 1 })
+	if n := len(s.messages()); n != 1 || s.sessions != 1 {
+		t.Errorf("%d messages, %d sessions", n, s.sessions)
+	}
+}
+
+// TestTLSImplicitRefusals: what cannot be said inside TLS is not said in clear.
+func TestTLSImplicitRefusals(t *testing.T) {
+	full := start(t, withTLS(t, Config{TLSUse: TLSImplicit, MaxConns: 1}))
+	full.dial().upgrade()
+	if got := full.dial().reply(); got != "<eof>" {
+		t.Errorf("over the limit: %q", got)
+	}
+	bare := start(t, Config{TLSUse: TLSImplicit, TLS: func() *tls.Config { return nil }})
+	if got := bare.dial().reply(); got != "<eof>" {
+		t.Errorf("without a certificate: %q", got)
+	}
+	busy := start(t, withTLS(t, Config{TLSUse: TLSImplicit, Overload: func() string { return "4.3.2 later" }}))
+	p := busy.dial()
+	p.upgrade()
+	p.want("421 4.3.2 later")
+}
+
+// TestTLSImplicitSilent: a handshake that never comes is bounded.
+func TestTLSImplicitSilent(t *testing.T) {
+	s := start(t, withTLS(t, Config{TLSUse: TLSImplicit, IdleTimeout: 50 * time.Millisecond}))
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("%d octets, %v", n, err)
+	}
+}
