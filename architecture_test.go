@@ -22,6 +22,7 @@ var allowed = map[string][]string{
 
 	"relay/wire":       {"mail"},
 	"relay/smtpclient": {"mail"},
+	"relay/resolver":   {},
 	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
 	"backfill/imapconn/token": {},

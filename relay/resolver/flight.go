@@ -1,0 +1,127 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// flight is a question that is being asked, for all who wait for its answer. It ends when nobody waits any more.
+type flight struct {
+	done    chan struct{}
+	entry   *entry // once done is closed
+	waiters int    // guarded by the Resolver's lock
+	cancel  context.CancelFunc
+}
+
+// lookup gives the answer to a question, out of the cache or from a server. An error is that this caller did not get
+// one; what the servers said is in the entry.
+func (r *Resolver) lookup(ctx context.Context, q question) (*entry, error) {
+	typ := dns.TypeToString[q.typ]
+	r.mu.Lock()
+	if e := r.cache.get(q, r.cfg.Now()); e != nil {
+		r.mu.Unlock()
+		r.cfg.Looked(typ, Hit, 0)
+		return e, nil
+	}
+	f := r.flights[q]
+	if f != nil {
+		r.cfg.Looked(typ, Shared, 0)
+	} else {
+		if !spend(ctx) {
+			r.mu.Unlock()
+			r.cfg.Looked(typ, Temporary, 0)
+			return nil, q.failed(ErrTemporary, "this message needs more lookups than one may have")
+		}
+		f = r.takeOff(ctx, q)
+	}
+	f.waiters++
+	r.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.entry, nil
+	case <-ctx.Done():
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
+		f.cancel()
+		if r.flights[q] == f {
+			delete(r.flights, q)
+		}
+	}
+	return nil, q.failed(ErrTemporary, "no time is left to wait for it: %v", context.Cause(ctx))
+}
+
+// takeOff begins to ask. The time for it is the question's own, for whoever comes later.
+func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Timeout)
+	f := &flight{done: make(chan struct{}), cancel: cancel}
+	r.flights[q] = f
+	go func() {
+		defer cancel()
+		began := r.cfg.Now()
+		e := r.resolve(own, q)
+		f.entry = e
+		r.mu.Lock()
+		if r.flights[q] == f { // otherwise nobody waits, and it was broken off
+			delete(r.flights, q)
+			r.cache.put(q, e)
+		}
+		r.mu.Unlock()
+		r.cfg.Looked(dns.TypeToString[q.typ], e.result(), r.cfg.Now().Sub(began))
+		close(f.done)
+	}()
+	return f
+}
+
+// resolve asks within the bound on questions under way.
+func (r *Resolver) resolve(ctx context.Context, q question) *entry {
+	select {
+	case r.slots <- struct{}{}:
+	case <-ctx.Done():
+		return r.failure(q.failed(ErrTemporary, "%d questions are under way already", cap(r.slots)))
+	}
+	defer func() { <-r.slots }()
+	return r.ask(ctx, q)
+}
+
+// failure is an entry for what nobody could tell.
+func (r *Resolver) failure(err *Error) *entry {
+	return &entry{err: err, until: r.cfg.Now().Add(failureTTL)}
+}
+
+func (e *entry) result() Result {
+	switch {
+	case errors.Is(e.err, ErrNoName):
+		return NoName
+	case errors.Is(e.err, ErrTemporary):
+		return Temporary
+	case e.err != nil:
+		return Permanent
+	case len(e.records) == 0:
+		return NoData
+	}
+	return Found
+}
+
+type budgetKey struct{}
+
+// WithBudget bounds how many questions may go to the servers for the lookups that are made with the context it gives;
+// further ones fail for now. What is in the cache, or asked already, costs nothing.
+func WithBudget(ctx context.Context, questions int) context.Context {
+	left := new(atomic.Int64)
+	left.Store(int64(questions))
+	return context.WithValue(ctx, budgetKey{}, left)
+}
+
+func spend(ctx context.Context) bool {
+	left, ok := ctx.Value(budgetKey{}).(*atomic.Int64)
+	return !ok || left.Add(-1) >= 0
+}
+
+// now is the clock of the configuration.
+func (r *Resolver) now() time.Time { return r.cfg.Now() }
