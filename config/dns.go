@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -13,6 +14,7 @@ import (
 // DNS says what `crossfade dns` compares the records of the domains with.
 type DNS struct {
 	Watch          bool         `yaml:"watch" reload:"restart" doc:"Look at the records all the time, remember when the old ones were seen last, and keep the window of stragglers open for as long as they can be in a cache. Turn it on before the MX moves: the TTL of what was never seen can only be guessed."`
+	Domains        []string     `yaml:"domains" reload:"restart" doc:"Domains to look at, of domains. Empty means all of them. Leave out those that never got mail by their MX records: a domain of internal addresses, say."`
 	Interval       Duration     `yaml:"interval" reload:"restart" min:"1s" max:"1d" doc:"Time between two looks."`
 	Resolvers      []string     `yaml:"resolvers" reload:"restart" doc:"Resolvers to ask, by address or name, with a port where it is not 53: [system, 9.9.9.9, \"[2620:fe::fe]:53\"]. The word system stands for those of /etc/resolv.conf, as an empty list does. Several networks' see more than one."`
 	Nameservers    []string     `yaml:"nameservers" reload:"restart" doc:"Authoritative servers of the domains, in the same form, where the NS records do not say which can be asked from here. Empty means those of the NS records."`
@@ -49,6 +51,15 @@ func (k *checker) dns() {
 			if err := checkServer(name, l.key == "resolvers"); err != nil {
 				k.fail(fmt.Sprintf("dns.%s[%d]", l.key, i), "%s", err)
 			}
+		}
+	}
+	for i, name := range d.Domains {
+		domain, err := NormalDomain(name)
+		if err == nil && !slices.ContainsFunc(k.c.Domains, func(d string) bool { ours, bad := NormalDomain(d); return bad == nil && ours == domain }) {
+			err = fmt.Errorf("%s is none of domains", domain)
+		}
+		if err != nil {
+			k.fail(fmt.Sprintf("dns.domains[%d]", i), "%s", err)
 		}
 	}
 	for _, l := range []hostList{{"relay_mx", d.RelayMX}, {"old_mx", d.OldMX}, {"new_mx", d.NewMX}} {

@@ -34,7 +34,7 @@ func (r *run) mx(ctx context.Context) []mxHost {
 	if slices.ContainsFunc(hosts, func(h mxHost) bool { return h.host == "." }) {
 		r.add(Finding{Severity: Stop, Check: "mx-null", Seen: line(hosts[0].rr), Server: hosts[0].by,
 			Why:    "a null MX says that the domain takes no mail (RFC 7505): every message is returned at once",
-			Change: "remove it, and add: " + r.wantedLine()})
+			Change: "remove it, and add: " + r.wantedLine() + "\nor, for a domain that is to take no mail, leave it out of dns.domains"})
 		return nil
 	}
 	before := len(r.out)
@@ -77,13 +77,34 @@ func mxList(hosts []mxHost) string {
 func (r *run) implicit(ctx context.Context, t truth) {
 	f := Finding{Severity: Stop, Check: "mx-none", Server: t.source[0].server.String(), Change: "add: " + r.wantedLine(),
 		Why: "without an MX mail goes to the address of the domain itself, if it has one (RFC 5321, 5.1), and not where this phase wants it"}
-	addrs := r.l.addresses(ctx, r.domain).addrs
-	f.Seen = fmt.Sprintf("%s has no MX; its own addresses: %s", bare(r.domain), addrList(addrs))
+	h := r.l.addresses(ctx, r.domain)
+	f.Seen = fmt.Sprintf("%s has no MX; its own addresses: %s", bare(r.domain), addrList(h.addrs))
+	if r.phase != After && r.leadToRelay(ctx, h.addrs) {
+		f.Severity = Note
+		f.Why = "mail goes to the address of the domain itself (RFC 5321, 5.1), which is the relay's; whoever gives the domain a web server there later moves its mail"
+		r.add(f)
+		return
+	}
+	if len(h.addrs) == 0 && h.known() {
+		f.Why = "without an MX and without an address the domain gets no mail at all (RFC 5321, 5.1): every message is returned at once"
+		f.Change += "\nor, for a domain that gets none, leave it out of dns.domains"
+	}
 	if r.phase == BeforeRelay {
 		f.Severity, f.Change = Warn, ""
 		f.Why = "mail goes to the address of the domain itself (RFC 5321, 5.1); an MX can be tried and taken back, an absence is cached by the minimum of the SOA"
 	}
 	r.add(f)
+}
+
+// leadToRelay tells whether addresses are those of the relay, all of them.
+func (r *run) leadToRelay(ctx context.Context, addrs []netip.Addr) bool {
+	relay := r.s.RelayAddrs
+	if len(relay) == 0 {
+		for _, host := range r.s.RelayMX {
+			relay = append(relay, r.l.addresses(ctx, host).addrs...)
+		}
+	}
+	return len(addrs) > 0 && !slices.ContainsFunc(addrs, func(ip netip.Addr) bool { return !slices.Contains(relay, ip) })
 }
 
 // wanted are the roles that the MX may have in this phase.

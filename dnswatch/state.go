@@ -18,21 +18,28 @@ const (
 
 // State is what a [Watch] has seen so far, as it is kept over a restart. Times are UTC.
 type State struct {
-	Since      time.Time     `json:"since" doc:"The first look."`
-	LastRound  time.Time     `json:"last_round,omitzero"`
-	LastAnswer time.Time     `json:"last_answer,omitzero" doc:"When any server answered last."`
-	Sets       []*Set        `json:"sets,omitempty"`
-	Policies   []*PolicySeen `json:"policies,omitempty"`
+	Since      time.Time `json:"since" doc:"The first look."`
+	LastRound  time.Time `json:"last_round,omitzero"`
+	LastAnswer time.Time `json:"last_answer,omitzero" doc:"When any server answered last."`
+	// Silent counts only time in which somebody asked: what a relay that does not run does not hear says nothing.
+	Silent   int            `json:"silent_seconds,omitempty" doc:"For how long no server answered, in seconds in which the relay asked."`
+	Doubts   []*PolicyDoubt `json:"policy_doubts,omitempty" doc:"Domains whose MTA-STS policy could not be read."`
+	Sets     []*Set         `json:"sets,omitempty"`
+	Policies []*PolicySeen  `json:"policies,omitempty"`
 }
 
 // Set is one record set over time.
 type Set struct {
-	Domain string       `json:"domain,omitempty"`
-	Name   string       `json:"name"`
-	Type   string       `json:"type"`
-	TTL    int          `json:"ttl,omitempty" doc:"Of the last look, in seconds."`
-	TTLs   []*TTLSeen   `json:"ttls,omitempty" doc:"The TTLs that the zone gave, greatest first."`
-	Values []*ValueSeen `json:"values,omitempty"`
+	Domain string `json:"domain,omitempty"`
+	Name   string `json:"name"`
+	// Looked is the last look at which somebody answered, and Watched the first one of those since when there was one again
+	// and again: what was given out before that nobody knows.
+	Looked  time.Time    `json:"looked,omitzero"`
+	Watched time.Time    `json:"watched,omitzero"`
+	Type    string       `json:"type"`
+	TTL     int          `json:"ttl,omitempty" doc:"Of the last look, in seconds."`
+	TTLs    []*TTLSeen   `json:"ttls,omitempty" doc:"The TTLs that the zone gave, greatest first."`
+	Values  []*ValueSeen `json:"values,omitempty"`
 }
 
 // TTLSeen is a TTL that a record set had.
@@ -141,6 +148,26 @@ func (s *State) set(domain string, q question) *Set {
 	return set
 }
 
+// answered notes a look at which somebody answered. before is when somebody answered last, for sets of an earlier version,
+// and gap the time without an answer after which nobody knows what was given out meanwhile.
+func (s *Set) answered(before, now time.Time, gap time.Duration) {
+	if s.Looked.IsZero() && len(s.Values) > 0 {
+		s.Looked = before
+	}
+	if s.Looked.IsZero() || now.Sub(s.Looked) > gap {
+		s.Watched = now
+	}
+	s.Looked = now
+}
+
+// unknownSince is since when nobody can have got a record that was not seen: before that there was nobody who looked.
+func (s *Set) unknownSince(began time.Time) time.Time {
+	if s == nil || s.Watched.Before(began) {
+		return began
+	}
+	return s.Watched
+}
+
 // sawTTL notes the TTL of the whole set.
 func (s *Set) sawTTL(ttl time.Duration, now time.Time) {
 	seconds := int(ttl.Seconds())
@@ -196,6 +223,10 @@ func (s *Set) end(given map[string]bool, now time.Time) {
 // sawPolicy notes the policy that a domain publishes now.
 func (s *State) sawPolicy(domain string, p Policy, now time.Time) {
 	mx := slices.Sorted(slices.Values(p.MX))
+	s.Doubts = without(s.Doubts, domain)
+	if was := s.latestPolicy(domain); was != nil {
+		was.Last = now // another one may have been given until just now
+	}
 	for _, seen := range s.Policies {
 		if seen.Domain == bare(domain) && seen.Mode == p.Mode && seen.policy().MaxAge == p.MaxAge && slices.Equal(seen.MX, mx) {
 			seen.Last = now
@@ -207,4 +238,70 @@ func (s *State) sawPolicy(domain string, p Policy, now time.Time) {
 	if n := len(s.Policies); n > maxPolicies {
 		s.Policies = s.Policies[n-maxPolicies:]
 	}
+}
+
+// latestPolicy is the one that was seen last; nil: none was.
+func (s *State) latestPolicy(domain string) (latest *PolicySeen) {
+	for _, p := range s.Policies {
+		if p.Domain == bare(domain) && (latest == nil || !p.Last.Before(latest.Last)) {
+			latest = p
+		}
+	}
+	return latest
+}
+
+// PolicyDoubt is an MTA-STS policy that could not be read. Others may be able to, so it counts as published.
+type PolicyDoubt struct {
+	Domain string    `json:"domain"`
+	First  time.Time `json:"first"`
+	Last   time.Time `json:"last"`
+	Gone   bool      `json:"gone,omitempty" doc:"The domain names no policy any more."`
+	Why    string    `json:"why"`
+}
+
+// doubtPolicy notes that a domain's policy cannot be read. The last one that could is still given out, for all we know.
+func (s *State) doubtPolicy(domain, why string, now time.Time) {
+	if was := s.latestPolicy(domain); was != nil {
+		was.Last = now
+	}
+	i := slices.IndexFunc(s.Doubts, func(d *PolicyDoubt) bool { return d.Domain == bare(domain) })
+	if i < 0 {
+		i, s.Doubts = len(s.Doubts), append(s.Doubts, &PolicyDoubt{Domain: bare(domain), First: now})
+	}
+	s.Doubts[i].Last, s.Doubts[i].Why, s.Doubts[i].Gone = now, cut(why), false
+}
+
+// noPolicy notes that a domain names none. What could not be read before that, senders may keep.
+func (s *State) noPolicy(domain string, now time.Time) {
+	if s.latestPolicy(domain) != nil {
+		doubts := s.Doubts
+		s.sawPolicy(domain, Policy{Mode: "none"}, now)
+		s.Doubts = doubts
+	}
+	for _, d := range s.Doubts {
+		if d.Domain == bare(domain) {
+			d.Gone = true
+		}
+	}
+	if d := s.doubt(domain); d != nil && !d.Last.Add(unseenPolicy).After(now) {
+		s.Doubts = without(s.Doubts, domain)
+	}
+}
+
+// without gives a new list: that of before stays as it is.
+func without(doubts []*PolicyDoubt, domain string) (out []*PolicyDoubt) {
+	for _, d := range doubts {
+		if d.Domain != bare(domain) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// doubt gives that about a domain's policy.
+func (s *State) doubt(domain string) *PolicyDoubt {
+	if i := slices.IndexFunc(s.Doubts, func(d *PolicyDoubt) bool { return d.Domain == bare(domain) }); i >= 0 {
+		return s.Doubts[i]
+	}
+	return nil
 }

@@ -18,8 +18,10 @@ const (
 	// unseenTTL is what is waited for an old record that was never seen, because watching began after it had gone: a
 	// day is the TTL of most zones.
 	unseenTTL = 24 * time.Hour
-	// silence is how long the window is kept open when no name server answers at all.
+	// silence is how long the window is kept open when no name server answers at all, in time in which they are asked.
 	silence = maxTTL
+	// unseenPolicy is the max_age that is supposed of a policy that could not be read.
+	unseenPolicy = 7 * 24 * time.Hour
 )
 
 // What a [Line] is about.
@@ -129,9 +131,8 @@ func (st *Status) judge(state *State, now time.Time) {
 	if heard.IsZero() {
 		heard = state.Since
 	}
-	quiet := now.Sub(heard)
 	switch {
-	case quiet >= silence:
+	case time.Duration(state.Silent)*time.Second >= silence:
 		st.MayClose, st.Closes = true, now
 		st.Text = fmt.Sprintf("no name server has answered since %s: nothing is known, and the window is not kept open for it any more", moment(heard))
 	case len(st.Objections) > 0:
@@ -155,7 +156,7 @@ func (w *Watch) phaseOf(state *State) Phase {
 		if set := state.find(ask(d, dns.TypeMX)); set != nil {
 			for _, v := range set.Values {
 				if v.Gone.IsZero() {
-					leads[w.site.role(mxOf(v.Value))] = true
+					leads[w.leads(state, d, v.Value)] = true
 				}
 			}
 		}
@@ -165,10 +166,10 @@ func (w *Watch) phaseOf(state *State) Phase {
 		return Relay
 	case leads[roleNew]:
 		return After
-	case len(leads) == 0:
-		return ""
+	case leads[roleOld] || leads[roleElse]:
+		return BeforeRelay
 	}
-	return BeforeRelay
+	return ""
 }
 
 // mxOf is the host in the value of an MX record.
@@ -186,12 +187,13 @@ func (w *Watch) lines(state *State, domain string) []Line {
 	case served != "":
 		dnsLine.Text = served
 	case len(old) == 0:
-		dnsLine.Until = state.Since.Add(unseenTTL)
-		dnsLine.Text = fmt.Sprintf("the old records of %s were never seen: watching began at %s, and a TTL of a day is supposed", name, moment(state.Since))
+		since := state.find(ask(domain, dns.TypeMX)).unknownSince(state.Since)
+		dnsLine.Until = since.Add(unseenTTL)
+		dnsLine.Text = fmt.Sprintf("the old records of %s were never seen: watching began at %s, and a TTL of a day is supposed", name, moment(since))
 	default:
-		last := slices.MaxFunc(old, func(a, b *ValueSeen) int { return a.Cached().Compare(b.Cached()) })
-		dnsLine.Until = last.Cached()
-		dnsLine.Text = fmt.Sprintf("%q of %s, given until %s with a TTL of %s, may be in caches", last.Value, name, moment(last.Gone), span(time.Duration(last.TTL)*time.Second))
+		last := slices.MaxFunc(old, func(a, b goneValue) int { return a.until.Compare(b.until) })
+		dnsLine.Until = last.until
+		dnsLine.Text = fmt.Sprintf("%q of %s, given until %s with a TTL of %s, may be in caches", last.Value, name, moment(last.given), span(time.Duration(last.TTL)*time.Second))
 	}
 	out := []Line{dnsLine}
 	if l, ok := w.policyLine(state, domain); ok {
@@ -204,30 +206,45 @@ func (w *Watch) lines(state *State, domain string) []Line {
 	return append(out, queues)
 }
 
+// goneValue is an old record that is given out no more. It was until given, or may have been, while nobody looked; until
+// is when no cache has it.
+type goneValue struct {
+	*ValueSeen
+	given, until time.Time
+}
+
 // oldValues gives the old records of a domain that are gone, and says which is still given out.
-func (w *Watch) oldValues(state *State, domain string) (gone []*ValueSeen, served string) {
+func (w *Watch) oldValues(state *State, domain string) (gone []goneValue, served string) {
 	note := func(set *Set, v *ValueSeen) {
 		if !v.Gone.IsZero() {
-			gone = append(gone, v)
+			x := goneValue{v, v.Gone, v.Cached()}
+			if since := set.unknownSince(state.Since); since.After(v.Gone) {
+				x.given, x.until = since, later(x.until, since.Add(time.Duration(v.TTL)*time.Second))
+			}
+			gone = append(gone, x)
 			return
 		}
 		served = fmt.Sprintf("%s %s %s is still given out by %s", set.Name, set.Type, v.Value, list(v.By))
 	}
 	if set := state.find(ask(domain, dns.TypeMX)); set != nil {
 		for _, v := range set.Values {
-			if r := w.site.role(mxOf(v.Value)); r != roleRelay && r != roleNew {
+			if r := w.leads(state, domain, v.Value); r == roleOld || r == roleElse {
 				note(set, v)
 			}
 		}
 	}
-	for _, host := range w.site.RelayMX {
+	hosts := w.site.RelayMX
+	if w.implicit(state, domain) {
+		hosts = append(slices.Clone(hosts), domain)
+	}
+	for _, host := range hosts {
 		for _, typ := range []uint16{dns.TypeA, dns.TypeAAAA} {
 			set := state.find(ask(host, typ))
 			if set == nil {
 				continue
 			}
 			for _, v := range set.Values {
-				if !w.relayAddress(v) {
+				if !w.relayAddress(state, host, v) {
 					note(set, v)
 				}
 			}
@@ -236,13 +253,68 @@ func (w *Watch) oldValues(state *State, domain string) (gone []*ValueSeen, serve
 	return gone, served
 }
 
-// relayAddress tells whether an address of an MX host of ours is the relay's: one that the configuration names, or
-// without that the one that the zone gives now.
-func (w *Watch) relayAddress(v *ValueSeen) bool {
-	if len(w.site.RelayAddrs) == 0 {
+// roleNobody is that of a domain which takes no mail: a null MX (RFC 7505), or neither an MX nor an address.
+const roleNobody role = "nobody"
+
+// leads tells where the value of an MX set leads. Without a record mail goes to the addresses of the domain itself
+// (RFC 5321, 5.1).
+func (w *Watch) leads(state *State, domain, value string) role {
+	if value != noRecord {
+		if host := mxOf(value); host != "." {
+			return w.site.role(host)
+		}
+		return roleNobody
+	}
+	to := roleNobody
+	for _, typ := range []uint16{dns.TypeA, dns.TypeAAAA} {
+		set := state.find(ask(domain, typ))
+		if set == nil || set.Looked.IsZero() {
+			return roleElse // not known
+		}
+		for _, v := range set.Values {
+			switch {
+			case w.relayAddress(state, domain, v):
+				if to == roleNobody && v.Gone.IsZero() {
+					to = roleRelay
+				}
+			case v.Gone.IsZero():
+				to = roleElse
+			}
+		}
+	}
+	return to
+}
+
+// implicit tells whether mail for a domain goes to its own addresses, and they lead to the relay by now.
+func (w *Watch) implicit(state *State, domain string) bool {
+	set := state.find(ask(domain, dns.TypeMX))
+	return set.has(noRecord) && w.leads(state, domain, noRecord) == roleRelay
+}
+
+// has tells whether a value is given out.
+func (s *Set) has(value string) bool {
+	return s != nil && slices.ContainsFunc(s.Values, func(v *ValueSeen) bool { return v.Value == value && v.Gone.IsZero() })
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// relayAddress tells whether an address of an MX host of ours, or of a domain without an MX, is the relay's: one that the
+// configuration names, or without that one that the zone gives now to an MX host of ours.
+func (w *Watch) relayAddress(state *State, host string, v *ValueSeen) bool {
+	if len(w.site.RelayAddrs) > 0 {
+		return slices.ContainsFunc(w.site.RelayAddrs, func(ip netip.Addr) bool { return ip.String() == v.Value })
+	}
+	if slices.Contains(w.site.RelayMX, host) {
 		return v.Gone.IsZero()
 	}
-	return slices.ContainsFunc(w.site.RelayAddrs, func(ip netip.Addr) bool { return ip.String() == v.Value })
+	return slices.ContainsFunc(w.site.RelayMX, func(mx string) bool {
+		return state.find(ask(mx, dns.TypeA)).has(v.Value) || state.find(ask(mx, dns.TypeAAAA)).has(v.Value)
+	})
 }
 
 // policyLine: a policy that keeps senders away from the hosts of now.
@@ -255,7 +327,18 @@ func (w *Watch) policyLine(state *State, domain string) (Line, bool) {
 			}
 		}
 	}
+	if w.implicit(state, domain) {
+		hosts = append(hosts, domain)
+	}
 	l := Line{Domain: bare(domain), What: LinePolicy}
+	if d := state.doubt(domain); d != nil {
+		l.Text = fmt.Sprintf("the MTA-STS policy of %s cannot be read (%s), and others may be able to: mend that, let this host reach it, or remove _mta-sts.%s", l.Domain, d.Why, l.Domain)
+		if d.Gone {
+			l.Until = d.Last.Add(unseenPolicy)
+			l.Text = fmt.Sprintf("the MTA-STS policy of %s could not be read while it was published, and a max_age of a week is supposed", l.Domain)
+		}
+		return l, true
+	}
 	for _, p := range state.Policies {
 		if p.Domain != bare(domain) || p.Mode != "enforce" || len(uncovered(p.policy(), hosts)) == 0 || !p.until().After(l.Until) {
 			continue

@@ -196,29 +196,41 @@ func (w *Watch) save(ctx context.Context, state *State) error {
 func (w *Watch) look(ctx context.Context, l *lookups, state *State) {
 	now := w.now()
 	answered := false
-	for _, d := range w.site.Domains {
-		answered = w.observe(ctx, l, state.set(d, ask(d, dns.TypeMX))) || answered
-		answered = w.observe(ctx, l, state.set(d, ask(d, dns.TypeTXT))) || answered
-		w.observePolicy(ctx, l, state, d)
+	see := func(domain, name string, typ uint16) {
+		answered = w.observe(ctx, l, state, state.set(domain, ask(name, typ))) || answered
 	}
-	for _, host := range w.site.RelayMX {
-		for _, typ := range []uint16{dns.TypeA, dns.TypeAAAA} {
-			answered = w.observe(ctx, l, state.set("", ask(host, typ))) || answered
+	for _, d := range w.site.Domains {
+		see(d, d, dns.TypeMX)
+		see(d, d, dns.TypeTXT)
+		w.observePolicy(ctx, l, state, d)
+		if state.find(ask(d, dns.TypeMX)).has(noRecord) {
+			see(d, d, dns.TypeA) // where its mail goes (RFC 5321, 5.1)
+			see(d, d, dns.TypeAAAA)
 		}
 	}
-	state.LastRound = now
+	for _, host := range w.site.RelayMX {
+		see("", host, dns.TypeA)
+		see("", host, dns.TypeAAAA)
+	}
 	if answered {
-		state.LastAnswer = now
+		state.LastAnswer, state.Silent = now, 0
 	} else {
+		if !state.LastRound.IsZero() {
+			state.Silent += int(max(0, min(now.Sub(state.LastRound), w.gap())).Seconds())
+		}
 		w.log.Warn("dns watch: no name server answers", "since", state.LastAnswer)
 	}
+	state.LastRound = now
 }
+
+// gap is the longest time between two looks that counts as watched.
+func (w *Watch) gap() time.Duration { return max(3*w.cfg.Interval, time.Hour) }
 
 // noRecord is the value of a set that has no record: for an MX, mail goes to the address of the domain itself.
 const noRecord = "(none)"
 
 // observe notes what everybody says of one record set, and tells whether anybody said anything.
-func (w *Watch) observe(ctx context.Context, l *lookups, set *Set) bool {
+func (w *Watch) observe(ctx context.Context, l *lookups, state *State, set *Set) bool {
 	now := w.now()
 	t := l.truth(ctx, set.Name, dns.StringToType[set.Type])
 	given, by := map[string]bool{}, map[string][]string{}
@@ -246,9 +258,10 @@ func (w *Watch) observe(ctx context.Context, l *lookups, set *Set) bool {
 			seen(a, text).hold(now.Add(ttl))
 		}
 	}
-	if len(by) == 0 {
+	if len(by) == 0 && len(t.source) == 0 {
 		return false
 	}
+	set.answered(state.LastAnswer, now, w.gap())
 	for _, v := range set.Values {
 		if names := by[v.Value]; names != nil {
 			v.By = names
@@ -293,11 +306,17 @@ func valuesOf(a *answer) map[string]time.Duration {
 
 func (w *Watch) observePolicy(ctx context.Context, l *lookups, state *State, domain string) {
 	v := l.look(ctx, "_mta-sts."+domain, dns.TypeTXT)
-	records := v.texts("v=STSv1")
-	if len(records) != 1 {
+	records, now := v.texts("v=STSv1"), w.now()
+	switch {
+	case !v.known():
+		state.doubtPolicy(domain, v.problem(), now)
+		return
+	case len(records) != 1: // several are as good as none (RFC 8461, 3.1)
+		state.noPolicy(domain, now)
+		delete(w.fetched, domain)
 		return
 	}
-	now, id := w.now(), tags(records[0])["id"]
+	id := tags(records[0])["id"]
 	if had := w.fetched[domain]; had.id == id && now.Sub(had.at) < policyEvery {
 		for _, p := range state.Policies { // it is what it was
 			if p.Domain == bare(domain) && !p.Last.Before(had.at) {
@@ -310,6 +329,7 @@ func (w *Watch) observePolicy(ctx context.Context, l *lookups, state *State, dom
 	p, err := w.cfg.Checker.fetchPolicy(ctx, l, domain)
 	if err != nil {
 		w.log.Debug("dns watch: the MTA-STS policy cannot be read", "domain", bare(domain), "err", err)
+		state.doubtPolicy(domain, fmt.Sprintf("%s: %v", policyURL(domain), err), now)
 		return
 	}
 	state.sawPolicy(domain, p, now)

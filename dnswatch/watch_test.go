@@ -160,7 +160,17 @@ func (x *watched) restart() {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	x.w = NewWatch(WatchConfig{Checker: c, Store: x.store})
+	x.w = NewWatch(WatchConfig{Checker: c, Store: x.store, Interval: 12 * time.Hour})
+}
+
+// silence makes a watch of which no server is heard; it does not wait for long.
+func (x *watched) silence() {
+	x.t.Helper()
+	for _, z := range x.servers {
+		z.silence(true)
+	}
+	x.cfg.Wait = 30 * time.Millisecond
+	x.restart()
 }
 
 func (x *watched) all(zone string) {
@@ -169,8 +179,17 @@ func (x *watched) all(zone string) {
 	}
 }
 
-// after lets time pass and looks.
+// after lets time pass, and looks once a day and at its end.
 func (x *watched) after(d time.Duration) {
+	x.t.Helper()
+	for day := 24 * time.Hour; d > day; d -= day {
+		x.unwatched(day)
+	}
+	x.unwatched(d)
+}
+
+// unwatched lets time pass in which nobody looks, and then looks.
+func (x *watched) unwatched(d time.Duration) {
 	x.t.Helper()
 	x.clock.pass(d)
 	if err := x.w.Round(x.t.Context()); err != nil {
@@ -343,7 +362,7 @@ func TestAddressTakenOver(t *testing.T) {
 // TestNoMX: where there was no MX, mail went to the address of the domain, and the absence was cached.
 func TestNoMX(t *testing.T) {
 	x := newWatched(t, nil)
-	x.all(watchedHead)
+	x.all(watchedHead + "@ A 198.51.100.25\n")
 	x.after(0)
 	x.open("(none) is still given out")
 	x.all(newMX)
@@ -357,9 +376,7 @@ func TestNoMX(t *testing.T) {
 func TestSilence(t *testing.T) {
 	x := newWatched(t, nil)
 	x.after(0)
-	for _, z := range x.servers {
-		z.silence(true)
-	}
+	x.silence()
 	x.after(6 * 24 * time.Hour)
 	x.open("is still given out")
 	if st, _ := x.w.Status(t.Context()); len(st.Servers) == 0 || st.Servers[0].Answered != 0 || st.Servers[0].Problem == "" {
@@ -373,6 +390,8 @@ func TestSilence(t *testing.T) {
 	for _, z := range x.servers {
 		z.silence(false)
 	}
+	x.cfg.Wait = 300 * time.Millisecond
+	x.restart()
 	x.after(time.Minute)
 	x.open("is still given out")
 	if !strings.Contains(x.log.String(), "no name server answers") {
@@ -383,9 +402,7 @@ func TestSilence(t *testing.T) {
 // TestSilentFromTheStart: a watch that never heard anything.
 func TestSilentFromTheStart(t *testing.T) {
 	x := newWatched(t, nil)
-	for _, z := range x.servers {
-		z.silence(true)
-	}
+	x.silence()
 	x.after(0)
 	x.open("were never seen")
 	x.after(silence)

@@ -16,9 +16,13 @@ import (
 // dnsChecker makes what looks at the records of a configuration's domains.
 func dnsChecker(cfg *config.Config, log *slog.Logger) (*dnswatch.Checker, error) {
 	d := cfg.DNS
+	domains := d.Domains
+	if len(domains) == 0 {
+		domains = cfg.Domains
+	}
 	return dnswatch.NewChecker(dnswatch.Config{
 		Site: dnswatch.Site{
-			Domains: cfg.Domains, Hostname: cfg.Hostname, RelayMX: d.RelayMX, RelayAddrs: d.RelayAddresses, OldMX: d.OldMX, NewMX: d.NewMX,
+			Domains: domains, Hostname: cfg.Hostname, RelayMX: d.RelayMX, RelayAddrs: d.RelayAddresses, OldMX: d.OldMX, NewMX: d.NewMX,
 			SPFRelay: d.SPFRelay, SPFNew: d.SPFNew, SPFOld: d.SPFOld, DKIMOld: d.DKIMOld, DKIMNew: d.DKIMNew, TTL: time.Duration(d.TTL),
 		},
 		Resolvers: d.Resolvers, Nameservers: d.Nameservers, Log: log,
