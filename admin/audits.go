@@ -22,13 +22,18 @@ var ErrAuditing = errors.New("an audit is under way")
 
 // AuditsAPI is what the API asks of the audits.
 type AuditsAPI interface {
-	// Start begins one; ErrAuditing when one is under way on this node.
-	Start(ctx context.Context, req audit.Request) error
+	// Start begins one, with a name of its own; ErrAuditing when one is under way on
+	// this node.
+	Start(ctx context.Context, req audit.Request) (AuditRun, error)
 	Status() AuditRun
 	// Last gives the last one, of all nodes; ErrNoAudit.
 	Last(ctx context.Context) (*audit.Document, error)
 	// Of gives what the last one says of one user, signed by itself; ErrNoAudit.
 	Of(ctx context.Context, user string) (*audit.Document, error)
+	// Each gives what the audit with this name says of each user whose address is
+	// behind after, signed one by one, and where to go on; ErrNoAudit when another one
+	// is the last by now.
+	Each(ctx context.Context, run, after string, limit int) (docs []*audit.Document, next string, err error)
 	// PublicKey checks what was signed.
 	PublicKey(ctx context.Context) (string, error)
 	// Sign signs members of a document with the key of the installation.
@@ -43,6 +48,7 @@ type LivesAPI interface {
 
 // AuditRun says how the last audit that was begun on this node goes.
 type AuditRun struct {
+	ID       string         `json:"id" doc:"Names this audit; its document has it as run."`
 	Running  bool           `json:"running"`
 	Began    time.Time      `json:"began,omitzero"`
 	Ended    time.Time      `json:"ended,omitzero"`
@@ -62,6 +68,18 @@ type Lives struct {
 	Messages []audit.Life `json:"messages"`
 }
 
+// UserAudits are what an audit says of users, one by one.
+type UserAudits struct {
+	Documents []*audit.Document `json:"documents"`
+	Next      string            `json:"next,omitempty" doc:"Cursor of the next page; absent: there is none."`
+}
+
+type eachInput struct {
+	Run    string `query:"run" required:"true" maxLength:"100" doc:"Which audit: run of the document that GET /v1/audits/last gives. 404 when another one is the last by now."`
+	Cursor string `query:"cursor" maxLength:"4096" doc:"next of the page before."`
+	Limit  int    `query:"limit" default:"200" minimum:"1" maximum:"1000"`
+}
+
 type whyInput struct {
 	ID     string `query:"id" required:"true" maxLength:"1000" doc:"Queue id, or Message-ID with or without its angle brackets."`
 	NoLook bool   `query:"no_look" doc:"Do not look into the mailboxes."`
@@ -74,6 +92,8 @@ func (s *Server) registerAudits() {
 		summary: "How the audit on this node goes"}, s.auditStatus)
 	register(s, op{method: http.MethodGet, path: "/v1/audits/last", id: "last-audit", tag: tagAudits, role: RoleRead, long: true,
 		summary: "The last audit: a signed document"}, s.lastAudit)
+	register(s, op{method: http.MethodGet, path: "/v1/audits/last/users", id: "user-audits", tag: tagAudits, role: RoleRead, long: true,
+		summary: "What the last audit says of each user, signed one by one"}, s.userAudits)
 	register(s, op{method: http.MethodGet, path: "/v1/audits/last/{address}", id: "user-audit", tag: tagAudits, role: RoleRead, long: true,
 		summary: "What the last audit says of one user, signed by itself"}, s.userAudit)
 	register(s, op{method: http.MethodGet, path: "/v1/audits/key", id: "audit-key", tag: tagAudits, role: RoleRead,
@@ -116,10 +136,15 @@ func (s *Server) startAudit(ctx context.Context, in *body[audit.Request]) (*body
 		}
 	}
 	rec := Record{Action: "start-audit", Detail: map[string]any{"users": len(req.Users), "mailboxes": req.Mailboxes}}
-	if err := s.change(ctx, rec, func(ctx context.Context, _ *Record) error { return auditError(a.Start(ctx, req)) }); err != nil {
+	var run AuditRun
+	err = s.change(ctx, rec, func(ctx context.Context, _ *Record) (err error) {
+		run, err = a.Start(ctx, req)
+		return auditError(err)
+	})
+	if err != nil {
 		return nil, err
 	}
-	return &body[AuditRun]{a.Status()}, nil
+	return &body[AuditRun]{run}, nil
 }
 
 func (s *Server) auditStatus(context.Context, *struct{}) (*body[AuditRun], error) {
@@ -156,6 +181,18 @@ func (s *Server) userAudit(ctx context.Context, in *UserPath) (*body[*audit.Docu
 		return nil, auditError(err)
 	}
 	return &body[*audit.Document]{d}, nil
+}
+
+func (s *Server) userAudits(ctx context.Context, in *eachInput) (*body[UserAudits], error) {
+	a, err := s.audits()
+	if err != nil {
+		return nil, err
+	}
+	docs, next, err := a.Each(ctx, in.Run, in.Cursor, in.Limit)
+	if err != nil {
+		return nil, auditError(err)
+	}
+	return &body[UserAudits]{UserAudits{Documents: docs, Next: next}}, nil
 }
 
 func (s *Server) auditKey(ctx context.Context, _ *struct{}) (*body[AuditKey], error) {
@@ -208,6 +245,27 @@ func (c *Client) LastAudit(ctx context.Context, address string) (*audit.Document
 	var out audit.Document
 	err := c.do(ctx, call{method: http.MethodGet, path: path}, nil, &out)
 	return &out, err
+}
+
+// EachAudit gives what an audit says of each user, signed one by one, to f, a page of
+// them at a time in memory. The audit is named by its document's run; ErrNoAudit in
+// the answer means that another one is the last by now.
+func (c *Client) EachAudit(ctx context.Context, run string, f func(*audit.Document) error) error {
+	for q := (url.Values{"run": {run}}); ; {
+		var page UserAudits
+		if err := c.do(ctx, call{method: http.MethodGet, path: "/v1/audits/last/users", query: q}, nil, &page); err != nil {
+			return err
+		}
+		for _, d := range page.Documents {
+			if err := f(d); err != nil {
+				return err
+			}
+		}
+		if page.Next == "" {
+			return nil
+		}
+		q.Set("cursor", page.Next)
+	}
 }
 
 // AuditKey gives the public key of the installation.

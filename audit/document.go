@@ -3,6 +3,8 @@ package audit
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"crossfade/audit/seal"
@@ -23,6 +25,8 @@ type Document struct {
 	Issued   time.Time `json:"issued"`
 	Hostname string    `json:"hostname"`
 	Relay    string    `json:"relay"` // version
+	// Run names the audit: it and the documents of its users have the same one.
+	Run string `json:"run,omitempty"`
 	// Clean tells that nothing is missing, nothing is twice, and the journal is whole.
 	Clean   bool           `json:"clean"`
 	Request Request        `json:"request"`
@@ -38,7 +42,7 @@ type Document struct {
 func (r *run) document() (*Document, error) {
 	d := &Document{
 		Format: Format, Kind: kindAudit, Issued: time.Now().UTC().Truncate(time.Second), Hostname: r.a.Hostname, Relay: r.a.Version,
-		Request: r.req, Journal: r.report, Notes: r.notes(), Users: r.users, Clean: r.report.Whole(),
+		Run: r.a.Name, Request: r.req, Journal: r.report, Notes: r.notes(), Users: r.users, Clean: r.report.Whole(),
 	}
 	if d.Users == nil {
 		d.Users = []Account{}
@@ -84,18 +88,22 @@ func (r *run) notes() (notes []string) {
 // ForUser gives a document about one of the users, signed as well; false when
 // there is none.
 func (d *Document) ForUser(user string, k seal.Key) (*Document, bool, error) {
-	for i := range d.Users {
-		if d.Users[i].User != user {
-			continue
-		}
-		out := *d
-		out.Request.Users = []string{user}
-		out.Users = d.Users[i : i+1 : i+1]
-		out.Clean = d.Journal.Whole()
-		out.sum()
-		return &out, true, out.sign(k)
+	i, ok := slices.BinarySearchFunc(d.Users, user, func(a Account, user string) int { return strings.Compare(a.User, user) })
+	if !ok {
+		return nil, false, nil
 	}
-	return nil, false, nil
+	out, err := d.At(i, k)
+	return out, true, err
+}
+
+// At gives a document about the i-th of the users, signed as well.
+func (d *Document) At(i int, k seal.Key) (*Document, error) {
+	out := *d
+	out.Request.Users = []string{d.Users[i].User}
+	out.Users = d.Users[i : i+1 : i+1]
+	out.Clean = d.Journal.Whole()
+	out.sum()
+	return &out, out.sign(k)
 }
 
 // Encode gives the text of the file.

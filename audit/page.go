@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"strconv"
+	"sync"
 	"time"
 
 	"crossfade/backfill/certificate"
@@ -16,6 +17,14 @@ var pageText string
 
 // shownDifferences bounds those on a page; the JSON file has all of them.
 const shownDifferences = 1000
+
+// pageTemplate is read once: there is a page for each of many users.
+var pageTemplate = sync.OnceValues(func() (*template.Template, error) {
+	return template.New("audit").Funcs(template.FuncMap{
+		"number": strconv.Itoa, "look": func(l *Look) string { return l.String() },
+		"moment": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") },
+	}).Parse(pageText)
+})
 
 type pageData struct {
 	*Document
@@ -49,10 +58,7 @@ func (d *Document) Page(file string) ([]byte, error) {
 			}
 		}
 	}
-	tmpl, err := template.New("audit").Funcs(template.FuncMap{
-		"number": strconv.Itoa, "look": func(l *Look) string { return l.String() },
-		"moment": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") },
-	}).Parse(pageText)
+	tmpl, err := pageTemplate()
 	if err != nil {
 		return nil, fmt.Errorf("the template of the audit: %w", err)
 	}

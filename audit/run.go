@@ -52,6 +52,7 @@ type Auditor struct {
 	Mailboxes Mailboxes // nil: they cannot be looked into
 	Sweeps    Sweeps    // nil: nobody counts what sweeps find
 	Key       seal.Key
+	Name      string // of the audit: Document.Run
 	Hostname  string
 	Version   string
 	TempDir   string

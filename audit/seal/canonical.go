@@ -13,8 +13,11 @@ import (
 )
 
 // Object reads a JSON object, numbers as they are written. Anything behind it is
-// an error.
+// an error, and so is a text that two readers may read differently.
 func Object(data []byte) (map[string]any, error) {
+	if err := strict(data); err != nil {
+		return nil, err
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	var object map[string]any

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -45,12 +44,12 @@ func Sign(document any, k Key, only ...string) (*Signature, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign a document: %w", err)
 	}
-	object, err := Object(data)
-	if err != nil {
+	if err := strict(data); err != nil {
 		return nil, fmt.Errorf("sign a document: %w", err)
 	}
-	s := &Signature{Alg: algorithm, Key: k.Public(), Only: only}
-	if s.Digests, err = s.digests(object); err != nil {
+	s := &Signature{Alg: algorithm, Key: k.Public(), Only: only, Digests: map[string]string{}}
+	err = s.digests(data, func(part, digest string, _ any) { s.Digests[part] = digest })
+	if err != nil {
 		return nil, fmt.Errorf("sign a document: %w", err)
 	}
 	text, err := s.signed()
@@ -76,42 +75,17 @@ func (s Signature) signed() ([]byte, error) {
 	return append([]byte("crossfade document\n"), text...), err
 }
 
-// digests gives the digest of each part.
-func (s *Signature) digests(object map[string]any) (map[string]string, error) {
-	out := map[string]string{}
-	for name, v := range object {
-		if !s.covers(name) {
-			continue
+// digests gives the digest of each part that the signature covers.
+func (s *Signature) digests(data []byte, f func(part, digest string, v any)) error {
+	return eachPart(data, s.covers, func(part string, v any) error {
+		text, err := Canonical(v)
+		if err != nil {
+			return fmt.Errorf("%s: %w", part, err)
 		}
-		for part, v := range parts(name, v) {
-			text, err := Canonical(v)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", part, err)
-			}
-			sum := sha256.Sum256(text)
-			out[part] = hex.EncodeToString(sum[:])
-		}
-	}
-	return out, nil
-}
-
-// parts takes a member apart.
-func parts(name string, v any) map[string]any {
-	out := map[string]any{}
-	switch v := v.(type) {
-	case map[string]any:
-		for k, v := range v {
-			out[name+"/"+k] = v
-		}
-	case []any:
-		for i, v := range v {
-			out[fmt.Sprintf("%s/%d", name, i)] = v
-		}
-	}
-	if len(out) == 0 {
-		out[name] = v // a plain value, or an empty object or array
-	}
-	return out
+		sum := sha256.Sum256(text)
+		f(part, hex.EncodeToString(sum[:]), v)
+		return nil
+	})
 }
 
 // Result is what a check found.
@@ -120,6 +94,8 @@ type Result struct {
 	// Wrong says what does not match; empty: the document is what was signed.
 	Wrong []string `json:"wrong,omitempty"`
 	Parts int      `json:"parts"` // that were compared
+
+	more int
 }
 
 // OK tells whether all matches.
@@ -127,11 +103,11 @@ func (r Result) OK() bool { return len(r.Wrong) == 0 }
 
 // Check compares a document with its signature. key is the public key that has to
 // have signed it; empty: whichever did, which the result names. The error is for
-// what is no signed document.
+// what is no signed document, and for one that two readers may read differently,
+// such as with a member that is there twice.
 func Check(data []byte, key string) (Result, error) {
 	var r Result
-	object, err := Object(data)
-	if err != nil {
+	if err := strict(data); err != nil {
 		return r, err
 	}
 	var file struct {
@@ -151,16 +127,18 @@ func Check(data []byte, key string) (Result, error) {
 	if err := s.verify(); err != nil {
 		r.wrong("the signature: %v", err)
 	}
-	have, err := s.digests(object)
-	if err != nil {
-		return r, err
-	}
 	r.Parts = len(s.Digests)
-	r.compare(s.Digests, have, object)
-	return r, nil
+	return r, r.compare(s, data)
 }
 
+// mostWrong bounds what is named.
+const mostWrong = 100
+
 func (r *Result) wrong(format string, args ...any) {
+	if r.more++; r.more > mostWrong {
+		r.Wrong = append(r.Wrong[:mostWrong], fmt.Sprintf("and %d more", r.more-mostWrong))
+		return
+	}
 	r.Wrong = append(r.Wrong, fmt.Sprintf(format, args...))
 }
 
@@ -183,35 +161,38 @@ func (s *Signature) verify() error {
 	return nil
 }
 
-// compare names the parts that differ.
-func (r *Result) compare(signed, have map[string]string, object map[string]any) {
-	for _, part := range slices.Sorted(maps.Keys(signed)) {
-		switch got, ok := have[part]; {
+// compare names the parts that differ. It takes the digests out of the signature.
+func (r *Result) compare(s *Signature, data []byte) error {
+	var changed, added []string
+	left := s.Digests
+	err := s.digests(data, func(part, digest string, v any) {
+		signed, ok := left[part]
+		delete(left, part)
+		switch {
 		case !ok:
-			r.wrong("%s was signed and is not there", part)
-		case got != signed[part]:
-			r.wrong("%s%s was changed", part, named(part, object))
+			added = append(added, part+named(v)+" was added")
+		case signed != digest:
+			changed = append(changed, part+named(v)+" was changed")
 		}
+	})
+	if err != nil {
+		return err
 	}
-	for _, part := range slices.Sorted(maps.Keys(have)) {
-		if _, ok := signed[part]; !ok {
-			r.wrong("%s%s was added", part, named(part, object))
-		}
+	for part := range left {
+		changed = append(changed, part+" was signed and is not there")
 	}
+	slices.Sort(changed)
+	slices.Sort(added)
+	for _, text := range append(changed, added...) {
+		r.wrong("%s", text)
+	}
+	return nil
 }
 
 // named says whom a part of a list is about, where it says so itself.
-func named(part string, object map[string]any) string {
-	for name, v := range object {
-		list, _ := v.([]any)
-		for i, v := range list {
-			if fmt.Sprintf("%s/%d", name, i) != part {
-				continue
-			}
-			if m, ok := v.(map[string]any); ok && m["user"] != nil {
-				return fmt.Sprintf(" (%v)", m["user"])
-			}
-		}
+func named(v any) string {
+	if m, ok := v.(map[string]any); ok && m["user"] != nil {
+		return fmt.Sprintf(" (%v)", m["user"])
 	}
 	return ""
 }

@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -171,4 +172,50 @@ func TestCanonical(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}
+}
+
+// Of two members with one name readers take one or the other; encoding/json also takes
+// "Clean" for "clean". What is signed must not be said by one and shown by the other.
+func TestTwoReaders(t *testing.T) {
+	data, k := signedDocument(t)
+	for _, tt := range []struct{ from, to, want string }{
+		{`"clean": true`, `"clean": false, "clean": true`, `two members "clean" and "clean"`},
+		{`"clean": true`, `"clean": true, "Clean": false`, `two members "clean" and "Clean"`},
+		{`"clean": true`, `"clean": true, "cl\u0065an": false`, `two members "clean" and "clean"`},
+		{`"sha256": "`, `"sha256": "x", "\u017fha256": "`, `two members`}, // the long s is an s to encoding/json
+		{`"n": 4`, `"n": 5, "n": 4`, `two members "n" and "n"`},
+		{`"head": "abc"`, `"head": "abc", "Head": "abd"`, `two members "head" and "Head"`},
+		{`"key": "`, `"key": "AAAA", "key": "`, `two members "key" and "key"`},
+		{`"users/1": "`, `"users/1": "0", "users/1": "`, `two members "users/1"`},
+		{`"signature": {`, `"signature": {}, "signature": {`, `two members "signature"`},
+		{`ann@example.org`, "ann@ex\xffmple.org", "not UTF-8"},
+		{`ann@example.org`, `ann@ex\ud800mple.org`, "half a character"},
+		{`ann@example.org`, `ann@ex\udc00\ud800mple.org`, "half a character"},
+	} {
+		bad := bytes.Replace(data, []byte(tt.from), []byte(tt.to), 1)
+		if bytes.Equal(bad, data) {
+			t.Fatalf("%q is not in %s", tt.from, data)
+		}
+		if r, err := Check(bad, k.Public()); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %+v, %v, want %q", tt.to, r, err, tt.want)
+		}
+	}
+	whole := map[string]any{"text": "\U0001f600 \\ud800 \" \\", "a": []any{map[string]any{"b": 1}, map[string]any{"b": 2}}}
+	s, err := Sign(whole, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`{"text": "\ud83d\ude00 \\ud800 \" \\", "a": [{"b":1},{"b":2}], "signature": %s}`, asText(t, s))
+	if r, err := Check([]byte(text), k.Public()); err != nil || !r.OK() {
+		t.Errorf("escapes of what was signed: %+v, %v", r, err)
+	}
+}
+
+func asText(t *testing.T, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

@@ -44,17 +44,18 @@ func (c *auditCmd) Run(a *app) error {
 		fmt.Fprintln(a.stdout, key)
 		return nil
 	}
-	if _, err := client.StartAudit(a.ctx, audit.Request{Users: c.Addresses, Mailboxes: !c.NoLook}); err != nil {
+	run, err := client.StartAudit(a.ctx, audit.Request{Users: c.Addresses, Mailboxes: !c.NoLook})
+	if err != nil {
 		return fmt.Errorf("beginning an audit: %w", err)
 	}
-	if err := c.wait(a, client); err != nil {
+	if err := c.wait(a, client, run.ID); err != nil {
 		return err
 	}
 	doc, err := client.LastAudit(a.ctx, "")
 	if err != nil {
 		return fmt.Errorf("reading the audit: %w", err)
 	}
-	if r := doc.Request; r.Mailboxes == c.NoLook || (len(r.Users) == 0) != (len(c.Addresses) == 0) {
+	if doc.Run != run.ID {
 		return &commandError{code: exitFailed, err: errors.New("somebody else made another audit meanwhile, and this one's result is replaced"), hint: "ask again"}
 	}
 	if c.Out != "" {
@@ -74,7 +75,7 @@ func (c *auditCmd) Run(a *app) error {
 }
 
 // wait shows how far the audit is until it ends.
-func (c *auditCmd) wait(a *app, client *admin.Client) error {
+func (c *auditCmd) wait(a *app, client *admin.Client, run string) error {
 	p := newProgress(a.stderr)
 	defer p.end()
 	tick := time.NewTicker(pollTime)
@@ -84,6 +85,9 @@ func (c *auditCmd) wait(a *app, client *admin.Client) error {
 		st, err := client.AuditStatus(a.ctx)
 		if err != nil {
 			return fmt.Errorf("asking how far the audit is: %w", err)
+		}
+		if st.ID != run {
+			return nil // it has ended, and another one was begun: the document says whose it is
 		}
 		if !st.Running {
 			if st.Error != "" {
@@ -117,19 +121,16 @@ func (c *auditCmd) write(a *app, client *admin.Client, doc *audit.Document) erro
 		return err
 	}
 	written := 0
-	for i := range doc.Users {
-		user := doc.Users[i].User
+	err := client.EachAudit(a.ctx, doc.Run, func(one *audit.Document) error {
+		user := one.Users[0].User
 		if user == "" {
-			continue
-		}
-		one, err := client.LastAudit(a.ctx, user)
-		if err != nil {
-			return fmt.Errorf("reading the audit of %s: %w", user, err)
-		}
-		if err := writeAudit(one, c.Out, certificate.FileName(user)); err != nil {
-			return err
+			return nil
 		}
 		written++
+		return writeAudit(one, c.Out, certificate.FileName(user))
+	})
+	if err != nil {
+		return fmt.Errorf("writing what the audit says of each user, %d of which are written: %w", written, err)
 	}
 	fmt.Fprintf(a.stderr, "the audit and %s written to %s\n", count(written, "file of a user", "files of users"), c.Out)
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"crossfade/admin"
-	"crossfade/audit"
 	"crossfade/config"
 	"crossfade/mail"
 )
@@ -26,7 +25,7 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if err := d.registry.Register(admin.NewStateCollector(d.store, d.store, d.log)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
-	d.audits = &audits{d: d, asks: make(chan audit.Request, 1)}
+	d.audits = &audits{d: d, asks: make(chan asked, 1)}
 	if _, err := d.audits.key(ctx); err != nil {
 		return err
 	}

@@ -2,17 +2,13 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"crossfade/admin"
 	"crossfade/audit"
-	"crossfade/audit/seal"
 	"crossfade/backfill"
 	"crossfade/cutover"
 	"crossfade/dnswatch"
@@ -22,8 +18,10 @@ import (
 
 // audits makes audits, one at a time, and keeps the last one.
 type audits struct {
-	d    *Daemon
-	asks chan audit.Request
+	d     *Daemon
+	asks  chan asked
+	maker keyMaker
+	kept  keptAudit
 
 	mu     sync.Mutex
 	status admin.AuditRun
@@ -34,22 +32,24 @@ var (
 	_ admin.LivesAPI  = (*audits)(nil)
 )
 
-// Where the audits' own things lie in the store, under a user who is none: nodes
-// on one Redis have one key, and see each other's last audit.
-const (
-	auditRecords = "audit"
-	keyRecord    = "signing-key"
-	lastRecord   = "last"
-)
+// asked is an audit that somebody wants.
+type asked struct {
+	run string // its name: nobody takes another one for it
+	req audit.Request
+}
 
 // run makes audits until ctx ends.
 func (a *audits) run(ctx context.Context) error {
+	idle := time.NewTicker(idleAudit)
+	defer idle.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case req := <-a.asks:
-			doc, err := a.make(ctx, req)
+		case <-idle.C:
+			a.kept.rest()
+		case ask := <-a.asks:
+			doc, err := a.make(ctx, ask)
 			a.note(func(s *admin.AuditRun) {
 				s.Running, s.Ended = false, time.Now().UTC()
 				if err != nil {
@@ -71,23 +71,19 @@ func (a *audits) note(f func(*admin.AuditRun)) {
 	f(&a.status)
 }
 
-func (a *audits) make(ctx context.Context, req audit.Request) (*audit.Document, error) {
+func (a *audits) make(ctx context.Context, ask asked) (*audit.Document, error) {
 	key, err := a.key(ctx)
 	if err != nil {
 		return nil, err
 	}
 	auditor := a.auditor()
-	auditor.Key = key
-	doc, err := auditor.Run(ctx, req, func(p audit.Progress) { a.note(func(s *admin.AuditRun) { s.Progress = p }) })
+	auditor.Key, auditor.Name = key, ask.run
+	doc, err := auditor.Run(ctx, ask.req, func(p audit.Progress) { a.note(func(s *admin.AuditRun) { s.Progress = p }) })
 	if err != nil {
 		return nil, err
 	}
-	data, err := json.Marshal(doc)
-	if err == nil {
-		err = a.d.store.SaveLedger(ctx, auditRecords, lastRecord, data)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("keep the audit: %w", err)
+	if err := a.save(ctx, doc); err != nil {
+		return nil, err
 	}
 	a.d.log.Info("an audit was made", "clean", doc.Clean, "users", len(doc.Users), "accepted", doc.Total.Accepted, "missing", doc.Total.Missing)
 	return doc, nil
@@ -111,57 +107,21 @@ func (d *Daemon) tempDir() string {
 	return d.cfg.Store
 }
 
-// key gives what the installation signs with: a file in the embedded store's
-// directory, or a record in Redis, which is read each time, so that nodes that
-// start for the first time at once agree.
-func (a *audits) key(ctx context.Context) (seal.Key, error) {
-	if !shared(a.d.cfg) {
-		k, created, err := seal.LoadOrCreate(filepath.Join(a.d.cfg.Store, "signing.key"))
-		if created {
-			a.d.log.Info("a key to sign audits with was made", "public", k.Public())
-		}
-		return k, err
-	}
-	records, err := a.d.store.LoadLedger(ctx, auditRecords)
-	if err != nil {
-		return seal.Key{}, fmt.Errorf("read the key to sign with: %w", err)
-	}
-	if data := records[keyRecord]; len(data) > 0 {
-		k, err := seal.ParseKey(data)
-		if err != nil {
-			return k, fmt.Errorf("read the key to sign with from Redis: %w", err)
-		}
-		return k, nil
-	}
-	k, err := seal.NewKey()
-	if err != nil {
-		return k, err
-	}
-	data, err := k.PEM()
-	if err == nil {
-		err = a.d.store.SaveLedger(ctx, auditRecords, keyRecord, data)
-	}
-	if err != nil {
-		return k, fmt.Errorf("keep the key to sign with: %w", err)
-	}
-	a.d.log.Info("a key to sign audits with was made", "public", k.Public())
-	return a.key(ctx)
-}
-
 // Start implements admin.AuditsAPI.
-func (a *audits) Start(_ context.Context, req audit.Request) error {
+func (a *audits) Start(_ context.Context, req audit.Request) (admin.AuditRun, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.status.Running {
-		return fmt.Errorf("%w since %s", admin.ErrAuditing, a.status.Began.Format(time.RFC3339))
+		return a.status, fmt.Errorf("%w since %s", admin.ErrAuditing, a.status.Began.Format(time.RFC3339))
 	}
+	run := string(mail.NewID())
 	select {
-	case a.asks <- req:
+	case a.asks <- asked{run, req}:
 	default:
-		return fmt.Errorf("%w: it has not begun yet", admin.ErrAuditing)
+		return a.status, fmt.Errorf("%w: it has not begun yet", admin.ErrAuditing)
 	}
-	a.status = admin.AuditRun{Running: true, Began: time.Now().UTC()}
-	return nil
+	a.status = admin.AuditRun{ID: run, Running: true, Began: time.Now().UTC()}
+	return a.status, nil
 }
 
 // Status implements admin.AuditsAPI.
@@ -169,71 +129,6 @@ func (a *audits) Status() admin.AuditRun {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.status
-}
-
-// last gives the last audit, nil when there is none.
-func (a *audits) last(ctx context.Context) (*audit.Document, error) {
-	records, err := a.d.store.LoadLedger(ctx, auditRecords)
-	if err != nil {
-		return nil, fmt.Errorf("read the last audit: %w", err)
-	}
-	data := records[lastRecord]
-	if len(data) == 0 {
-		return nil, nil
-	}
-	key, err := a.PublicKey(ctx)
-	if err != nil {
-		return nil, err
-	}
-	doc, result, err := audit.Read(data, key)
-	if err == nil && !result.OK() {
-		err = errors.New(strings.Join(result.Wrong, "; "))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the last audit is not what was signed: %w", err)
-	}
-	return doc, nil
-}
-
-// Last implements admin.AuditsAPI.
-func (a *audits) Last(ctx context.Context) (*audit.Document, error) {
-	doc, err := a.last(ctx)
-	if err == nil && doc == nil {
-		err = admin.ErrNoAudit
-	}
-	return doc, err
-}
-
-// Of implements admin.AuditsAPI.
-func (a *audits) Of(ctx context.Context, user string) (*audit.Document, error) {
-	doc, err := a.Last(ctx)
-	if err != nil {
-		return nil, err
-	}
-	key, err := a.key(ctx)
-	if err != nil {
-		return nil, err
-	}
-	one, ok, err := doc.ForUser(user, key)
-	if err == nil && !ok {
-		err = fmt.Errorf("%w: %s is not in the last one", admin.ErrNoAudit, user)
-	}
-	return one, err
-}
-
-// PublicKey implements admin.AuditsAPI.
-func (a *audits) PublicKey(ctx context.Context) (string, error) {
-	k, err := a.key(ctx)
-	return k.Public(), err
-}
-
-// Sign implements admin.AuditsAPI.
-func (a *audits) Sign(ctx context.Context, document any, members ...string) (*seal.Signature, error) {
-	k, err := a.key(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return seal.Sign(document, k, members...)
 }
 
 // Why implements admin.LivesAPI.

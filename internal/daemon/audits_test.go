@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
+	"crossfade/admin"
 	"crossfade/audit"
 	"crossfade/internal/redistest"
 )
@@ -21,7 +24,7 @@ func TestAuditOnRedis(t *testing.T) {
 		s.send(fmt.Sprintf("audit-%d", i), "a@outside.example", anna)
 	}
 	s.empty()
-	first, err := s.d.audits.make(t.Context(), audit.Request{})
+	first, err := s.d.audits.make(t.Context(), asked{run: "one"})
 	if err != nil || !first.Clean || first.Total.Accepted != 5 || first.Total.Delivered != 5 {
 		t.Fatalf("%+v, %v", first, err)
 	}
@@ -39,7 +42,7 @@ func TestAuditOnRedis(t *testing.T) {
 	}
 	id := s.send("later", "a@outside.example", anna)
 	s.empty()
-	again, err := s.d.audits.make(t.Context(), audit.Request{})
+	again, err := s.d.audits.make(t.Context(), asked{run: "two"})
 	if err != nil || !again.Clean || again.Total.Accepted != 6 || again.Journal.Blocks != 1 || again.Signature.Key != first.Signature.Key {
 		t.Fatalf("%+v, %v", again, err)
 	}
@@ -50,5 +53,74 @@ func TestAuditOnRedis(t *testing.T) {
 	began := time.Now()
 	if n, err := s.d.journal.Shelf.Prune(t.Context(), began.Add(time.Hour)); n != 0 || err != nil { // the newest block stays
 		t.Fatalf("%d blocks were removed, %v", n, err)
+	}
+}
+
+// TestOneKey: whoever is first to need the key, all who ask at once get one.
+func TestOneKey(t *testing.T) {
+	r := redistest.Start(t)
+	embedded, onRedis := newSite(t, ""), newSite(t, "").onRedis(r.URL(), "")
+	other := newSite(t, "").onRedis(r.URL(), "")
+	other.cfg.Node = "other"
+	for _, nodes := range [][]*site{{embedded}, {onRedis, other}} {
+		for _, s := range nodes {
+			s.start()
+		}
+		keys := make([]string, 16)
+		var wg sync.WaitGroup
+		for i := range keys {
+			wg.Go(func() {
+				var err error
+				if keys[i], err = nodes[i%len(nodes)].d.audits.PublicKey(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range keys {
+			if keys[i] != keys[0] || keys[i] == "" {
+				t.Errorf("%d got the key %q, the first %q", i, keys[i], keys[0])
+			}
+		}
+	}
+	// Both saw that there was none before either wrote.
+	one, err1 := onRedis.d.audits.firstKey(t.Context())
+	two, err2 := other.d.audits.firstKey(t.Context())
+	if err := errors.Join(err1, err2); err != nil || string(one) != string(two) {
+		t.Errorf("two nodes that found no key made two: %v", err)
+	}
+}
+
+// TestWhoseAudit: what an audit says of its users is not given for another one.
+func TestWhoseAudit(t *testing.T) {
+	s := newSite(t, "").start()
+	s.send("one", "a@outside.example", anna)
+	s.empty()
+	audit := func() string {
+		t.Helper()
+		run, err := s.d.audits.Start(t.Context(), audit.Request{})
+		if err != nil || run.ID == "" {
+			t.Fatalf("%+v, %v", run, err)
+		}
+		if _, err := s.d.audits.Start(t.Context(), audit.Request{}); !errors.Is(err, admin.ErrAuditing) {
+			t.Errorf("a second one: %v", err)
+		}
+		eventually(t, 10*time.Second, "the audit ends", func() bool { st := s.d.audits.Status(); return st.ID == run.ID && !st.Running })
+		return run.ID
+	}
+	first := audit()
+	docs, next, err := s.d.audits.Each(t.Context(), first, "", 10)
+	if err != nil || next != "" || len(docs) == 0 || docs[0].Run != first {
+		t.Fatalf("%d documents, %q, %v", len(docs), next, err)
+	}
+	second := audit()
+	if _, _, err := s.d.audits.Each(t.Context(), first, "", 10); !errors.Is(err, admin.ErrNoAudit) {
+		t.Errorf("the first one, which was replaced: %v", err)
+	}
+	if last, err := s.d.audits.Last(t.Context()); err != nil || last.Run != second || first == second {
+		t.Errorf("%+v, %v", last, err)
+	}
+	if _, _, err := s.d.audits.Each(t.Context(), second, "", 10); err != nil {
+		t.Error(err)
 	}
 }

@@ -49,6 +49,27 @@ func (s *Store) SaveLedger(ctx context.Context, user, name string, data []byte) 
 	return err
 }
 
+// KeepLedger writes a record where there is none, and gives the one that is there
+// then: of several that write at once all get the same.
+func (s *Store) KeepLedger(ctx context.Context, user, name string, data []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	said, err := s.link.write(ctx, scLedger, s.link.now(), user, name, s.wrap(data), "2", s.boot)
+	if err != nil {
+		return nil, err
+	}
+	kept, err := unwrap(asString(said))
+	if err != nil {
+		return nil, fmt.Errorf("redis: the ledger of %s, record %q: %w", user, name, err)
+	}
+	return kept, nil
+}
+
 func (s *Store) wrap(data []byte) []byte {
 	if len(data) > 256 {
 		if z := s.bodies.enc.EncodeAll(data, []byte{compressed}); len(z) < len(data) {

@@ -1,4 +1,4 @@
--- t0, user, name, data, remove (0, 1), boot -> OK
+-- t0, user, name, data, remove (0, 1) or only where there is none (2), boot -> OK, or with 2 what is there now
 --
 -- t0 is Redis' time of the first try: a try that was delayed must not undo what
 -- was saved since.
@@ -10,5 +10,9 @@ if owner and owner ~= ARGV[6] and tonumber(call('ZSCORE', P .. 'O', ARGV[2]) or 
   return redis.error_reply('ERR another node works on this user now')
 end
 local key = P .. 'e:' .. ARGV[2]
+if ARGV[5] == '2' then
+  call('HSETNX', key, ARGV[3], ARGV[4])
+  return call('HGET', key, ARGV[3])
+end
 if ARGV[5] == '1' then call('HDEL', key, ARGV[3]) else call('HSET', key, ARGV[3], ARGV[4]) end
 return 'OK'
