@@ -52,7 +52,7 @@ type SMTP struct {
 	MaxRecipients       int            `yaml:"max_recipients" reload:"restart" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
 	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers, and to the outside where smart_host is set. Mail of theirs that goes round is parked with an explanation and not refused. Never an open relay to the world."`
 	SmartHost           SmartHost      `yaml:"smart_host" doc:"Where mail of trusted clients to addresses outside is sent on, and our own notifications to senders outside; off unless url is set. Nobody else may relay. Without it, clients are told 550 for addresses outside, and routing.outbound says who relays notifications."`
-	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that speak PROXY v1 or v2. Not supported yet: must stay empty."`
+	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that name their client in a PROXY header, version 1 or 2. Each connection from them must begin with one, and nobody else's may; limits and trust are those of the client that it names."`
 	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
 	DataTimeout         Duration       `yaml:"data_timeout" reload:"restart" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
 }
@@ -129,6 +129,7 @@ type Backend struct {
 	Mailbox            Mailbox        `yaml:"mailbox" doc:"With old, and instead of imap: mailboxes that are read from the disk or over POP3. maildir:///srv/vmail/{domain}/{local}/Maildir, with ?layout=fs or ?layout=maildir++ where a tree looks like both; mbox:///home/{local}/mail, with ?inbox=/var/mail/{local} where the INBOX is elsewhere; pop3s://host, pop3+starttls://host or pop3+insecure://host (default ports 995 and 110; imap_login says how to log in). {user} is the user's login on old, {local} and {domain} are its parts. Nothing is ever written there. docs/backfill.md says what each kind carries over."`
 	IMAPLogin          *Login         `yaml:"imap_login" doc:"How to log in to the IMAP server, or to the POP3 server of mailbox. Required with them."`
 	Gmail              Gmail          `yaml:"gmail" doc:"With old: how a Gmail mailbox is read. Its server tells by itself that it is one."`
+	Origin             string         `yaml:"origin" enum:"none|xforward|xclient|proxy_v1|proxy_v2" doc:"How this side is told which client a message came from. none: by our Received header alone. xforward: for its log, with XFORWARD where it offers that. xclient: with XCLIENT where it offers that, as if the client had connected itself. proxy_v1, proxy_v2: with a PROXY header, which the server must expect, and a connection for each client. With the last three the side judges clients anew, and what it refuses then comes back as a bounce for mail that we accepted; docs/origin.md says what to exempt."`
 	TLS                BackendTLS     `yaml:"tls" doc:"How the server's certificate is checked."`
 	SendsFrom          []netip.Prefix `yaml:"sends_from" reload:"restart" doc:"Addresses (CIDR) from which this side sends mail. They are trusted as those of smtp.trusted, but for mail to the outside (smtp.smart_host), and a message that this side gives back is recognised as a loop at its first turn instead of its third. An IP address in smtp counts without being listed."`
 	MaxConnections     int            `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Deliveries to this side at once."`
@@ -187,7 +188,7 @@ type Audit struct {
 // Default returns a configuration with every default filled in. It does not pass Validate before hostname, domains
 // and both backends' smtp are set.
 func Default() *Config {
-	backend := Backend{MaxConnections: 20, MaxIMAPConnections: 40, Gmail: Gmail{Labels: "folders"}}
+	backend := Backend{Origin: "xforward", MaxConnections: 20, MaxIMAPConnections: 40, Gmail: Gmail{Labels: "folders"}}
 	return &Config{
 		Store: "./data",
 		Redis: Redis{Durability: "verified", Queue: "q"},

@@ -184,11 +184,20 @@ func (k *checker) smtp() {
 	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)
 	k.smartHost()
 	for i, network := range s.ProxyProtocol {
-		k.network(fmt.Sprintf("smtp.proxy_protocol[%d]", i), network)
+		key := fmt.Sprintf("smtp.proxy_protocol[%d]", i)
+		k.network(key, network)
+		if network.IsValid() && wide(network) {
+			k.fail(key, "%s lets a large part of the Internet say who it is: list the load balancers' own addresses", network)
+		}
 	}
-	if len(s.ProxyProtocol) > 0 {
-		k.fail("smtp.proxy_protocol", "not supported yet: remove it, and let clients reach us directly")
+}
+
+// wide tells whether a network has more than 10.0.0.0/8 and fc00::/7, the widest that anybody owns privately.
+func wide(p netip.Prefix) bool {
+	if p.Addr().Is4() {
+		return p.Bits() < 8
 	}
+	return p.Bits() < 7
 }
 
 // trusted checks a list of networks that may do more than strangers.
@@ -196,8 +205,7 @@ func (k *checker) trusted(list string, networks []netip.Prefix) {
 	for i, network := range networks {
 		key := fmt.Sprintf("%s[%d]", list, i)
 		k.network(key, network)
-		// 10.0.0.0/8 and fc00::/7 are the widest networks that anybody owns privately.
-		if addr := network.Addr(); network.IsValid() && (addr.Is4() && network.Bits() < 8 || !addr.Is4() && network.Bits() < 7) {
+		if network.IsValid() && wide(network) {
 			k.fail(key, "%s trusts a large part of the Internet, which makes an open relay: list the backends' own networks", network)
 		}
 	}

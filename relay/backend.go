@@ -10,6 +10,8 @@ import (
 
 	"crossfade/mail"
 	"crossfade/relay/smtpclient"
+
+	"golang.org/x/time/rate"
 )
 
 // BackendConfig is what a Backend is made of. Name and Target are needed, zero
@@ -64,6 +66,7 @@ type Backend struct {
 	sends  *backendPool // for deliveries
 	probes *backendPool // for Ask, so that questions do not wait for mail
 	asking chan struct{}
+	warned rate.Sometimes // of origins
 
 	mu     sync.Mutex
 	target smtpclient.Target
@@ -84,6 +87,7 @@ func NewBackend(cfg BackendConfig) (*Backend, error) {
 	b := &Backend{
 		cfg: cfg, log: cfg.Logger.With("backend", string(cfg.Name)), gate: newBackendGate(cfg),
 		sends: newBackendPool(cfg), probes: newBackendPool(cfg), asking: make(chan struct{}, maxAsking),
+		warned: rate.Sometimes{Interval: time.Minute},
 	}
 	if err := b.Update(cfg.Target); err != nil {
 		return nil, err
@@ -212,5 +216,26 @@ func (b *Backend) tryAgain(ctx context.Context) {
 
 // dial makes a connection for deliveries.
 func (b *Backend) dial(ctx context.Context) (*backendConn, error) {
-	return b.sends.dial(ctx, b.currentTarget)
+	return b.sends.dial(ctx, b.currentTarget, smtpclient.Origin{})
+}
+
+// dialAs makes a connection for mail of o. Where the backend does not take that
+// client, the mail was accepted nevertheless, and is delivered as ours.
+func (b *Backend) dialAs(ctx context.Context, o smtpclient.Origin) (*backendConn, error) {
+	c, err := b.sends.dial(ctx, b.currentTarget, o)
+	if !errors.Is(err, smtpclient.ErrOrigin) {
+		return c, err
+	}
+	b.originRefused(o, err)
+	return b.dial(ctx)
+}
+
+// originRefused tells of a message that goes without its origin. The backend
+// decides for itself which of our words about a client it believes, but mail that
+// we answered with 250 must not be lost by it.
+func (b *Backend) originRefused(o smtpclient.Origin, err error) {
+	b.warned.Do(func() {
+		b.log.Warn("the backend refused a client's origin; its mail is delivered in our own name. Exempt the relay from the checks that it makes of clients, or set origin: xforward",
+			"client", o.Addr, "error", err)
+	})
 }

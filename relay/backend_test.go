@@ -95,7 +95,7 @@ func TestDialDuringUpdate(t *testing.T) {
 			t.Error(err)
 		}
 		return was
-	})
+	}, smtpclient.Origin{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,35 +40,50 @@ func (p *backendPool) size() int {
 // dial makes a new connection; it is not in the pool until put. The generation is
 // looked up before the target: when that changes in between, the connection counts
 // as one of the past.
-func (p *backendPool) dial(ctx context.Context, target func() smtpclient.Target) (*backendConn, error) {
+func (p *backendPool) dial(ctx context.Context, target func() smtpclient.Target, o smtpclient.Origin) (*backendConn, error) {
 	p.mu.Lock()
 	generation := p.generation
 	p.mu.Unlock()
-	c, err := smtpclient.Dial(ctx, target())
+	c, err := smtpclient.DialAs(ctx, target(), o)
 	if err != nil {
 		return nil, err
 	}
 	return &backendConn{c, generation}, nil
 }
 
-// take gives an idle connection that its server has not left, or nil.
-func (p *backendPool) take() *backendConn {
+// take gives an idle connection that its server has not left and that can be
+// used for mail of o, or nil.
+func (p *backendPool) take(o smtpclient.Origin) *backendConn {
 	for {
 		p.mu.Lock()
-		n := len(p.idle)
-		if n == 0 {
+		n := p.fitting(o)
+		if n < 0 {
 			p.mu.Unlock()
 			return nil
 		}
-		c := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
+		c := p.idle[n]
+		p.idle = slices.Delete(p.idle, n, n+1)
 		p.mu.Unlock()
 		if time.Since(c.LastUsed()) < p.maxIdle && c.Healthy() {
 			return c
 		}
 		_ = c.Close() // its server left, or is about to
 	}
+}
+
+// fitting is the place of the newest connection for o: one that is his before one
+// that can become his; -1 when there is none. It is called with p.mu held.
+func (p *backendPool) fitting(o smtpclient.Origin) int {
+	fits := -1
+	for n := len(p.idle) - 1; n >= 0; n-- {
+		switch {
+		case p.idle[n].Is(o):
+			return n
+		case fits < 0 && p.idle[n].Fits(o):
+			fits = n
+		}
+	}
+	return fits
 }
 
 // put keeps a connection for the next delivery, or ends it when it is used up.

@@ -66,19 +66,30 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 // send runs the transaction over a kept connection, or over a new one when
 // there is none or its server left it in the meantime.
 func (x *delivery) send() (*backendConn, []smtpclient.Answer, error) {
-	b := x.w.b
-	if c := b.sends.take(); c != nil {
+	b, o := x.w.b, x.origin()
+	if c := b.sends.take(o); c != nil && x.become(c, o) {
 		answers, err := c.Send(x.ctx, x.transaction(c))
 		if !x.stale(err) {
 			return c, answers, x.cut(err)
 		}
 	}
-	c, err := b.dial(x.ctx)
+	c, err := b.dialAs(x.ctx, o)
 	if err != nil {
 		return nil, nil, x.cut(err)
 	}
 	answers, err := c.Send(x.ctx, x.transaction(c))
 	return c, answers, x.cut(err)
+}
+
+// origin is the client that the message came from.
+func (x *delivery) origin() smtpclient.Origin {
+	c := x.lease.Envelope.Client
+	return smtpclient.Origin{Addr: c.Addr, Helo: c.Helo, ESMTP: c.ESMTP, ID: string(x.lease.Envelope.ID)}
+}
+
+// become has a kept connection speak for o; when it cannot, it is closed.
+func (x *delivery) become(c *backendConn, o smtpclient.Origin) bool {
+	return c.Become(x.ctx, o) == nil // a new connection will tell why
 }
 
 // stale tells whether a kept connection failed in the way that it does when its
@@ -104,6 +115,9 @@ func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
 	t := &smtpclient.Transaction{
 		From: env.From, Body: &x.body, Size: env.WholeSize(), EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
 		Ret: env.Ret, EnvID: env.EnvID, BeforeDot: x.beforeDot,
+	}
+	if o := x.origin(); o.Addr.IsValid() {
+		t.Origin = &o
 	}
 	t.Rcpts = make([]smtpclient.Rcpt, len(x.lease.Items))
 	dsn := c.Caps().DSN

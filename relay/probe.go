@@ -62,14 +62,14 @@ func unasked(err error) mail.Reply {
 // ask uses a kept connection where there is one. A server may leave an idle
 // client at any time, so a kept connection that fails proves nothing.
 func (b *Backend) ask(ctx context.Context, addr mail.Address) (smtpclient.Answer, error) {
-	if c := b.probes.take(); c != nil {
+	if c := b.probes.take(smtpclient.Origin{}); c != nil {
 		a, err := c.Verify(ctx, addr)
 		if err == nil || ctx.Err() != nil {
 			b.probes.put(ctx, c)
 			return a, err
 		}
 	}
-	c, err := b.probes.dial(ctx, b.currentTarget)
+	c, err := b.probes.dial(ctx, b.currentTarget, smtpclient.Origin{})
 	if err != nil {
 		return smtpclient.Answer{}, err
 	}

@@ -26,6 +26,7 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
+	"crossfade/relay/wire"
 	"crossfade/router"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -244,6 +245,9 @@ func (d *Daemon) listen() error {
 		l, err := lc.Listen(context.Background(), "tcp", at.Address)
 		if err != nil {
 			return fmt.Errorf("smtp.listen: %w (is another mail server running there? ports below 1024 need a capability)", err)
+		}
+		if lb := trusts(d.cfg.SMTP.ProxyProtocol); lb != nil {
+			l = wire.Proxied(l, lb)
 		}
 		d.smtpListeners = append(d.smtpListeners, l)
 	}

@@ -33,6 +33,12 @@ func backendConfig(cfg *config.Config, r mail.Route) config.Backend {
 	return cfg.Backends.Old
 }
 
+// originModes are the values of backends.*.origin; a smart host has none.
+var originModes = map[string]smtpclient.OriginMode{
+	"xforward": smtpclient.OriginXForward, "xclient": smtpclient.OriginXClient,
+	"proxy_v1": smtpclient.OriginProxyV1, "proxy_v2": smtpclient.OriginProxyV2,
+}
+
 // target says how to reach the backend of a route.
 func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Target, error) {
 	b := backendConfig(cfg, r)
@@ -46,7 +52,7 @@ func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Targ
 	}
 	t := smtpclient.Target{
 		Network: b.SMTP.Network, Address: b.SMTP.Address, LMTP: b.SMTP.Protocol == config.ProtocolLMTP,
-		Mode: modes[b.SMTP.TLS], TLS: tlsConf, Hello: cfg.Hostname, Logger: log,
+		Mode: modes[b.SMTP.TLS], TLS: tlsConf, Hello: cfg.Hostname, Logger: log, Origin: originModes[b.Origin],
 	}
 	if r == mail.Out && cfg.SMTP.SmartHost.User != "" {
 		h := cfg.SMTP.SmartHost

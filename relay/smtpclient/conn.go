@@ -27,6 +27,9 @@ type Caps struct {
 	// Auth lists the mechanisms of AUTH in capitals, a blank before and behind
 	// each (RFC 4954); empty: none.
 	Auth string
+	// XClient and XForward list the attributes of these commands in capitals, in
+	// the form of Auth; empty: the server does not offer the command to us.
+	XClient, XForward string
 }
 
 // parseCaps reads the lines behind the first of an EHLO reply.
@@ -56,10 +59,19 @@ func parseCaps(text string) Caps {
 		case "STARTTLS":
 			c.StartTLS = true
 		case "AUTH":
-			c.Auth = " " + strings.Join(strings.Fields(strings.ToUpper(arg)), " ") + " "
+			c.Auth = wordList(arg)
+		case "XCLIENT":
+			c.XClient = wordList(arg)
+		case "XFORWARD":
+			c.XForward = wordList(arg)
 		}
 	}
 	return c
+}
+
+// wordList gives the words of s in capitals, with a blank before and behind each.
+func wordList(s string) string {
+	return " " + strings.Join(strings.Fields(strings.ToUpper(s)), " ") + " "
 }
 
 // Conn is a session with a server, ready for a transaction. It serves one
@@ -75,6 +87,8 @@ type Conn struct {
 	dirty  bool // the server may still have a transaction open: RSET first
 	used   time.Time
 	uses   int
+
+	identity string // of the client that the server takes us for; see Become
 
 	answers []Answer // scratch of Send
 }

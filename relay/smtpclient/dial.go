@@ -19,25 +19,29 @@ var errTLS = errors.New("TLS could not be started")
 // transaction may begin. Its error is an [*Error]; [Error.Reply] tells whether
 // the server itself refused. ctx bounds the dialling only.
 func Dial(ctx context.Context, target Target) (*Conn, error) {
+	return dialFor(ctx, target, Origin{})
+}
+
+func dialFor(ctx context.Context, target Target, o Origin) (*Conn, error) {
 	t, err := target.filled()
 	if err != nil {
 		return nil, &Error{Step: StepConnect, Target: target.String(), Err: err}
 	}
-	c, err := dial(ctx, t)
+	c, err := dial(ctx, t, o)
 	if err == nil || t.Mode != Opportunistic || !errors.Is(err, errTLS) || ctx.Err() != nil {
 		return c, err
 	}
 	t.Logger.Warn("STARTTLS failed, sending in clear; use smtp+starttls:// to forbid that, or smtp+insecure:// to skip the attempt",
 		"target", t.String(), "error", err)
 	t.Mode = Insecure
-	c, err = dial(ctx, t)
+	c, err = dial(ctx, t, o)
 	if err == nil {
 		c.name = target.String()
 	}
 	return c, err
 }
 
-func dial(ctx context.Context, t Target) (*Conn, error) {
+func dial(ctx context.Context, t Target, o Origin) (*Conn, error) {
 	name := t.String()
 	dctx, cancel := context.WithTimeout(ctx, t.Timeouts.Connect)
 	raw, err := t.DialContext(dctx, t.Network, t.Address)
@@ -48,6 +52,12 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	c := &Conn{t: t, name: name, raw: raw, nc: raw}
 	stop := c.watch(ctx)
 	defer stop()
+	if t.Origin == OriginProxyV1 || t.Origin == OriginProxyV2 {
+		if err := c.sendProxy(ctx, o); err != nil {
+			return nil, c.fail(StepConnect, SentNothing, err)
+		}
+		c.identity = t.identity(o)
+	}
 	if step, err := c.open(ctx); err != nil {
 		return nil, c.fail(step, SentNothing, err)
 	}

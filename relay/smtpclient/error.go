@@ -17,6 +17,7 @@ const (
 	StepHello    Step = "EHLO"
 	StepSTARTTLS Step = "STARTTLS"
 	StepAuth     Step = "AUTH"
+	StepOrigin   Step = "XCLIENT or XFORWARD"
 	StepMail     Step = "MAIL"
 	StepRcpt     Step = "RCPT"
 	StepData     Step = "DATA"

@@ -1,6 +1,7 @@
 package smtpclient
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -26,6 +27,8 @@ type Transaction struct {
 	UTF8     bool      // SMTPUTF8 was declared
 	Ret      mail.Ret
 	EnvID    string // decoded
+	// Origin is the client that the message came from, for XFORWARD; nil: we wrote it.
+	Origin *Origin
 	// BeforeDot is called when nothing is left to be written but the final dot
 	// (and the message itself, when it is small enough to share one write with
 	// its dot). An error closes the connection and the dot is never sent. Nil
@@ -173,6 +176,7 @@ func (x *transaction) pipelined() *Error {
 	if reset {
 		out = append(out, "RSET\r\n"...)
 	}
+	out, told := x.forwardLines(out)
 	out = appendMail(out, x.Transaction, x.c.caps, x.utf8)
 	x.c.dirty = true
 	first := true
@@ -190,7 +194,7 @@ func (x *transaction) pipelined() *Error {
 		if err := x.write(StepMail, out); err != nil {
 			return err
 		}
-		if err := x.group(from, to, first, reset); err != nil {
+		if err := x.group(from, to, opening{first, reset, told}); err != nil {
 			return err
 		}
 		out, from, first = out[:0], to, false
@@ -201,14 +205,24 @@ func (x *transaction) pipelined() *Error {
 	return x.pipelinedData()
 }
 
+// opening is what a group of commands begins with.
+type opening struct {
+	first bool // MAIL
+	reset bool // RSET before all
+	told  int  // XFORWARD commands before MAIL
+}
+
 // group reads the replies to one write of commands, but not that to DATA.
-func (x *transaction) group(from, to int, first, reset bool) *Error {
-	if first && reset {
+func (x *transaction) group(from, to int, o opening) *Error {
+	if o.first && o.reset {
 		if _, err := x.read(StepMail, x.c.t.Timeouts.Rcpt); err != nil {
 			return err
 		}
 	}
-	if first {
+	if o.first {
+		if err := x.forward(o.told); err != nil {
+			return err
+		}
 		r, err := x.read(StepMail, x.c.t.Timeouts.Mail)
 		if err != nil {
 			return err
@@ -302,6 +316,13 @@ func (x *transaction) stepwise() *Error {
 		}
 	}
 	x.c.dirty = true
+	if lines, told := x.forwardLines(x.buf.out[:0]); told > 0 {
+		for line := range bytes.Lines(lines) {
+			if _, err := x.command(StepOrigin, line, to.Rcpt); err != nil {
+				return err
+			}
+		}
+	}
 	r, err := x.command(StepMail, appendMail(x.buf.out[:0], x.Transaction, x.c.caps, x.utf8), to.Mail)
 	if err != nil {
 		return err

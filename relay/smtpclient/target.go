@@ -85,6 +85,8 @@ type Target struct {
 	Login      func() (user, password string, err error)
 	ClearLogin bool
 	Timeouts   Timeouts
+	// Origin says how the server is told which client a message came from.
+	Origin OriginMode
 	// DialContext opens the connection; nil means a net.Dialer.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Logger      *slog.Logger // nil discards

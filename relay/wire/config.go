@@ -95,7 +95,8 @@ type Metrics struct {
 	// Refused is called when a connection is ended by the guard, with a short
 	// fixed word: "conns", "conns_per_ip", "overload", "errors", "noise", "idle",
 	// "body_timeout", "body_size", "messages", "tls_injection", "other_protocol",
-	// "shutdown", "bdat_syntax", "line_length", "no_certificate".
+	// "shutdown", "bdat_syntax", "line_length",
+	// "proxy_header", "no_certificate".
 	Refused func(reason string)
 	// Message is called when the guard refuses a message because of its bytes,
 	// with "bare_newline" or "line_length".

@@ -180,6 +180,13 @@ func (c *Conn) open() {
 	cfg := &c.l.cfg
 	if _, known := c.raw.(*net.TCPConn); !known {
 		c.remote = addrPort(c.raw.RemoteAddr())
+		if !c.proxied() {
+			cfg.Logger.Warn("a load balancer's connection was closed: it did not begin with a PROXY header", "remote", c.remote)
+			callWith(cfg.Metrics.Refused, "proxy_header")
+			c.lost = true
+			c.end("")
+			return
+		}
 		if !c.l.admit(c) {
 			c.lost = cfg.TLSUse == TLSImplicit
 			c.refuseConn("conns_per_ip", "421 4.7.0 too many connections, try again later")

@@ -28,6 +28,8 @@ type PostfixOptions struct {
 	TLS *mailtest.CertFiles
 	// XClient lets clients on the loopback address use XCLIENT and XFORWARD.
 	XClient bool
+	// ProxyHeader has it listen on Postfix.ProxyAddr besides, where each connection begins with a PROXY header.
+	ProxyHeader bool
 	// MaxSize is message_size_limit in bytes; 0 means 100 MiB.
 	MaxSize int64
 	// Extra is put at the end of main.cf and overrides what stands above it.
@@ -36,9 +38,10 @@ type PostfixOptions struct {
 
 // Postfix is a running Postfix.
 type Postfix struct {
-	Addr    string // where it speaks SMTP, 127.0.0.1:port
-	LogFile string
-	Queue   string // queue_directory
+	Addr      string // where it speaks SMTP, 127.0.0.1:port
+	ProxyAddr string // where it wants a PROXY header first; empty without PostfixOptions.ProxyHeader
+	LogFile   string
+	Queue     string // queue_directory
 
 	dir    string
 	daemon *daemon
@@ -142,7 +145,12 @@ func StartPostfix(t testing.TB, o PostfixOptions) *Postfix {
 	for range 3 { // a port that was free may be taken by now
 		port := FreePort(t)
 		p.Addr = fmt.Sprintf("127.0.0.1:%d", port)
-		writeFile(t, filepath.Join(dir, "etc", "master.cf"), fmt.Sprintf(postfixMaster, port))
+		services := fmt.Sprintf(postfixMaster, port)
+		if o.ProxyHeader {
+			p.ProxyAddr = fmt.Sprintf("127.0.0.1:%d", FreePort(t))
+			services += p.ProxyAddr + " inet n - n - 100 smtpd -o smtpd_upstream_proxy_protocol=haproxy\n"
+		}
+		writeFile(t, filepath.Join(dir, "etc", "master.cf"), services)
 		if out, cerr := exec.Command(path, "-c", filepath.Join(dir, "etc"), "check").CombinedOutput(); cerr != nil {
 			t.Fatalf("postfix check: %v\n%s", cerr, out)
 		}

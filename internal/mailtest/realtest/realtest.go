@@ -29,7 +29,7 @@ const (
 // packages names the Debian package of each program.
 var packages = map[string]string{
 	"dovecot": "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
-	"swaks": "swaks", "mbsync": "isync", "nsd": "nsd", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
+	"swaks": "swaks", "mbsync": "isync", "nsd": "nsd", "haproxy": "haproxy", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
 }
 
 // unpacked is where .ci/run unpacks cyrus-imapd and courier-imap. Debian installs one IMAP server only; their programs do

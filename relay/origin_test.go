@@ -1,0 +1,135 @@
+package relay
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/relay/smtpclient"
+)
+
+// xclientServer takes mail, offers XCLIENT once in a session as Postfix does, and
+// refuses one client.
+type xclientServer struct {
+	l  net.Listener
+	wg sync.WaitGroup
+
+	mu    sync.Mutex
+	got   []string // for each message: connection, client, name in EHLO
+	conns int
+}
+
+func newXClientServer(t *testing.T) *xclientServer {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &xclientServer{l: l}
+	t.Cleanup(func() {
+		_ = l.Close()
+		s.wg.Wait()
+	})
+	s.wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.conns++
+			n := s.conns
+			s.mu.Unlock()
+			s.wg.Go(func() { s.serve(conn, n) })
+		}
+	})
+	return s
+}
+
+func (s *xclientServer) serve(conn net.Conn, n int) {
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	say := func(text string) { fmt.Fprint(conn, text+"\r\n") }
+	say("220 hi")
+	client, helo := "", ""
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		line = strings.TrimSpace(line)
+		word, arg, _ := strings.Cut(line, " ")
+		switch {
+		case word == "EHLO" && client == "":
+			helo = arg
+			say("250-hi\r\n250 XCLIENT ADDR HELO")
+		case word == "EHLO":
+			helo = arg
+			say("250 hi")
+		case word == "XCLIENT" && strings.Contains(arg, "ADDR=198.51.100.66"):
+			say("554 5.7.1 your client is on a list")
+		case word == "XCLIENT":
+			client = strings.TrimPrefix(strings.Fields(arg)[0], "ADDR=")
+			say("220 hi again")
+		case word == "DATA":
+			say("354 go on")
+			for line != "." {
+				if line, err = r.ReadString('\n'); err != nil {
+					return
+				}
+				line = strings.TrimSpace(line)
+			}
+			s.mu.Lock()
+			s.got = append(s.got, fmt.Sprintf("%d %s %s", n, client, helo))
+			s.mu.Unlock()
+			say("250 2.0.0 taken")
+		default:
+			say("250 ok")
+		}
+	}
+}
+
+func (s *xclientServer) messages() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.got...)
+}
+
+// A client's name is on its own mail only, a connection is kept for who it is,
+// and mail of a client that the backend refuses is delivered nevertheless.
+func TestDeliverXClient(t *testing.T) {
+	outNoLeaks(t)
+	srv := newXClientServer(t)
+	_, store := newDiskSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
+		target := b[mail.Old].Target
+		target.Address, target.Origin = srv.l.Addr().String(), smtpclient.OriginXClient
+		b[mail.Old].Target = target
+	})
+	for i, c := range []struct{ ip, helo, want string }{
+		{"198.51.100.7", "mail.far.test", "1 198.51.100.7 mail.far.test"},
+		{"198.51.100.7", "mail.far.test", "1 198.51.100.7 mail.far.test"},
+		{"198.51.100.8", "bad name", "2 198.51.100.8 relay.test"},
+		{"198.51.100.66", "x.test", "4  relay.test"}, // the third was refused
+		{"198.51.100.7", "mail.far.test", "1 198.51.100.7 mail.far.test"},
+		{"", "", "4  relay.test"},
+	} {
+		env := &mail.Envelope{ID: mail.NewID(), From: outAddr("sender@far.test"), Received: time.Now(), Recipients: []mail.Recipient{{Addr: outAddr("ann@b.test"), User: "ann@b.test", Hint: mail.Old}}}
+		if c.ip != "" {
+			env.Client = mail.Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(c.ip), 4711), Helo: c.helo, ESMTP: true}
+		}
+		if err := store.Put(t.Context(), env, strings.NewReader("Subject: x\r\n\r\nx\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		inPoll(t, "the delivery", func() bool { return len(srv.messages()) == i+1 })
+		if got := srv.messages()[i]; got != c.want {
+			t.Errorf("message %d came as %q, want %q", i, got, c.want)
+		}
+		inPoll(t, "the record of it", func() bool { _, err := store.Get(t.Context(), env.ID); return err != nil })
+	}
+}
