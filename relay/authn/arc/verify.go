@@ -1,0 +1,298 @@
+package arc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"crossfade/relay/authn/dkim"
+)
+
+// Defaults of [Config].
+const (
+	DefaultTimeout = 10 * time.Second
+
+	lookupsAtOnce = 8
+)
+
+// Config is what a Verifier works with. LookupTXT is needed.
+type Config struct {
+	// LookupTXT gives the TXT records of a name, each in one string. A name without
+	// any is no error, or one for which [net.DNSError.IsNotFound] holds; any other
+	// error is temporary. It is called from several goroutines.
+	LookupTXT func(ctx context.Context, name string) ([]string, error)
+	// Timeout bounds the lookups of one message together; zero is [DefaultTimeout].
+	Timeout time.Duration
+	// MaxHeader is how much of a header is looked at, in octets; zero is
+	// [dkim.DefaultMaxHeader]. A chain in a larger one fails.
+	MaxHeader int
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Verifier judges chains. It has no state and may be used by many at once.
+type Verifier struct{ cfg Config }
+
+// NewVerifier makes a Verifier.
+func NewVerifier(cfg Config) (*Verifier, error) {
+	if cfg.LookupTXT == nil {
+		return nil, errors.New("arc: a verifier needs a way to look up keys")
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Verifier{cfg: cfg}, nil
+}
+
+// Verification is the work on one message.
+type Verification struct {
+	v      *Verifier
+	header dkim.Header
+	looked bool // at the header
+	chain  *chain
+	err    error // why the chain does not pass, as far as the header goes
+	bodies [2]*dkim.BodyHash
+}
+
+// Begin begins with a message.
+func (v *Verifier) Begin() *Verification {
+	return &Verification{v: v, header: dkim.Header{Max: v.cfg.MaxHeader}}
+}
+
+// Write takes the next octets of the message, which has CRLF line ends.
+func (x *Verification) Write(p []byte) {
+	if !x.header.Over() {
+		p = x.header.Write(p)
+		if !x.header.Over() {
+			return
+		}
+		x.look()
+	}
+	for _, b := range x.bodies {
+		if b != nil {
+			b.Write(p)
+		}
+	}
+}
+
+// look reads the header when it is over.
+func (x *Verification) look() {
+	x.looked = true
+	fields, err := x.header.Fields()
+	if x.chain, x.err = collect(fields); x.err != nil || x.chain.count == 0 {
+		return
+	}
+	if x.err = err; err != nil {
+		return
+	}
+	x.chain.digest(fields)
+	x.startBodies()
+}
+
+// startBodies makes the hashes of the body that the signatures ask for: one for
+// each canonical form, with all of the lengths.
+func (x *Verification) startBodies() {
+	var want [2]bool
+	var limits [2][]int64
+	for _, s := range x.chain.sets {
+		if s.amsErr != nil {
+			continue
+		}
+		want[s.ams.Body] = true
+		if s.ams.Limit >= 0 {
+			limits[s.ams.Body] = append(limits[s.ams.Body], s.ams.Limit)
+		}
+	}
+	for form := range x.bodies {
+		if want[form] {
+			x.bodies[form] = dkim.NewBodyHash(dkim.Canon(form), limits[form]...)
+		}
+	}
+}
+
+// Finish judges the chain of the message that was written. It is called once.
+func (x *Verification) Finish(ctx context.Context) Result {
+	if !x.looked {
+		x.header.Close()
+		x.look()
+	}
+	r := Result{Status: None, Sets: x.chain.count, Ended: x.chain.ended, OldestPass: -1}
+	switch {
+	case x.err != nil:
+		r.Status, r.Reason = Fail, x.err.Error()
+		return r
+	case x.chain.count == 0:
+		return r
+	}
+	ctx, cancel := context.WithTimeout(ctx, x.v.cfg.Timeout)
+	defer cancel()
+	x.judge(ctx, &r)
+	return r
+}
+
+// judge verifies signatures (RFC 8617, 5.2, steps 4 to 7). What costs nothing
+// comes first: a body that was changed asks for no lookup.
+func (x *Verification) judge(ctx context.Context, r *Result) {
+	sets := x.chain.sets
+	newest := sets[len(sets)-1]
+	fail := func(status Status, format string, args ...any) {
+		r.Status, r.Reason = status, fmt.Sprintf(format, args...)
+	}
+	if err := x.covers(newest); err != nil {
+		fail(Fail, "message signature of instance %d: %v", len(sets), err)
+		return
+	}
+	keys := keyring{lookup: x.v.cfg.LookupTXT, found: map[string]foundKey{}}
+	names := []string{newest.ams.KeyName()}
+	for _, s := range sets {
+		names = append(names, s.as.KeyName())
+	}
+	keys.fetch(ctx, names)
+	if status, err := keys.verify(newest.ams, newest.amsDigest); err != nil {
+		fail(status, "message signature of instance %d: %v", len(sets), err)
+		return
+	}
+	for n := len(sets); n > 0; n-- {
+		if status, err := keys.verify(sets[n-1].as, sets[n-1].sealDigest); err != nil {
+			fail(status, "seal of instance %d: %v", n, err)
+			return
+		}
+	}
+	r.Status = Pass
+	r.OldestPass = x.oldestPass(ctx, &keys)
+	for n, s := range sets {
+		r.Seals = append(r.Seals, Seal{Instance: n + 1, Domain: s.as.Domain, Selector: s.as.Selector, Results: s.results})
+	}
+}
+
+// oldestPass looks for the oldest message signature that verifies (RFC 8617, 5.2,
+// step 5).
+func (x *Verification) oldestPass(ctx context.Context, keys *keyring) int {
+	sets := x.chain.sets
+	oldest := len(sets)
+	var names []string
+	for oldest > 1 && x.covers(sets[oldest-2]) == nil {
+		oldest--
+		names = append(names, sets[oldest-1].ams.KeyName())
+	}
+	keys.fetch(ctx, names)
+	for n := len(sets) - 1; n >= oldest; n-- {
+		status, err := keys.verify(sets[n-1].ams, sets[n-1].amsDigest)
+		switch {
+		case status == TempError:
+			return -1
+		case err != nil:
+			return n + 1
+		}
+	}
+	if oldest == 1 {
+		return 0
+	}
+	return oldest
+}
+
+// covers tells what is wrong with a message signature before its key is looked
+// at.
+func (x *Verification) covers(s *set) error {
+	if s.amsErr != nil {
+		return s.amsErr
+	}
+	if s.ams.Expired(x.v.cfg.Now()) {
+		return errors.New("it has expired")
+	}
+	body := x.bodies[s.ams.Body]
+	if s.ams.Limit < 0 {
+		if !bytes.Equal(body.Sum(), s.ams.BodyHash) {
+			return errors.New("the body has been changed")
+		}
+		return nil
+	}
+	sum, ok := body.SumOf(s.ams.Limit)
+	if !ok {
+		return errors.New("the body is shorter than l=")
+	}
+	if !bytes.Equal(sum, s.ams.BodyHash) {
+		return errors.New("the body has been changed")
+	}
+	return nil
+}
+
+// keyring has the keys of one message.
+type keyring struct {
+	lookup func(context.Context, string) ([]string, error)
+	found  map[string]foundKey
+}
+
+type foundKey struct {
+	key  *dkim.Key
+	err  error
+	temp bool
+}
+
+// fetch looks up the keys that are not known yet, some at a time.
+func (k *keyring) fetch(ctx context.Context, names []string) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, lookupsAtOnce)
+	asked := map[string]bool{}
+	for _, name := range names {
+		mu.Lock()
+		_, known := k.found[name]
+		mu.Unlock()
+		if known || asked[name] {
+			continue
+		}
+		asked[name] = true
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			found := k.one(ctx, name)
+			mu.Lock()
+			defer mu.Unlock()
+			k.found[name] = found
+		})
+	}
+	wg.Wait()
+}
+
+func (k *keyring) one(ctx context.Context, name string) foundKey {
+	if ctx.Err() != nil {
+		return foundKey{err: errLookup, temp: true}
+	}
+	records, err := k.lookup(ctx, name)
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return foundKey{err: dkim.ErrNoKey}
+	case err != nil:
+		return foundKey{err: errLookup, temp: true}
+	}
+	key, err := dkim.FindKey(records)
+	return foundKey{key: key, err: err}
+}
+
+// errLookup says to strangers all that they are told; what happened is for the
+// resolver to log.
+var errLookup = errors.New("the key could not be looked up")
+
+// verify checks one signature with a key that was fetched.
+func (k *keyring) verify(s *dkim.Signature, digest []byte) (Status, error) {
+	found := k.found[s.KeyName()]
+	switch {
+	case found.temp:
+		return TempError, found.err
+	case found.err != nil:
+		return Fail, found.err
+	}
+	if err := found.key.Verify(s.Algorithm, digest, s.Value); err != nil {
+		return Fail, err
+	}
+	return Pass, nil
+}

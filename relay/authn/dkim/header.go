@@ -1,0 +1,236 @@
+package dkim
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+)
+
+// DefaultMaxHeader is how much of a header is looked at, in octets. Real ones
+// have some tens of thousands.
+const DefaultMaxHeader = 256 << 10
+
+var (
+	// ErrHeaderSize is a header that is larger than what is looked at.
+	ErrHeaderSize = errors.New("the header is too large to be looked at")
+	// ErrHeaderForm is a line in the header that is no field. What follows is read
+	// as header by some and as body by others, so that nothing can be said of it.
+	ErrHeaderForm = errors.New("a line of the header is not a header field")
+)
+
+// Header collects the header of a message that streams by. The zero value is
+// ready for use.
+type Header struct {
+	// Max bounds the octets that are kept; zero is [DefaultMaxHeader].
+	Max int
+
+	buf  []byte
+	line int // where the present line begins in buf
+	over bool
+	err  error
+}
+
+// Write takes the next octets and gives back those that belong to the body.
+func (h *Header) Write(p []byte) (body []byte) {
+	for !h.over && len(p) > 0 {
+		n := len(p)
+		i := bytes.IndexByte(p, '\n')
+		if i >= 0 {
+			n = i + 1
+		}
+		if len(h.buf)+n > h.max() {
+			h.stop(ErrHeaderSize)
+			return nil
+		}
+		h.buf = append(h.buf, p[:n]...)
+		p = p[n:]
+		if i >= 0 {
+			h.endLine()
+		}
+	}
+	if h.err != nil {
+		return nil
+	}
+	return p
+}
+
+// Over tells whether the header has ended.
+func (h *Header) Over() bool { return h.over }
+
+// Close ends a header that the end of the message ends.
+func (h *Header) Close() {
+	if !h.over && h.line < len(h.buf) {
+		h.endLine()
+	}
+	h.over = true
+}
+
+func (h *Header) max() int {
+	if h.Max > 0 {
+		return h.Max
+	}
+	return DefaultMaxHeader
+}
+
+// stop ends the header before a line that cannot be taken.
+func (h *Header) stop(err error) { h.over, h.err, h.buf = true, err, h.buf[:h.line] }
+
+// endLine looks at a line that is there whole.
+func (h *Header) endLine() {
+	line := h.buf[h.line:]
+	switch {
+	case len(line) == 1 && line[0] == '\n' || len(line) == 2 && line[0] == '\r' && line[1] == '\n':
+		h.buf, h.over = h.buf[:h.line], true
+		return
+	case line[0] == ' ' || line[0] == '\t':
+		if h.line == 0 {
+			h.stop(ErrHeaderForm)
+			return
+		}
+	default:
+		if colon := bytes.IndexByte(line, ':'); colon <= 0 || !fieldName(line[:colon]) {
+			h.stop(ErrHeaderForm)
+			return
+		}
+	}
+	h.line = len(h.buf)
+}
+
+// fieldName tells whether name is one of RFC 5322, 3.6.8, with the blanks before
+// the colon of RFC 5322, 4.5.
+func fieldName(name []byte) bool {
+	name = bytes.TrimRight(name, " \t")
+	for _, c := range name {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return len(name) > 0
+}
+
+// Fields gives the fields of a header that has ended, in their order, and lets go
+// of them. With an error ([ErrHeaderSize], [ErrHeaderForm]) they are those before
+// what could not be taken.
+func (h *Header) Fields() (*Fields, error) {
+	f := &Fields{byName: map[string][]int{}}
+	for rest := h.buf; len(rest) > 0; {
+		end := 0
+		for {
+			i := bytes.IndexByte(rest[end:], '\n')
+			if i < 0 {
+				end = len(rest)
+				break
+			}
+			if end += i + 1; end == len(rest) || rest[end] != ' ' && rest[end] != '\t' {
+				break
+			}
+		}
+		f.add(rest[:end])
+		rest = rest[end:]
+	}
+	h.buf = nil
+	return f, h.err
+}
+
+// Fields are the fields of one header.
+type Fields struct {
+	list   []Field
+	byName map[string][]int
+}
+
+// Field is one header field.
+type Field struct {
+	Name    string // in lower case
+	raw     []byte // with its line ends
+	colon   int
+	relaxed []byte // when it was asked for
+}
+
+func (f *Fields) add(raw []byte) {
+	colon := bytes.IndexByte(raw, ':')
+	name := strings.ToLower(string(bytes.TrimRight(raw[:colon], " \t")))
+	f.byName[name] = append(f.byName[name], len(f.list))
+	f.list = append(f.list, Field{Name: name, raw: raw, colon: colon})
+}
+
+// Named gives the fields of a name in lower case, the topmost first.
+func (f *Fields) Named(name string) []*Field {
+	places := f.byName[name]
+	out := make([]*Field, len(places))
+	for i, p := range places {
+		out[i] = &f.list[p]
+	}
+	return out
+}
+
+// Count is the number of fields of a name in lower case.
+func (f *Fields) Count(name string) int { return len(f.byName[name]) }
+
+// Text is what stands behind the colon, folds and all.
+func (f *Field) Text() string { return string(f.raw[f.colon+1:]) }
+
+// WriteSigned writes the canonical form of the fields that a signature names, in
+// the order of names, which are in lower case: of a name that comes more often
+// the lowest field first, and nothing for a field that is not there (RFC 6376,
+// 5.4.2).
+func (f *Fields) WriteSigned(w io.Writer, c Canon, names []string) {
+	used := make(map[string]int, len(names))
+	for _, name := range names {
+		places := f.byName[name]
+		n := used[name]
+		if n >= len(places) {
+			continue
+		}
+		used[name] = n + 1
+		_, _ = w.Write(f.list[places[len(places)-1-n]].canonical(c))
+	}
+}
+
+// Relaxed is the canonical form with CRLF (RFC 6376, 3.4.2).
+func (f *Field) Relaxed() []byte { return f.canonical(Relaxed) }
+
+func (f *Field) canonical(c Canon) []byte {
+	if c == Simple {
+		return f.raw
+	}
+	if f.relaxed == nil {
+		f.relaxed = AppendRelaxed(nil, f.Name, f.raw[f.colon+1:])
+	}
+	return f.relaxed
+}
+
+// WriteUnsigned writes the canonical form of a signature's own field: without the
+// value of its b= tag, and without the last CRLF (RFC 6376, 3.7).
+func (f *Field) WriteUnsigned(w io.Writer, c Canon, tags TagList) {
+	text := tags.Without(f.Text(), "b")
+	var out []byte
+	if c == Simple {
+		out = append(append(out, f.raw[:f.colon+1]...), text...)
+	} else {
+		out = AppendRelaxed(out, f.Name, []byte(text))
+	}
+	_, _ = w.Write(bytes.TrimSuffix(out, []byte("\r\n")))
+}
+
+// AppendRelaxed adds a field in its relaxed canonical form with CRLF (RFC 6376,
+// 3.4.2). name is in lower case; text is what stands behind the colon.
+func AppendRelaxed(b []byte, name string, text []byte) []byte {
+	b = append(append(b, name...), ':')
+	space, any := false, false
+	for _, c := range text {
+		switch c {
+		case ' ', '\t':
+			space = true
+			continue
+		case '\r', '\n':
+			continue
+		}
+		if space && any {
+			b = append(b, ' ')
+		}
+		b = append(b, c)
+		space, any = false, true
+	}
+	return append(b, "\r\n"...)
+}
