@@ -23,6 +23,8 @@ var allowed = map[string][]string{
 	"relay/wire":       {"mail"},
 	"relay/smtpclient": {"mail"},
 	"relay/resolver":   {},
+	"relay/authn/dkim": {},
+	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
 	"backfill/imapconn/token": {},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"time"
 
@@ -22,8 +21,9 @@ const (
 // Config is what a Verifier works with. LookupTXT is needed.
 type Config struct {
 	// LookupTXT gives the TXT records of a name, each in one string. A name without
-	// any is no error, or one for which [net.DNSError.IsNotFound] holds; any other
-	// error is temporary. It is called from several goroutines.
+	// any is no error, or one whose Temporary method says false, as that of
+	// [net.DNSError] does; any other error is temporary. It is called from several
+	// goroutines.
 	LookupTXT func(ctx context.Context, name string) ([]string, error)
 	// Timeout bounds the lookups of one message together; zero is [DefaultTimeout].
 	Timeout time.Duration
@@ -267,9 +267,9 @@ func (k *keyring) one(ctx context.Context, name string) foundKey {
 		return foundKey{err: errLookup, temp: true}
 	}
 	records, err := k.lookup(ctx, name)
-	var dns *net.DNSError
+	var lasting interface{ Temporary() bool }
 	switch {
-	case errors.As(err, &dns) && dns.IsNotFound:
+	case err != nil && errors.As(err, &lasting) && !lasting.Temporary():
 		return foundKey{err: dkim.ErrNoKey}
 	case err != nil:
 		return foundKey{err: errLookup, temp: true}

@@ -129,6 +129,7 @@ func (b *BodyHash) finish() {
 	if b.begun || !b.relaxed {
 		b.out.ends(1)
 	}
+	b.out.flush()
 }
 
 // Sum is the hash of the whole body. Nothing may be written after it.
@@ -160,15 +161,37 @@ func (b *BodyHash) Len() int64 {
 	return b.out.n
 }
 
-// limitHash is a hash that notes its sum at some lengths.
+// limitHash is a hash that notes its sum at some lengths. Small pieces are
+// collected.
 type limitHash struct {
 	hash   hash.Hash
 	n      int64
 	limits []int64  // in rising order
 	sums   [][]byte // of the limits that were passed
+	small  []byte
 }
 
+// smallPieces is how much is collected.
+const smallPieces = 1024
+
 func (l *limitHash) write(p []byte) {
+	if len(l.small)+len(p) > smallPieces {
+		l.flush()
+	}
+	if len(p) < smallPieces/4 {
+		l.small = append(l.small, p...)
+		return
+	}
+	l.flush()
+	l.sum(p)
+}
+
+func (l *limitHash) flush() {
+	l.sum(l.small)
+	l.small = l.small[:0]
+}
+
+func (l *limitHash) sum(p []byte) {
 	for len(l.sums) < len(l.limits) {
 		room := l.limits[len(l.sums)] - l.n
 		if room > int64(len(p)) {

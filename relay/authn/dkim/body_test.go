@@ -1,0 +1,154 @@
+package dkim
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// plainCanon is the canonical form of a body, written down as RFC 6376, 3.4.3 and
+// 3.4.4, say it, with the whole body in memory.
+func plainCanon(c Canon, body string) string {
+	if c == Relaxed {
+		if !strings.HasSuffix(body, "\r\n") {
+			body += "\r\n" // the end of the body ends its last line
+		}
+		body = regexp.MustCompile(`[ \t]+\r\n`).ReplaceAllString(body, "\r\n")
+		body = regexp.MustCompile(`[ \t]+`).ReplaceAllString(body, " ")
+	}
+	for strings.HasSuffix(body, "\r\n") {
+		body = strings.TrimSuffix(body, "\r\n")
+	}
+	if body == "" && c == Relaxed {
+		return ""
+	}
+	return body + "\r\n"
+}
+
+func hashInPieces(c Canon, body string, sizes func() int, limits ...int64) *BodyHash {
+	h := NewBodyHash(c, limits...)
+	for len(body) > 0 {
+		n := min(max(sizes(), 1), len(body))
+		h.Write([]byte(body[:n]))
+		body = body[n:]
+	}
+	return h
+}
+
+func TestBodyHash(t *testing.T) {
+	bodies := []string{
+		"", "\r\n", "\r\n\r\n", "a", "a\r\n", "a\r\n\r\n\r\n", " ", " \t", " \r\n", "\t\r\n \r\n", "a \r\n", "a \t b\r\n", " a\r\n", "a  b  ", "a\r\n \r\nb",
+		" C \r\nD \t E\r\n\r\n\r\n", // RFC 6376, 3.4.5
+		"\r", "a\r", "a \r", "\r\r\n", "a\rb\r\n", "a\nb\r\n", "\n", "\r\n\r", " \r \r\n", "a\r\n\r\n b", strings.Repeat("\r\n", 5000) + "x", strings.Repeat(" ", 9000) + "x  ",
+	}
+	for _, body := range bodies {
+		for _, c := range []Canon{Simple, Relaxed} {
+			want := plainCanon(c, body)
+			for _, size := range []int{1, 2, 3, 7, 1 << 20} {
+				h := hashInPieces(c, body, func() int { return size }, 0, 1, 4, int64(len(want)), int64(len(want))+1)
+				if got := sha256.Sum256([]byte(want)); !bytes.Equal(h.Sum(), got[:]) {
+					t.Errorf("%s body %.40q in pieces of %d: not the hash of %.40q", c, body, size, want)
+				}
+				checkLimits(t, h, want)
+			}
+		}
+	}
+}
+
+func checkLimits(t *testing.T, h *BodyHash, canonical string) {
+	t.Helper()
+	if h.Len() != int64(len(canonical)) {
+		t.Errorf("%d octets counted of %.40q", h.Len(), canonical)
+	}
+	for _, l := range h.out.limits {
+		sum, ok := h.SumOf(l)
+		if l > int64(len(canonical)) {
+			if ok {
+				t.Errorf("the hash of %d octets of %.40q", l, canonical)
+			}
+			continue
+		}
+		if want := sha256.Sum256([]byte(canonical[:l])); !ok || !bytes.Equal(sum, want[:]) {
+			t.Errorf("the hash of the first %d octets of %.40q is wrong", l, canonical)
+		}
+	}
+}
+
+// TestBodyHashRFC: the hashes of bodies that RFC 6376, 3.4.3 and 3.4.4, print for
+// an empty body.
+func TestBodyHashRFC(t *testing.T) {
+	for _, c := range []struct {
+		form Canon
+		want string
+	}{{Simple, "frcCV1k9oG9oKj3dpUqdJg1PxRT2RSN/XKdLCPjaYaY="}, {Relaxed, "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="}} {
+		want, err := Base64(c.want)
+		if got := NewBodyHash(c.form).Sum(); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: the hash of an empty body is %x", c.form, got)
+		}
+	}
+}
+
+// FuzzBodyHash compares with the form as the RFC says it, in random pieces.
+func FuzzBodyHash(f *testing.F) {
+	f.Add("a \r\n\r\n b\t c\r\n\r\n", uint64(1), int64(3))
+	f.Add("\r\r\n \r", uint64(2), int64(0))
+	f.Fuzz(func(t *testing.T, body string, seed uint64, limit int64) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		limit &= 0xFFF
+		for _, c := range []Canon{Simple, Relaxed} {
+			want := plainCanon(c, body)
+			h := hashInPieces(c, body, func() int { return r.IntN(9) }, limit)
+			if sum := sha256.Sum256([]byte(want)); !bytes.Equal(h.Sum(), sum[:]) {
+				t.Fatalf("%s: %q is not hashed as %q", c, body, want)
+			}
+			checkLimits(t, h, want)
+		}
+	})
+}
+
+// TestBodyHashIsLinear: bodies that are quadratic work for others take time in
+// proportion. The figure is printed.
+func TestBodyHashIsLinear(t *testing.T) {
+	const size = 50 << 20
+	for _, kind := range []struct{ name, piece string }{
+		{"blank lines", "\r\n"}, {"spaces", " "}, {"tabs and line ends", "\t\r\n"}, {"CR", "\r"}, {"letters", "the quick brown fox jumps over the lazy dog\r\n"},
+	} {
+		piece := []byte(strings.Repeat(kind.piece, 32<<10/len(kind.piece)))
+		for _, c := range []Canon{Simple, Relaxed} {
+			h := NewBodyHash(c, 1, 1000, 1<<20)
+			began := time.Now()
+			for n := 0; n < size; n += len(piece) {
+				h.Write(piece)
+			}
+			h.Write([]byte("x")) // what was waited for has to be written after all
+			h.Sum()
+			took := time.Since(began)
+			t.Logf("%s: 50 MiB of %s in %s", c, kind.name, took.Round(time.Millisecond))
+			if took > 20*time.Second {
+				t.Errorf("%s: 50 MiB of %s took %s", c, kind.name, took)
+			}
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { NewBodyHash(Relaxed).Write([]byte(strings.Repeat("\r\n", 1000))) }); n > 10 {
+		t.Errorf("%v allocations for blank lines: they are kept", n)
+	}
+}
+
+func BenchmarkBodyHash(b *testing.B) {
+	text := []byte(strings.Repeat("the quick brown fox jumps over the lazy dog, twice or more\r\n", 1000))
+	for _, c := range []Canon{Simple, Relaxed} {
+		b.Run(fmt.Sprint(c), func(b *testing.B) {
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				h := NewBodyHash(c)
+				h.Write(text)
+				h.Sum()
+			}
+		})
+	}
+}
