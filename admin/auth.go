@@ -2,9 +2,11 @@ package admin
 
 import (
 	"context"
+	"crypto/sha256"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +21,7 @@ type caller struct {
 	name   string
 	role   Role
 	remote string
+	token  [sha256.Size]byte // its hash
 }
 
 type callerKey struct{}
@@ -42,6 +45,7 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 		p = &Problem{Type: ProblemForbidden, Title: "not allowed", Status: http.StatusForbidden,
 			Detail: "the token " + c.name + " has the role " + string(c.role) + "; this needs " + string(need),
 			Hint:   "use a token with the role " + string(need)}
+		s.refusedBy("role")
 		s.auditDenied(ctx.Operation(), c, r)
 	}
 	if p != nil {
@@ -69,36 +73,61 @@ func refuse(w http.ResponseWriter, p *Problem) {
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Bearer realm="crossfade"`)
 	case http.StatusTooManyRequests:
-		w.Header().Set("Retry-After", "5")
+		w.Header().Set("Retry-After", strconv.Itoa(int(max(p.wait, time.Second).Round(time.Second)/time.Second)))
 	}
 	writeProblem(w, p)
 }
 
-// authenticate finds the token of a request. A wrong one costs time, so that
-// nobody tries many; a right one is never delayed by the wrong ones of others.
+// authenticate finds the token of a request. After some wrong ones an address is
+// locked out, for longer each time, and what it sends is not looked at. This
+// machine's own address is not: a right token always passes there, because everybody
+// on the machine could else keep the operator out, and behind a proxy on it all
+// clients have that address. Trying is hopeless at any speed, see Token.
 func (s *Server) authenticate(r *http.Request) (caller, *Problem) {
-	value, ok := bearer(r)
-	if ok {
-		if t, found := s.tokens.Load().find(value); found {
-			return caller{name: t.Name, role: t.Role, remote: r.RemoteAddr}, nil
-		}
+	remote := remoteAddr(r)
+	locked := s.lockouts.locked(remote, s.now())
+	if locked > 0 && !remote.IsLoopback() {
+		return caller{}, s.lockedOut(locked)
 	}
 	p := &Problem{Type: ProblemUnauthorized, Title: "no access", Status: http.StatusUnauthorized,
-		Detail: "the request has no token", Hint: "send the header Authorization: Bearer with a token of the relay's token file (admin.token_file)"}
+		Detail: "the request has no token", Hint: "send the header Authorization: Bearer with a token that crossfade token add made, or that of the relay's token file (admin.token_file)"}
+	value, ok := bearer(r)
 	if !ok {
 		return caller{}, p
 	}
-	p.Detail = "the token is not one of this relay"
-	res := s.failures.Reserve()
-	delay := res.Delay()
-	if delay > failedWait {
-		res.Cancel()
-		return caller{}, &Problem{Type: ProblemSlowDown, Title: "too many wrong tokens", Status: http.StatusTooManyRequests,
-			Detail: "many requests with wrong tokens were made", Hint: "wait some seconds, and use the right token"}
+	t, found := s.tokens.all().find(value)
+	switch {
+	case found && t.expired(s.now()):
+		s.refusedBy("expired")
+		p.Detail, p.Hint = "the token "+t.Name+" has come to its end: "+t.Expires.Format(time.RFC3339), "crossfade token add makes another one"
+		return caller{}, p
+	case found:
+		return caller{name: t.Name, role: t.Role, remote: r.RemoteAddr, token: t.hash}, nil
+	case locked > 0:
+		return caller{}, s.lockedOut(locked)
 	}
-	s.log.Warn("a wrong token was used for the admin API", "remote", r.RemoteAddr)
-	s.wait(r.Context(), delay)
+	p.Detail = "the token is not one of this relay"
+	s.refusedBy("token")
+	pause := s.lockouts.wrong(remote, s.now())
+	s.log.Warn("a wrong token was used for the admin API", "remote", r.RemoteAddr, "locked_out", pause)
 	return caller{}, p
+}
+
+// lockedOut answers for an address that sent too many wrong tokens. It is counted
+// and not logged: whoever sends many would fill the log.
+func (s *Server) lockedOut(wait time.Duration) *Problem {
+	s.refusedBy("locked-out")
+	return &Problem{Type: ProblemSlowDown, Title: "too many wrong tokens", Status: http.StatusTooManyRequests, wait: wait,
+		Detail: "requests with wrong tokens came from this address, and it is locked out for now", Hint: "wait as long as Retry-After says, and use the right token"}
+}
+
+// remoteAddr is where a request comes from; the zero Addr when that is no address.
+func remoteAddr(r *http.Request) netip.Addr {
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return remote.Addr().Unmap()
 }
 
 // bearer reads the Authorization header (RFC 6750, 2.1).
@@ -134,14 +163,13 @@ func fromHere(r *http.Request) bool {
 			return false
 		}
 	}
-	remote, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !remote.Addr().Unmap().IsLoopback() {
+	if !remoteAddr(r).IsLoopback() {
 		return false
 	}
 	host := r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	_, err = netip.ParseAddr(strings.Trim(host, "[]"))
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return err == nil || host == "localhost"
 }

@@ -373,6 +373,12 @@ func (r *rig) ask(token, method, path, body string) (*http.Response, string) {
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	if contentType == "" && body != "" {
+		contentType = "application/json"
+		if strings.HasPrefix(path, "/v1/users:import") {
+			contentType = "text/csv"
+		}
+	}
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}

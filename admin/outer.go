@@ -20,9 +20,12 @@ import (
 func (s *Server) outer(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Cache-Control", "no-store")
-		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		secure(h)
+		if p := s.guard(r); p != nil {
+			h.Set("Connection", "close") // a body that it may have is not read
+			writeProblem(w, p)
+			return
+		}
 		if _, pattern := mux.Handler(r); pattern == "" {
 			s.noEndpoint(w, r, mux)
 			return
@@ -31,7 +34,8 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 		if err := rc.SetWriteDeadline(time.Now().Add(answerTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			s.log.Debug("cannot set a deadline for an answer", "error", err)
 		}
-		r.Body = &idleBody{ReadCloser: r.Body, rc: rc, header: h, idle: s.bodyIdle}
+		body := http.MaxBytesReader(w, r.Body, maxImport+1) // each operation has its own limit below that
+		r.Body = &idleBody{ReadCloser: body, rc: rc, header: h, idle: s.bodyIdle}
 		defer s.recoverPanic(w, r)
 		mux.ServeHTTP(w, r)
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -20,27 +21,32 @@ const (
 	ProblemBadRequest   = "/problems/bad-request"        // 400: not JSON, or the body is missing
 	ProblemUnauthorized = "/problems/unauthorized"       // 401: no token, or a wrong one
 	ProblemForbidden    = "/problems/forbidden"          // 403: the token's role does not allow it
+	ProblemWebPage      = "/problems/web-page"           // 403: a page in a browser sent it
 	ProblemNotFound     = "/problems/not-found"          // 404: no such path
 	ProblemNoUser       = "/problems/no-such-user"       // 404
 	ProblemNoMessage    = "/problems/no-such-message"    // 404
 	ProblemNoMove       = "/problems/no-such-move"       // 404: the conductor does not know the user
 	ProblemNoAudit      = "/problems/no-such-audit"      // 404
 	ProblemNoNode       = "/problems/no-such-node"       // 404
+	ProblemNoToken      = "/problems/no-such-token"      // 404
 	ProblemMethod       = "/problems/method-not-allowed" // 405
 	ProblemTimeout      = "/problems/timeout"            // 408, 504
 	ProblemWrongEpoch   = "/problems/wrong-epoch"        // 409: somebody else changed the user in between
 	ProblemTransition   = "/problems/no-transition"      // 409: the table of states has no such way
 	ProblemRefused      = "/problems/refused"            // 409: it cannot be done to this user or message
 	ProblemNoBackfill   = "/problems/no-backfill"        // 409: the relay knows no mailboxes
+	ProblemTokenName    = "/problems/token-exists"       // 409: a token has that name
 	ProblemNeedsForce   = "/problems/needs-force"        // 409: only with force
 	ProblemTooLarge     = "/problems/too-large"          // 413
 	ProblemMediaType    = "/problems/media-type"         // 415
+	ProblemWrongHost    = "/problems/wrong-host"         // 421: the name in Host is not ours
 	ProblemInvalid      = "/problems/invalid"            // 422: a field, parameter or address is wrong; see errors
 	ProblemBadCSV       = "/problems/bad-csv"            // 422: lines of an import are wrong; see errors
 	ProblemConfig       = "/problems/bad-configuration"  // 422: a reload found the file wrong
 	ProblemSlowDown     = "/problems/slow-down"          // 429: too many wrong tokens
 	ProblemInternal     = "/problems/internal"           // 500: see detail and the log
 	ProblemAudit        = "/problems/audit-failed"       // 500, 503: the audit log cannot be written
+	ProblemBusy         = "/problems/busy"               // 503: too many event streams
 	ProblemClosed       = "/problems/store-closed"       // 503: the relay is stopping, or its store failed
 )
 
@@ -55,6 +61,8 @@ type Problem struct {
 	// Epoch and Allowed help a program to decide again.
 	Epoch   uint64         `json:"epoch,omitempty" doc:"With wrong-epoch: the user's present epoch."`
 	Allowed []router.State `json:"allowed,omitempty" doc:"With no-transition: the states that may follow."`
+
+	wait time.Duration // with slow-down: for Retry-After
 }
 
 // FieldError is one thing that is wrong with a request.

@@ -32,6 +32,7 @@ func (o op) operation() huma.Operation {
 	}
 	if o.role != "" {
 		h.Security = []map[string][]string{{"token": {}}}
+		h.Extensions = map[string]any{"x-role": string(o.role)}
 		h.Description = "Needs the role " + string(o.role) + ". " + o.detail
 	}
 	return h
@@ -124,4 +125,5 @@ func (s *Server) registerAll() {
 	s.registerAudits()
 	s.registerDNS()
 	s.registerEvents()
+	s.registerTokens()
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,13 +13,12 @@ import (
 	"path"
 	"reflect"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"crossfade/backfill"
 	"crossfade/cutover"
@@ -109,25 +109,38 @@ type Config struct {
 	// OpenMetrics shows the metrics to everybody. Otherwise they need a token,
 	// except from this machine.
 	OpenMetrics bool
-	Log         *slog.Logger // nil: silent
+	// TokenStore keeps tokens that are made over the API; nil: those of Tokens are
+	// all there are.
+	TokenStore TokenStore
+	// Hosts are the names by which plain HTTP may ask for this API, beside IP
+	// addresses and names without a dot.
+	Hosts []string
+	// TLS is how Serve speaks; nil: plain HTTP.
+	TLS *tls.Config
+	// Refused is called for each request that was refused before it reached a
+	// handler; see [Metrics.AdminRefused]. nil: nobody counts.
+	Refused func(reason string)
+	Log     *slog.Logger // nil: silent
 }
 
 // Server is the HTTP API. Make it with New; it starts nothing before Serve.
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	tokens  atomic.Pointer[Tokens]
+	tokens  tokenSet
 	events  *Events
 	handler http.Handler
 	api     huma.API
 	spec    []byte // the OpenAPI description
 	started time.Time
 
-	failures *rate.Limiter                                    // wrong tokens
-	wait     func(ctx context.Context, d time.Duration)       // the penalty for one
-	closing  chan struct{}                                    // closed when Serve ends, for event streams
-	bodyIdle time.Duration                                    // longest silence inside a request body
-	every    func(d time.Duration) (<-chan time.Time, func()) // ticker of the event streams
+	lockouts    lockouts
+	streams     tally
+	tokenChange sync.Mutex // one change of tokens at a time
+	now         func() time.Time
+	closing     chan struct{}                                    // closed when Serve ends, for event streams
+	bodyIdle    time.Duration                                    // longest silence inside a request body
+	every       func(d time.Duration) (<-chan time.Time, func()) // ticker of the event streams
 }
 
 // Limits of the HTTP side.
@@ -140,9 +153,6 @@ const (
 	answerTime     = time.Minute // for an ordinary request
 	longAnswerTime = time.Hour   // for verify, import, apply
 	shutdownTime   = 10 * time.Second
-	failedPerSec   = 2
-	failedBurst    = 5
-	failedWait     = 5 * time.Second // longest penalty; beyond it the answer is 429
 )
 
 // New makes a server. Its error names what is missing.
@@ -152,7 +162,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Log, events: cfg.Events, started: time.Now(), closing: make(chan struct{}),
-		failures: rate.NewLimiter(failedPerSec, failedBurst), wait: sleep, bodyIdle: 30 * time.Second, every: tick,
+		now: time.Now, bodyIdle: 30 * time.Second, every: tick,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -160,7 +170,7 @@ func New(cfg Config) (*Server, error) {
 	if s.events == nil {
 		s.events = &Events{}
 	}
-	s.tokens.Store(&cfg.Tokens)
+	s.tokens.setFile(cfg.Tokens)
 	mux := http.NewServeMux()
 	s.api = humago.New(mux, apiConfig(cfg.Version))
 	s.api.UseMiddleware(s.authorize)
@@ -202,7 +212,7 @@ func apiConfig(version string) huma.Config {
 		Components: &huma.Components{
 			Schemas: huma.NewMapRegistry("#/components/schemas/", schemaName),
 			SecuritySchemes: map[string]*huma.SecurityScheme{
-				"token": {Type: "http", Scheme: "bearer", Description: "A token of the token file (admin.token_file)."},
+				"token": {Type: "http", Scheme: "bearer", Description: "A token that crossfade token add made, or one of the token file (admin.token_file)."},
 			},
 		},
 	}
@@ -236,12 +246,12 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Events is the hub that the event streams listen to.
 func (s *Server) Events() *Events { return s.events }
 
-// SetTokens exchanges the tokens; requests under way go on.
+// SetTokens exchanges the tokens of the file; requests under way go on.
 func (s *Server) SetTokens(tokens Tokens) error {
 	if len(tokens) == 0 {
 		return errors.New("admin: there is no token")
 	}
-	s.tokens.Store(&tokens)
+	s.tokens.setFile(tokens)
 	return nil
 }
 
@@ -252,8 +262,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Handler: s.handler, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
+	l = &limited{Listener: l, open: &tally{}, turned: func() { s.refusedBy("connections") }}
+	if s.cfg.TLS != nil {
+		l = tls.NewListener(l, s.cfg.TLS)
+	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
+	refreshed := make(chan struct{})
+	defer func() { <-refreshed }()
+	tokensCtx, stopTokens := context.WithCancel(ctx)
+	defer stopTokens()
+	go func() {
+		defer close(refreshed)
+		s.keepTokens(tokensCtx)
+	}()
 	select {
 	case err := <-done:
 		close(s.closing)
@@ -269,15 +291,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-done
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 func tick(d time.Duration) (<-chan time.Time, func()) {

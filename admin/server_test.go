@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -130,57 +129,6 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-func TestRoles(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.Reload = func(context.Context) ([]string, error) { return nil, nil } })
-	r.server.wait = func(context.Context, time.Duration) {}
-	for _, tt := range []struct {
-		method, path, body string
-		need               Role
-	}{
-		{"GET", "/v1/users", "", RoleRead},
-		{"GET", "/v1/audit", "", RoleRead},
-		{"GET", "/v1/queue/" + string(id1), "", RoleRead},
-		{"PATCH", "/v1/users/anna@example.org", `{"wave":"two"}`, RoleOperate},
-		{"POST", "/v1/queue/" + string(id1) + "/hold", "", RoleOperate},
-		{"POST", "/v1/queue:apply", `{"filter":{"state":"held"},"action":"release"}`, RoleOperate},
-		{"POST", "/v1/users/anna@example.org/cutover", "", RoleOperate},
-		{"POST", "/v1/users/anna@example.org/rollback", "", RoleOperate},
-		{"POST", "/v1/users:rollback", "", RoleOperate},
-		{"GET", "/v1/queue/" + string(id1) + "/message", "", RoleAdmin},
-		{"DELETE", "/v1/queue/" + string(id1), "", RoleAdmin},
-		{"POST", "/v1/queue:apply", `{"filter":{"state":"held"},"action":"delete"}`, RoleAdmin},
-		{"POST", "/v1/users:import?dry_run=true", "address\nx@example.org\n", RoleAdmin},
-		{"POST", "/v1/reload", "", RoleAdmin},
-		{"DELETE", "/v1/users/anna@example.org", "", RoleAdmin},
-	} {
-		for _, c := range []struct {
-			token string
-			role  Role
-		}{{"", ""}, {"wrong-0123456789abcdef", ""}, {readToken, RoleRead}, {operateToken, RoleOperate}, {adminToken, RoleAdmin}} {
-			r.server.failures.SetBurst(1000)
-			resp, text := r.ask(c.token, tt.method, tt.path, tt.body)
-			want := c.role.May(tt.need)
-			switch {
-			case c.role == "" && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusTooManyRequests:
-				t.Errorf("%s %s without a right token: %d", tt.method, tt.path, resp.StatusCode)
-			case c.role != "" && !want && resp.StatusCode != http.StatusForbidden:
-				t.Errorf("%s %s as %s: %d, want 403", tt.method, tt.path, c.role, resp.StatusCode)
-			case want && resp.StatusCode >= 300:
-				t.Errorf("%s %s as %s: %d %s", tt.method, tt.path, c.role, resp.StatusCode, text)
-			}
-		}
-	}
-	denied := 0
-	for _, rec := range r.records() {
-		if rec.Result == ResultDenied {
-			denied++
-		}
-	}
-	if denied == 0 {
-		t.Error("no denied change is in the audit log")
-	}
-}
-
 // TestEveryOperationNeedsARole finds an endpoint that was left open by mistake.
 func TestEveryOperationNeedsARole(t *testing.T) {
 	r := newRig(t, nil)
@@ -201,31 +149,6 @@ func TestEveryOperationNeedsARole(t *testing.T) {
 	}
 }
 
-func TestWrongTokensAreSlowedDown(t *testing.T) {
-	r := newRig(t, nil)
-	var mu sync.Mutex
-	var waited []time.Duration
-	r.server.wait = func(_ context.Context, d time.Duration) {
-		mu.Lock()
-		defer mu.Unlock()
-		waited = append(waited, d)
-	}
-	statuses := map[int]int{}
-	for range 30 {
-		resp, _ := r.ask("wrong-0123456789abcdef", "GET", "/v1/users", "")
-		statuses[resp.StatusCode]++
-		if resp.StatusCode == http.StatusUnauthorized && resp.Header.Get("WWW-Authenticate") == "" {
-			t.Error("401 without WWW-Authenticate")
-		}
-	}
-	if statuses[http.StatusTooManyRequests] == 0 || waited[len(waited)-1] < time.Second {
-		t.Errorf("30 wrong tokens: answers %v, delays %v", statuses, waited)
-	}
-	if resp, _ := r.ask(readToken, "GET", "/v1/users", ""); resp.StatusCode != http.StatusOK {
-		t.Errorf("the right token was answered %d", resp.StatusCode)
-	}
-}
-
 // contractPaths are the endpoints of the contract that this version has.
 var contractPaths = []string{
 	"GET /v1/users", "POST /v1/users:import", "GET /v1/users/{address}", "PATCH /v1/users/{address}", "DELETE /v1/users/{address}",
@@ -237,7 +160,7 @@ var contractPaths = []string{
 	"GET /v1/backfill/{address}/plan", "POST /v1/backfill/{address}/inventory", "GET /v1/stats", "GET /v1/events",
 	"GET /v1/waves", "GET /v1/waves/{name}", "PATCH /v1/waves/{name}", "POST /v1/waves/{name}/approve",
 	"POST /v1/cutover:pause", "POST /v1/cutover:resume", "POST /v1/cutover:plan", "GET /v1/cutover/report",
-	"POST /v1/reload", "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/audit", "GET /v1/backends",
+	"GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{name}", "POST /v1/reload", "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/audit", "GET /v1/backends",
 }
 
 func TestOpenAPI(t *testing.T) {
@@ -408,7 +331,7 @@ func TestImportCutShort(t *testing.T) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
 	check(t, err)
 	defer conn.Close()
-	fmt.Fprintf(conn, "POST /v1/users:import?keep_going=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\naddress\nhalf@example.org\n", adminToken)
+	fmt.Fprintf(conn, "POST /v1/users:import?keep_going=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\naddress\nhalf@example.org\n", adminToken)
 	check(t, conn.(*net.TCPConn).CloseWrite())
 	answer, err := io.ReadAll(conn)
 	check(t, err)
@@ -588,7 +511,7 @@ func TestSilentBodyIsCutOff(t *testing.T) {
 	check(t, err)
 	defer conn.Close()
 	check(t, conn.SetDeadline(time.Now().Add(8*time.Second)))
-	fmt.Fprintf(conn, "PUT /v1/users/anna@example.org/state HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{", adminToken)
+	fmt.Fprintf(conn, "PUT /v1/users/anna@example.org/state HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{", adminToken)
 	answer, err := io.ReadAll(conn)
 	if err != nil || !bytes.Contains(answer, []byte(ProblemTimeout)) {
 		t.Errorf("%s, %v", answer, err)
@@ -733,8 +656,9 @@ func TestMetrics(t *testing.T) {
 		resp, err := http.DefaultClient.Do(req)
 		check(t, err)
 		resp.Body.Close()
-		if resp.StatusCode != http.StatusUnauthorized {
-			t.Errorf("%s: %d, want 401", h.name, resp.StatusCode)
+		want := map[string]int{"X-Forwarded-For": http.StatusUnauthorized, "Host": http.StatusMisdirectedRequest}[h.name]
+		if resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", h.name, resp.StatusCode, want)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func (s *Server) registerEvents() {
 		detail:  "The events are user, cutover, backend and reload; data is JSON. A client that is too slow is cut off and comes back with Last-Event-ID."}, s.streamEvents)
 }
 
-func (s *Server) streamEvents(_ context.Context, in *eventsInput) (*huma.StreamResponse, error) {
+func (s *Server) streamEvents(ctx context.Context, in *eventsInput) (*huma.StreamResponse, error) {
 	since := uint64(0)
 	if in.LastID != "" {
 		var err error
@@ -34,19 +34,25 @@ func (s *Server) streamEvents(_ context.Context, in *eventsInput) (*huma.StreamR
 			return nil, invalid("header.Last-Event-ID", "%q is no id of an event", in.LastID)
 		}
 	}
+	who := callerOf(ctx)
+	give, p := s.takeStream(who)
+	if p != nil {
+		return nil, p
+	}
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		defer give()
 		r, w := humago.Unwrap(hc)
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("X-Accel-Buffering", "no")
 		out := &eventWriter{w: w, rc: http.NewResponseController(w)}
-		if err := s.sendEvents(r.Context(), out, since); err != nil {
+		if err := s.sendEvents(r.Context(), out, since, who); err != nil {
 			s.log.Debug("an event stream ended", "remote", r.RemoteAddr, "error", err)
 		}
 	}}, nil
 }
 
-// sendEvents sends events until the client or the server goes.
-func (s *Server) sendEvents(ctx context.Context, out *eventWriter, since uint64) error {
+// sendEvents sends events until the client, its token or the server goes.
+func (s *Server) sendEvents(ctx context.Context, out *eventWriter, since uint64, who caller) error {
 	l, missed := s.events.listen(since)
 	defer s.events.leave(l)
 	if err := out.comment("hello"); err != nil {
@@ -67,6 +73,9 @@ func (s *Server) sendEvents(ctx context.Context, out *eventWriter, since uint64)
 		case <-s.closing:
 			return nil
 		case <-idle:
+			if !s.tokens.all().valid(who.token, s.now()) {
+				return fmt.Errorf("the token %s is not valid any more", who.name)
+			}
 			err = out.comment("idle")
 		case e, ok := <-l.ch:
 			if !ok {

@@ -6,13 +6,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestLoadOrCreateToken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.token")
 	made, created, err := LoadOrCreateToken(path)
 	check(t, err)
-	if !created || len(made) != 1 || made[0].Role != RoleAdmin || len(made[0].Value()) != 43 {
+	if !created || len(made) != 1 || made[0].Role != RoleAdmin || len(made[0].Value()) != 47 {
 		t.Errorf("made %v, created %v", made, created)
 	}
 	info, err := os.Stat(path)
@@ -56,9 +57,67 @@ func TestParseTokens(t *testing.T) {
 		{"x read 0123456789abcdef\nx read 0123456789abcdee", "line 2"},
 		{"0123456789abcdef\nx read 0123456789abcdee", "stands alone"},
 		{"x read 0123456789abcd\xff\xff", "header"},
+		{"x read sha256:0123", "64 hexadecimal"},
+		{"x king sha256:" + strings.Repeat("0a", 32), "unknown role"},
+		{"x read sha256:" + strings.Repeat("0a", 33), "64 hexadecimal"},
+		{"x read 0123456789abcdef tomorrow", "no end of a token"},
+		{"x read 0123456789abcdef\ny read " + mustToken("y", RoleRead, "0123456789abcdef").hashText(), "line 2"},
 	} {
 		if _, err := ParseTokens(tt.text); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, want %q", tt.text, err, tt.want)
+		}
+	}
+}
+
+func mustToken(name string, role Role, value string) Token {
+	t, err := NewToken(name, role, value)
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
+
+// TestHashedTokenFile: a file that has hashes alone knows its tokens, gives none of
+// them away, and may be read by others.
+func TestHashedTokenFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens")
+	ops, err := MakeToken("ops", RoleOperate)
+	check(t, err)
+	ops.Expires = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	mon, err := MakeToken("mon", RoleRead)
+	check(t, err)
+	for _, tok := range []Token{ops, mon} {
+		check(t, AddTokenLine(path, tok))
+	}
+	if err := AddTokenLine(path, mon); err == nil || !strings.Contains(err.Error(), "given before") {
+		t.Errorf("the same name again: %v", err)
+	}
+	text, err := os.ReadFile(path)
+	check(t, err)
+	if strings.Contains(string(text), ops.Value()[:20]) {
+		t.Errorf("the token is in the file:\n%s", text)
+	}
+	check(t, os.Chmod(path, 0o644))
+	tokens, err := LoadTokens(path)
+	check(t, err)
+	got, ok := tokens.find(ops.Value())
+	if !ok || got.Name != "ops" || !got.Expires.Equal(ops.Expires) || got.Value() != "" {
+		t.Errorf("found %v %v", got, ok)
+	}
+	if _, ok := tokens.find(got.hashText()); ok {
+		t.Error("the hash is taken for the token")
+	}
+	check(t, os.WriteFile(path, []byte(mon.Value()+"\n"), 0o600))
+	check(t, os.Chmod(path, 0o644))
+	if _, err := LoadTokens(path); err == nil || !strings.Contains(err.Error(), "everybody") {
+		t.Errorf("a token that everybody can read: %v", err)
+	}
+	if err := AddTokenLine(path, ops); err == nil || !strings.Contains(err.Error(), "stands alone") {
+		t.Errorf("a line beside a bare token: %v", err)
+	}
+	for _, name := range []string{"", "two words", "-x", strings.Repeat("x", 65), "a\x1b[0m"} {
+		if _, err := MakeToken(name, RoleRead); err == nil {
+			t.Errorf("%q was taken as a name", name)
 		}
 	}
 }

@@ -272,6 +272,11 @@ func (k *checker) admin() {
 	if a.TokenFile == "" {
 		k.fail("admin.token_file", "empty: name a file, such as ./admin.token; it is made when absent")
 	}
+	for i, name := range a.Hosts {
+		if _, err := NormalDomain(name); err != nil {
+			k.fail(fmt.Sprintf("admin.hosts[%d]", i), "%s", err)
+		}
+	}
 	host, port, err := parseListen(a.Listen)
 	if err != nil {
 		k.fail("admin.listen", "%s", err)

@@ -83,7 +83,12 @@ func readToken(path string) (string, error) {
 	if err != nil {
 		return "", usageError(err, "the relay makes the file (admin.token_file) when it starts for the first time; it can be read by the relay's user only")
 	}
-	return tokens[0].Value(), nil
+	for _, t := range tokens {
+		if t.Value() != "" {
+			return t.Value(), nil
+		}
+	}
+	return "", usageError(fmt.Errorf("token file %s has hashes alone, and no token to use", path), "set CROSSFADE_TOKEN, or use --token-file with a file of your own that has a token")
 }
 
 // urlOf gives the address at which the API that c describes can be reached

@@ -39,7 +39,12 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if err := d.registry.Register(newPaceCollector(d.conductor)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	counts, err := admin.NewAPIMetrics(d.registry)
+	if err != nil {
+		return err
+	}
 	cfg := admin.Config{
+		TokenStore: tokenBook{d.store}, Hosts: append([]string{d.cfg.Hostname}, d.cfg.Admin.Hosts...), TLS: d.adminTLS(), Refused: counts.Refuse,
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
 		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes, DNS: d.dnsAPI(),
 		Audits: d.audits, Lives: d.audits, Metrics: d.registry, Log: d.log,
@@ -50,8 +55,10 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if d.opts.Reload != nil {
 		cfg.Reload = d.reloadFile
 	}
-	d.admin, err = admin.New(cfg)
-	return err
+	if d.admin, err = admin.New(cfg); err != nil {
+		return err
+	}
+	return d.admin.RefreshTokens(ctx)
 }
 
 // health tells what only a new start can mend.

@@ -251,12 +251,9 @@ func (d *Daemon) listen() error {
 		}
 		d.smtpListeners = append(d.smtpListeners, l)
 	}
-	l, err := net.Listen("tcp", d.cfg.Admin.Listen)
-	if err != nil {
-		return fmt.Errorf("admin.listen: %w", err)
-	}
+	l, err := d.listenAdmin()
 	d.adminListener = l
-	return nil
+	return err
 }
 
 // close releases what open made.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -157,12 +156,12 @@ func (w *waitingRoom) answer() admin.Readiness {
 }
 
 func (d *Daemon) waitingRoom() (*waitingRoom, error) {
-	l, err := net.Listen("tcp", d.cfg.Admin.Listen)
+	l, err := d.listenAdmin()
 	if err != nil {
-		return nil, fmt.Errorf("admin.listen: %w", err)
+		return nil, err
 	}
-	if d.adminCert != nil {
-		l = tls.NewListener(l, d.adminCert.config())
+	if conf := d.adminTLS(); conf != nil {
+		l = tls.NewListener(l, conf)
 	}
 	room := &waitingRoom{}
 	mux := http.NewServeMux()
@@ -173,7 +172,7 @@ func (d *Daemon) waitingRoom() (*waitingRoom, error) {
 		_ = json.NewEncoder(w).Encode(room.answer())
 	})
 	w := room
-	w.srv, w.done = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})
+	w.srv, w.done = &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 32 << 10}, make(chan struct{})
 	go func() {
 		defer close(w.done)
 		if err := w.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
