@@ -15,7 +15,7 @@ import (
 	"crossfade/internal/mailtest"
 )
 
-// PostfixOptions says what kind of Postfix to start. NextHop must be set.
+// PostfixOptions says what kind of Postfix to start. NextHop or Maildir must be set.
 type PostfixOptions struct {
 	// Domains are what it accepts mail for; nil means example.org. Everything else is refused as relaying.
 	Domains []string
@@ -24,6 +24,8 @@ type PostfixOptions struct {
 	// NextHop is where accepted mail goes, as a Postfix transport: "lmtp:unix:/path", "lmtp:inet:127.0.0.1:24",
 	// "smtp:[127.0.0.1]:2525".
 	NextHop string
+	// Maildir, in the place of NextHop, delivers all mail to one Maildir, Postfix.Maildir.
+	Maildir bool
 	// TLS, when set, offers STARTTLS with these files.
 	TLS *mailtest.CertFiles
 	// XClient lets clients on the loopback address use XCLIENT and XFORWARD.
@@ -42,6 +44,7 @@ type Postfix struct {
 	ProxyAddr string // where it wants a PROXY header first; empty without PostfixOptions.ProxyHeader
 	LogFile   string
 	Queue     string // queue_directory
+	Maildir   string // with PostfixOptions.Maildir
 
 	dir    string
 	daemon *daemon
@@ -123,7 +126,7 @@ func StartPostfix(t testing.TB, o PostfixOptions) *Postfix {
 	t.Helper()
 	path := Need(t, "postfix")
 	needRoot(t, "postfix")
-	if o.NextHop == "" {
+	if o.NextHop == "" && !o.Maildir {
 		t.Fatal("start postfix: PostfixOptions.NextHop is empty; name a transport such as lmtp:unix:/path")
 	}
 	if o.Domains == nil {
@@ -134,6 +137,11 @@ func StartPostfix(t testing.TB, o PostfixOptions) *Postfix {
 	}
 	dir := publicDir(t, "postfix")
 	p := &Postfix{dir: dir, LogFile: filepath.Join(dir, "log"), Queue: filepath.Join(dir, "queue")}
+	if o.Maildir {
+		p.Maildir = filepath.Join(dir, "mail", "Maildir")
+		o.NextHop = "virtual"
+		o.Extra = fmt.Sprintf("virtual_mailbox_base = %s/mail\nvirtual_uid_maps = static:%d\nvirtual_gid_maps = static:%[2]d\n", dir, mailUID) + o.Extra
+	}
 	p.layout(t, o)
 	t.Cleanup(func() {
 		p.Stop(t)
@@ -166,7 +174,7 @@ func StartPostfix(t testing.TB, o PostfixOptions) *Postfix {
 // layout writes the configuration and the directories that Postfix expects to find.
 func (p *Postfix) layout(t testing.TB, o PostfixOptions) {
 	t.Helper()
-	for _, d := range []string{"etc", "queue", "data"} {
+	for _, d := range []string{"etc", "queue", "data", "mail"} {
 		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
 			t.Fatalf("make postfix's directories: %v", err)
 		}
@@ -182,6 +190,9 @@ func (p *Postfix) layout(t testing.TB, o PostfixOptions) {
 	if err := os.Chown(filepath.Join(p.dir, "data"), uid, -1); err != nil {
 		t.Fatalf("give postfix its data directory: %v", err)
 	}
+	if err := os.Chown(filepath.Join(p.dir, "mail"), mailUID, mailUID); err != nil {
+		t.Fatalf("give postfix its mail directory: %v", err)
+	}
 	var main, rcpts strings.Builder
 	if err := postfixMain.Execute(&main, map[string]any{"O": o, "Dir": p.dir}); err != nil {
 		t.Fatalf("write main.cf: %v", err)
@@ -193,7 +204,7 @@ func (p *Postfix) layout(t testing.TB, o PostfixOptions) {
 		}
 	}
 	for _, r := range list {
-		fmt.Fprintf(&rcpts, "%s x\n", r)
+		fmt.Fprintf(&rcpts, "%s Maildir/\n", r)
 	}
 	writeFile(t, filepath.Join(p.dir, "etc", "main.cf"), main.String())
 	writeFile(t, filepath.Join(p.dir, "etc", "recipients"), rcpts.String())

@@ -1,5 +1,5 @@
 // Package realtest starts the real mail programs of a Debian system for a test: Dovecot (IMAP and LMTP), Cyrus and Courier
-// (IMAP), Postfix, the mail proxy of nginx, smtp-source, smtp-sink, swaks and NSD (DNS). Each gets a directory of its own, free ports on the loopback address,
+// (IMAP), Postfix, Exim, OpenSMTPD, Courier's SMTP server, the mail proxy of nginx, smtp-source, smtp-sink, swaks and NSD (DNS). Each gets a directory of its own, free ports on the loopback address,
 // and is stopped by its own process id when the test ends, also when the test's process dies.
 //
 // Where a program is missing the test is skipped, loudly; with CI=true in the environment it fails instead. The IMAP
@@ -30,6 +30,7 @@ const (
 var packages = map[string]string{
 	"dovecot": "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
 	"swaks": "swaks", "mbsync": "isync", "nsd": "nsd", "haproxy": "haproxy", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
+	"msmtp": "msmtp", "nmap": "nmap",
 }
 
 // unpacked is where .ci/run unpacks cyrus-imapd and courier-imap. Debian installs one IMAP server only; their programs do
@@ -124,20 +125,32 @@ type daemon struct {
 	out  string        // file with its stdout and stderr
 	done chan struct{} // closed when it has exited
 	err  error         // of Wait, valid after done
+	hard bool          // SIGTERM is of no use
 }
 
-// startDaemon starts a program. It gets SIGTERM when this process dies: that signal is bound to the thread that forked, so
-// the thread is kept for as long as the child lives. Output goes to a file, since a pipe would be held open by grandchildren.
-func startDaemon(name, outFile string, env []string, path string, args ...string) (*daemon, error) {
-	out, err := os.Create(outFile)
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
-	defer func() { _ = out.Close() }()
+// newDaemon prepares a program. Its output goes to a file, since a pipe would be held open by grandchildren.
+func newDaemon(name, outFile string, env []string, path string, args ...string) *daemon {
 	d := &daemon{name: name, cmd: exec.Command(path, args...), out: outFile, done: make(chan struct{})}
 	d.cmd.Env = append(os.Environ(), env...)
-	d.cmd.Stdout, d.cmd.Stderr = out, out
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	return d
+}
+
+// startDaemon starts a program. It gets SIGTERM when this process dies.
+func startDaemon(name, outFile string, env []string, path string, args ...string) (*daemon, error) {
+	d := newDaemon(name, outFile, env, path, args...)
+	return d, d.launch()
+}
+
+// launch starts the program. The signal that it gets when this process dies is bound to the thread that forked, so the
+// thread is kept for as long as the child lives.
+func (d *daemon) launch() error {
+	out, err := os.Create(d.out)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", d.name, err)
+	}
+	defer func() { _ = out.Close() }()
+	d.cmd.Stdout, d.cmd.Stderr = out, out
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -150,14 +163,19 @@ func startDaemon(name, outFile string, env []string, path string, args ...string
 		close(d.done)
 	}()
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return fmt.Errorf("start %s: %w", d.name, err)
 	}
-	return d, nil
+	return nil
 }
 
 // stop ends the program and waits for it.
 func (d *daemon) stop(t testing.TB) {
 	t.Helper()
+	if d.hard {
+		_ = d.cmd.Process.Kill()
+		<-d.done
+		return
+	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	timer := time.NewTimer(stopTime)
 	defer timer.Stop()

@@ -70,3 +70,30 @@ func capNames(c *imapclient.Client) []string {
 	slices.Sort(out)
 	return out
 }
+
+// Each server takes a message for anybody of its domain, puts it where the test looks, and relays nothing.
+func TestMTAs(t *testing.T) {
+	postfix := realtest.StartPostfix(t, realtest.PostfixOptions{Maildir: true})
+	exim, opensmtpd, courier := realtest.StartExim(t, realtest.EximOptions{}), realtest.StartOpenSMTPD(t, "example.org"), realtest.StartCourierMTA(t, "example.org")
+	for _, s := range []struct{ name, addr, maildir string }{
+		{"postfix", postfix.Addr, postfix.Maildir}, {exim.Name, exim.Addr, exim.Maildir},
+		{opensmtpd.Name, opensmtpd.Addr, opensmtpd.Maildir}, {courier.Name, courier.Addr, courier.Maildir},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			if out, status := realtest.Swaks(t, t.Context(), s.addr, "--from", "a@b.test", "--to", "any.body@example.org"); status != 0 {
+				t.Fatalf("status %d:\n%s", status, out)
+			}
+			const refused = 24
+			if out, status := realtest.Swaks(t, t.Context(), s.addr, "--from", "a@b.test", "--to", "x@elsewhere.test"); status != refused {
+				t.Errorf("it relays, status %d:\n%s", status, out)
+			}
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for deadline := time.Now().Add(10 * time.Second); len(realtest.MaildirFiles(t, s.maildir)) == 0; <-tick.C {
+				if time.Now().After(deadline) {
+					t.Fatal("the message did not arrive within 10 s")
+				}
+			}
+		})
+	}
+}
