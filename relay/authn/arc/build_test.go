@@ -72,7 +72,7 @@ func testZone(t testing.TB) *zone {
 
 const plainMessage = "Received: from a by b; Sat, 21 Nov 2026 12:00:00 +0000\r\n" +
 	"From: Ann <ann@sender.example>\r\nTo: list@one.example\r\nSubject: A letter,\r\n\tfolded  once\r\nDate: Sat, 21 Nov 2026 12:00:00 +0000\r\n" +
-	"Message-ID: <1@sender.example>\r\nMIME-Version: 1.0\r\nX-Odd :  spaced   out \r\n\r\nHello  world \r\n\r\nend\t\r\n\r\n\r\n"
+	"Message-ID: <1@sender.example>\r\nMIME-Version: 1.0\r\nX-Odd:  spaced   out \r\n\r\nHello  world \r\n\r\nend\t\r\n\r\n\r\n"
 
 // testNow is the time of all tests.
 var testNow = time.Unix(1_795_000_000, 0)
