@@ -76,11 +76,11 @@ func loopReason(env *mail.Envelope, item queue.Item, route mail.Route) string {
 
 // loopHop names who handed the message over.
 func loopHop(env *mail.Envelope) string {
-	who := "a trusted system"
+	who, hint := "a system that is in no sends_from", "; if it belongs to one side, name it there"
 	if env.Passage.From != "" {
-		who = string(env.Passage.From)
+		who, hint = string(env.Passage.From), ""
 	}
-	return fmt.Sprintf("%s (%s, which calls itself %s)", who, env.Client.Addr.Addr().Unmap(), heloName(env.Client.Helo))
+	return fmt.Sprintf("%s (%s, which calls itself %s%s)", who, env.Client.Addr.Addr().Unmap(), heloName(env.Client.Helo), hint)
 }
 
 // loopIDs lists the ids under which the message was here.

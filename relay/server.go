@@ -93,6 +93,9 @@ type Server struct {
 	log  *slog.Logger
 	by   string // of our Received header: "HOSTNAME (Crossfade)"
 	sick rate.Sometimes
+	// loops are those that strangers hand over, and that are parked. Anybody can
+	// write a header, so they are bounded.
+	loops *rate.Limiter
 
 	// ctx ends when Shutdown has run out of patience.
 	ctx    context.Context
@@ -102,6 +105,10 @@ type Server struct {
 	open   []*wire.Listener
 	closed bool
 }
+
+// strangeLoops is how many messages of strangers that were here before are taken in
+// to be parked, in an hour. More are told to come later.
+const strangeLoops = 100
 
 // NewServer makes a Server; it starts nothing.
 func NewServer(cfg ServerConfig) (*Server, error) {
@@ -116,6 +123,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Now = time.Now
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark, sick: rate.Sometimes{Interval: time.Second}}
+	s.loops = rate.NewLimiter(rate.Every(time.Hour/strangeLoops), strangeLoops)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wire = s.wireConfig()
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))

@@ -11,7 +11,7 @@ import (
 const (
 	maxHeader   = 1 << 20 // octets; more is 552
 	maxHops     = 50      // Received headers; more is a loop (RFC 5321, 6.3)
-	maxOwnHops  = 3       // of those, ours: with so many a message is refused
+	maxOwnHops  = 3       // of those, ours: so many are a loop
 	maxFieldLen = 1024    // of a field that is looked at, unfolded
 	maxMsgID    = 512     // octets of a Message-ID that are kept
 )
@@ -19,7 +19,10 @@ const (
 var (
 	errManyHops = mail.Replyf(554, mail.Enhanced{5, 4, 6}, "mail loop: more than %d Received headers", maxHops)
 	errOwnHops  = mail.Replyf(554, mail.Enhanced{5, 4, 6}, "mail loop: the message came through here %d times already", maxOwnHops)
-	errHeader   = mail.Replyf(552, mail.Enhanced{5, 3, 4}, "the message header is larger than %d octets", maxHeader)
+	// errLoopLater is for a message that was accepted here before: refused for good,
+	// one without a sender to tell would be lost.
+	errLoopLater = mail.Replyf(451, mail.Enhanced{4, 4, 6}, "mail loop: the message came through here before, and too many do so now")
+	errHeader    = mail.Replyf(552, mail.Enhanced{5, 3, 4}, "the message header is larger than %d octets", maxHeader)
 )
 
 // headerScan reads the header of a message as it streams by, in pieces of any
@@ -32,7 +35,10 @@ type headerScan struct {
 	own string // "hostname (Crossfade)", as our own trace headers have it
 	// ours is for mail of our own systems: too many hops are counted and not an
 	// error, because delivery parks such mail with an explanation.
-	ours      bool
+	ours bool
+	// take tells whether a stranger's message that was here before may be taken in, to
+	// be parked; nil: no.
+	take      func() bool
 	size      int // octets of header so far
 	hops      int
 	ownHops   int
@@ -152,14 +158,25 @@ func (h *headerScan) endField() error {
 		}
 		h.messageID = strings.ToValidUTF8(printable(id), "?")
 	}
-	switch {
-	case h.ours:
-	case h.ownHops >= maxOwnHops:
-		return errOwnHops
-	case h.hops > maxHops:
-		return errManyHops
-	}
 	return nil
+}
+
+// looped judges a whole header. Mail that goes round was accepted here at its first
+// turn, and is accounted for: it is parked whoever hands it over. Only what never was
+// here, or does not say as what, may be refused.
+func (h *headerScan) looped() error {
+	many := h.hops > maxHops
+	switch {
+	case h.ours || h.ownHops < maxOwnHops && !many:
+		return nil
+	case len(h.passage.IDs) == 0 && many:
+		return errManyHops
+	case len(h.passage.IDs) == 0:
+		return errOwnHops
+	case h.take != nil && h.take():
+		return nil
+	}
+	return errLoopLater
 }
 
 // byUs gives the words behind our name when a Received header is one that we
@@ -201,7 +218,10 @@ func (h *headerScan) notePassage(words []string) {
 
 func (h *headerScan) finish() error {
 	h.over = true
-	return h.endField()
+	if err := h.endField(); err != nil {
+		return err
+	}
+	return h.looped()
 }
 
 // fieldName tells whether name is one of RFC 5322, 3.6.8, with the blanks
