@@ -357,6 +357,9 @@ func (f *folderRun) taken(msgs []*incoming) {
 		if m.meta.Flags != nil {
 			f.agreed[m.meta.UID] = flagSet(m.meta.Flags)
 		}
+		if len(m.keep) > 0 && !f.isAttic {
+			f.rec.Unproven.add(m.meta.UID)
+		}
 	}
 }
 

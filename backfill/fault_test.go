@@ -27,17 +27,23 @@ type proxy struct {
 	edit     func(p *proxy, b []byte) []byte
 
 	mu     sync.Mutex
+	up     func(b []byte) []byte
 	budget int // octets until the cut; negative: none
 	live   map[net.Conn]bool
 	wg     sync.WaitGroup
 }
 
 func newProxy(t *testing.T, to string, edit func(p *proxy, b []byte) []byte) *proxy {
+	return newProxyBothWays(t, to, nil, edit)
+}
+
+// newProxyBothWays changes what clients say, too.
+func newProxyBothWays(t *testing.T, to string, up func(b []byte) []byte, edit func(p *proxy, b []byte) []byte) *proxy {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{addr: l.Addr().String(), to: to, edit: edit, budget: -1, live: map[net.Conn]bool{}}
+	p := &proxy{addr: l.Addr().String(), to: to, up: up, edit: edit, budget: -1, live: map[net.Conn]bool{}}
 	p.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -83,6 +89,9 @@ func (p *proxy) pump(dst, src net.Conn, toServer bool) {
 		b := buf[:n]
 		cut := false
 		if toServer {
+			if p.up != nil {
+				b = p.up(b)
+			}
 			b, cut = p.spend(b)
 		} else if p.edit != nil {
 			b = p.edit(p, b)
@@ -252,7 +261,7 @@ func TestKeywordsThatMakeItRefuse(t *testing.T) {
 	put(t, src, user, "INBOX", msgs...)
 	c := copier(t, newLedger(t))
 	r := mustPass(t, c, jobOf(src, dst), backfill.Options{})
-	if r.Copied != 12 || len(problems(r, backfill.ClassRefused)) != 0 || len(problems(r, backfill.ClassFlag)) != 1 {
+	if r.Copied != 12 || len(problems(r, backfill.ClassRefused)) != 0 || len(problems(r, backfill.ClassFlag)) != 2 {
 		t.Errorf("%+v", r)
 	}
 	same(t, holds(t, src, user, false), holds(t, dst, user, false))

@@ -84,6 +84,7 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 		} else if add, remove, _ := f.changed(m); len(add)+len(remove) > 0 {
 			changed = append(changed, m)
 		}
+		f.seenFlags(m)
 	}
 	if err := f.addChanged(changed, changes); err != nil {
 		return fmt.Errorf("destination: %w", err)
@@ -106,6 +107,11 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 	}
 	f.p.crash("after-flags")
 	f.forgetAgreed(metas)
+	if len(changes) > 0 {
+		if err := f.save(); err != nil { // what is not proven, before it counts as agreed on
+			return err
+		}
+	}
 	return f.p.book.saveAgreed(f.p.ctx, f.rec, f.agreed)
 }
 
@@ -115,7 +121,10 @@ func (f *folderRun) syncFlags(metas []imapconn.Meta) error {
 func (f *folderRun) changed(m imapconn.Meta) (add, remove []string, then string) {
 	was, now := f.agreed[m.UID], flagSet(m.Flags)
 	never := f.rec.other().Unkept
-	add, remove = minus(now, was), slices.DeleteFunc(minus(was, now), func(flag string) bool { return slices.Contains(never, flag) })
+	dst, _ := f.rec.Pairs.dest(m.UID)
+	add, remove = minus(now, was), slices.DeleteFunc(minus(was, now), func(flag string) bool {
+		return slices.Contains(never, flag) || f.rec.other().untook(dst, flag)
+	})
 	if f.p.sweeps() {
 		add, remove = without(add, deletedFlag), without(remove, deletedFlag)
 	}
@@ -141,13 +150,18 @@ func (f *folderRun) addChanged(metas []imapconn.Meta, changes map[change]uidSet)
 		metas = slices.DeleteFunc(metas, func(m imapconn.Meta) bool {
 			dst, _ := f.rec.Pairs.dest(m.UID)
 			d, ok := there[dst]
-			return !ok || !f.asAgreed(d, f.agreed[m.UID])
+			return !ok || !f.asAgreed(m.UID, d, f.agreed[m.UID])
 		})
 	}
 	for _, m := range metas {
 		dst, _ := f.rec.Pairs.dest(m.UID)
 		add, remove, then := f.changed(m)
-		f.addChange(changes, dst, add, remove)
+		if f.addChange(changes, dst, add, remove) {
+			f.rec.Unproven.add(m.UID)
+		}
+		for _, flag := range remove {
+			f.rec.took(m.UID, flag)
+		}
 		f.agreed[m.UID] = then
 	}
 	return nil
@@ -155,9 +169,11 @@ func (f *folderRun) addChanged(metas []imapconn.Meta, changes map[change]uidSet)
 
 // asAgreed tells whether a message of the destination has the flags of both sides,
 // but for those that it cannot keep and for the mark of what is to be deleted.
-func (f *folderRun) asAgreed(there, both string) bool {
+func (f *folderRun) asAgreed(uid uint32, there, both string) bool {
 	set := without(minus(there, both), deletedFlag)
-	cleared := slices.DeleteFunc(without(minus(both, there), deletedFlag), func(flag string) bool { return slices.Contains(f.rec.Unkept, flag) })
+	cleared := slices.DeleteFunc(without(minus(both, there), deletedFlag), func(flag string) bool {
+		return slices.Contains(f.rec.Unkept, flag) || f.rec.untook(uid, flag)
+	})
 	return len(set)+len(cleared) == 0
 }
 
@@ -186,13 +202,14 @@ func (f *folderRun) flagsThere(metas []imapconn.Meta) (map[uint32]string, error)
 	return out, nil
 }
 
-func (f *folderRun) addChange(changes map[change]uidSet, dst uint32, add, remove []string) {
+func (f *folderRun) addChange(changes map[change]uidSet, dst uint32, add, remove []string) bool {
 	add = slices.DeleteFunc(add, func(flag string) bool { return !f.canKeep(flag) })
 	remove = slices.DeleteFunc(remove, func(flag string) bool { return !f.dsel.CanKeep(flag) })
 	if len(add)+len(remove) > 0 {
 		ch := change{strings.Join(add, " "), strings.Join(remove, " ")}
 		changes[ch] = append(changes[ch], dst)
 	}
+	return len(add)+len(remove) > 0
 }
 
 // compareFlags is for pairs whose flags were never agreed on: adopted ones, and
@@ -213,7 +230,9 @@ func (f *folderRun) compareFlags(metas []imapconn.Meta, changes map[change]uidSe
 		now := flagSet(m.Flags)
 		dst, _ := f.rec.Pairs.dest(m.UID)
 		if d, ok := there[dst]; ok {
-			f.addChange(changes, dst, minus(now, d), nil)
+			if f.addChange(changes, dst, minus(now, d), nil) {
+				f.rec.Unproven.add(m.UID)
+			}
 		}
 		f.agreed[m.UID] = now
 	}

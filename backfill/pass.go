@@ -335,6 +335,9 @@ func (p *pass) folders() error {
 	if err := p.work(slices.Clone(runs), failed); err != nil {
 		return err
 	}
+	if err := p.prove(runs); err != nil {
+		return inside("destination", err)
+	}
 	if err := p.bringBack(); err != nil {
 		return err
 	}

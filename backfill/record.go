@@ -77,6 +77,12 @@ type half struct {
 	// Unkept are the flags that the destination was found not to keep: that they
 	// are missing there says nothing.
 	Unkept []string `json:"unkept,omitempty"`
+	// Untaken are the flags that the destination did not take for single messages, by
+	// their UIDs on the source, though it keeps such flags.
+	Untaken map[string]uidSet `json:"untaken,omitempty"`
+	// Unproven are messages of the source whose flags were sent to the destination, and
+	// not read there since.
+	Unproven uidSet `json:"unproven,omitempty"`
 }
 
 // inverted is the record as a pass in the other direction sees it. Nothing that
@@ -125,6 +131,7 @@ func (r *record) void(srcChanged, dstChanged bool) {
 		r.Theirs = nil // the messages are matched again, and may be copies of ours
 	}
 	for _, h := range []*half{&r.half, o} {
+		h.Untaken, h.Unproven = nil, nil
 		h.Foreign, h.Seen, h.Mark = nil, 0, imapconn.Status{}
 		h.Gone, h.Doomed, h.Stays, h.Anchor, h.Carried = nil, nil, nil, nil, 0
 		h.Readopt = h.Readopt || was

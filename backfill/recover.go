@@ -160,6 +160,9 @@ func (f *folderRun) resolve(j *journal, found *int) error {
 			}
 			t.msgs[i].done = true
 			f.rec.paired(e.UID, t.msgs[i].meta.UID, e.Loose, t.msgs[i].id.Loose)
+			if !f.isAttic {
+				f.rec.Unproven.add(e.UID)
+			}
 			delete(f.rec.Refused, e.UID)
 			delete(f.rec.Unread, e.UID)
 			f.uidNext = max(f.uidNext, t.msgs[i].meta.UID+1)

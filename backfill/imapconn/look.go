@@ -1,6 +1,7 @@
 package imapconn
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -75,6 +76,54 @@ func (s *Session) ReceivedFields(uids []uint32) (map[uint32][]byte, error) {
 		}
 	}
 	return out, nil
+}
+
+// InFolder are messages of one folder.
+type InFolder struct {
+	Wire string   // the folder's name on the wire
+	UIDs []uint32 // ascending
+}
+
+// FlagsIn gives the flags of messages of folders, without \Recent, in one round trip:
+// nil for a folder that cannot be opened or read. What the server leaves out is not in
+// the answer. Where it says several things of a message, all of them are. Afterwards
+// another folder may be open, or none.
+func (s *Session) FlagsIn(folders []InFolder) ([]map[uint32][]string, error) {
+	var cmds []*command
+	var of []int
+	for i, f := range folders {
+		open := newCommand("EXAMINE")
+		if err := open.str(f.Wire); err != nil {
+			return nil, err
+		}
+		cmds, of = append(cmds, open), append(of, i)
+		for _, set := range FormatUIDs(f.UIDs, 4000) {
+			cmds, of = append(cmds, newCommand("UID FETCH").raw(set).raw("(UID FLAGS)")), append(of, i)
+		}
+	}
+	out := make([]map[uint32][]string, len(folders))
+	for i := range out {
+		out[i] = map[uint32][]string{}
+	}
+	var odd error
+	errs, err := s.pipeline(cmds, func(i int, r *response) {
+		if r.name != "FETCH" {
+			return
+		}
+		m, _, err := parseGmail(r.rest)
+		if err != nil {
+			odd = fmt.Errorf("UID FETCH: a message cannot be told from %q: %w", printable(string(r.rest)), err)
+		}
+		if m.UID != 0 {
+			out[of[i]][m.UID] = append(out[of[i]][m.UID], m.Flags...)
+		}
+	})
+	for i, refused := range errs {
+		if refused != nil {
+			out[of[i]] = nil
+		}
+	}
+	return out, cmp.Or(err, odd)
 }
 
 // parseReceived reads the data of a FETCH. The UID is 0 when it is news of
