@@ -25,6 +25,8 @@ type table struct {
 	fail    func(u router.User) error
 	blind   error // the answer to who changed a user
 
+	ledgerErr func(user string) error // of reading and writing the ledger; nil: none
+
 	lag time.Duration // of a list of users, between the look and the answer
 }
 
@@ -126,12 +128,22 @@ func (t *table) History(_ context.Context, key string, limit int) (out []router.
 func (t *table) LoadLedger(_ context.Context, user string) (map[string][]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.ledgerErr != nil {
+		if err := t.ledgerErr(user); err != nil {
+			return nil, err
+		}
+	}
 	return maps.Clone(t.ledger[user]), nil
 }
 
 func (t *table) SaveLedger(_ context.Context, user, name string, data []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.ledgerErr != nil {
+		if err := t.ledgerErr(user); err != nil {
+			return err
+		}
+	}
 	if t.ledger[user] == nil {
 		t.ledger[user] = map[string][]byte{}
 	}

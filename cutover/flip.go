@@ -146,8 +146,8 @@ func (m *move) finishHold(ctx context.Context, u router.User) error {
 		return fmt.Errorf("setting the user new: %w", err)
 	}
 	hold := flipped.Since.Sub(u.Since)
-	if req.Mirror {
-		m.enter(ctx, func(r *record) { r.Mirror = true })
+	if err := m.mirrorAsked(ctx); err != nil { // again by openWindow, also should this process die here
+		m.c.cfg.Log.Warn("cutover: that old is to be kept current for a user is not noted yet; trying again", "user", m.user, "err", err)
 	}
 	m.arrived()
 	m.note(func(s *Status) {

@@ -109,6 +109,17 @@ type record struct {
 // recordName is the record's, beside the request of the same user.
 const recordName = "sweep"
 
+// pages is what is kept of a user, as his move has it. It belongs to the goroutine of
+// the move.
+type pages struct {
+	book *record // nil: not read yet
+	// waiting are changes that came while it could not be read: they are made when it
+	// can, as what is on record must not begin anew.
+	waiting []func(*record)
+	// unsaved: what is here is newer than what is on record.
+	unsaved bool
+}
+
 // openBook reads what is kept of the user, once.
 func (m *move) openBook(ctx context.Context) error {
 	if m.book != nil {
@@ -125,24 +136,57 @@ func (m *move) openBook(ctx context.Context) error {
 		}
 	}
 	m.book = &r
+	for _, change := range m.waiting {
+		change(m.book)
+		m.unsaved = true
+	}
+	m.waiting = nil
 	m.showBook()
 	return nil
 }
 
-// enter changes what is kept. What cannot be saved now is with the next change.
+// enter changes what is kept. What cannot be read or saved now is tried again with
+// each step of the move, and when it ends.
 func (m *move) enter(ctx context.Context, change func(*record)) {
-	if err := m.openBook(ctx); err != nil {
-		m.c.cfg.Log.Warn("cutover: what is known of a user cannot be read; it is counted anew", "user", m.user, "err", err)
-		m.book = &record{}
+	m.waiting = append(m.waiting, change)
+	if m.book != nil {
+		change(m.book)
+		m.waiting, m.unsaved = nil, true
+		m.showBook()
 	}
-	change(m.book)
-	m.showBook()
+	if err := m.settleBook(ctx); err != nil && ctx.Err() == nil {
+		m.c.cfg.Log.Warn("cutover: what was found for a user cannot be noted; it is known here, and tried again", "user", m.user, "err", err)
+	}
+}
+
+// settleBook puts on record what is not there yet.
+func (m *move) settleBook(ctx context.Context) error {
+	if len(m.waiting) == 0 && !m.unsaved {
+		return nil
+	}
+	if err := m.check(); err != nil {
+		return err // another node writes it by now
+	}
+	if err := m.openBook(ctx); err != nil {
+		return err
+	}
 	data, err := json.Marshal(m.book)
 	if err == nil {
 		err = m.c.cfg.Requests.SaveLedger(ctx, requestsOf+":"+m.user, recordName, data)
 	}
-	if err != nil && ctx.Err() == nil {
-		m.c.cfg.Log.Warn("cutover: what was found for a user cannot be noted; it is known until a restart", "user", m.user, "err", err)
+	if err != nil {
+		return fmt.Errorf("saving what was found for %s: %w", m.user, err)
+	}
+	m.unsaved = false
+	return nil
+}
+
+// closeBook is settleBook where there is no next time.
+func (m *move) closeBook() {
+	ctx, cancel := context.WithTimeout(context.Background(), partTime)
+	defer cancel()
+	if err := m.settleBook(ctx); err != nil {
+		m.c.cfg.Log.Error("cutover: what was found for a user is lost from his counts", "user", m.user, "err", err)
 	}
 }
 

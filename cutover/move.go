@@ -67,7 +67,7 @@ type move struct {
 
 	// The goroutine's own.
 	front, rear *sweeper // old to new after the flip, over vigil; new to old
-	book        *record  // nil: not read yet
+	pages
 	closing
 }
 
@@ -285,6 +285,9 @@ func (m *move) step(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("reading the user: %w", err)
 	}
 	m.meet(u)
+	if err := m.settleBook(ctx); err != nil {
+		m.c.cfg.Log.Warn("cutover: what was found for a user cannot be noted; trying again", "user", m.user, "err", err)
+	}
 	if wait, back := m.backDue(); back && wait <= 0 && (u.State == router.StateNew || u.State == router.StateDone) {
 		m.unwatch()
 		return 0, m.tryBack(ctx, u)

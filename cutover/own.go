@@ -137,6 +137,7 @@ func (m *move) set(ctx context.Context, u router.User, to router.State, by, reas
 // giveUp lets another node have the user, when no work on him is left here.
 func (m *move) giveUp(done bool) {
 	m.keep()
+	m.closeBook() // before another node may have him
 	if m.c.cfg.Owners == nil {
 		return
 	}

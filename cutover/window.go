@@ -151,6 +151,11 @@ func (m *move) openWindow(ctx context.Context, u router.User) error {
 		m.noteCloses()
 		return nil
 	}
+	// Before the request is forgotten, which said so: a process may have died between
+	// the flip and this.
+	if err := m.mirrorAsked(ctx); err != nil {
+		return err
+	}
 	m.c.forget(ctx, m.user)
 	changes, err := m.c.cfg.Table.History(ctx, u.Address, 100)
 	if err != nil {
@@ -177,6 +182,15 @@ func (m *move) openWindow(ctx context.Context, u router.User) error {
 	m.closing = closing{}
 	m.noteCloses()
 	return nil
+}
+
+// mirrorAsked notes that the user is to be mirrored, when the request that moved him
+// says so.
+func (m *move) mirrorAsked(ctx context.Context) error {
+	if req := m.request(); req.Mirror && !req.Rollback && (m.book == nil || !m.book.Mirror) {
+		m.enter(ctx, func(r *record) { r.Mirror = true })
+	}
+	return m.settleBook(ctx)
 }
 
 func (m *move) noteCloses() {
