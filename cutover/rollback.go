@@ -163,7 +163,7 @@ func (c *Conductor) drop(ctx context.Context, req Request) error {
 // beside it: for him the passes of the hold are all.
 func (m *move) prepareBack(ctx context.Context, u router.User) error {
 	if u.Deliver == router.DeliverBoth {
-		return nil
+		return m.copiesBack(ctx, u)
 	}
 	for range maxPasses {
 		rep, err := m.passBack(ctx, u, false)
@@ -180,12 +180,36 @@ func (m *move) prepareBack(ctx context.Context, u router.User) error {
 	return nil
 }
 
+// copiesBack waits until old has the copies that the relay makes for it. Carried from
+// new besides, they would be there twice; and a side that does not take them takes no
+// mail of a user who reads it. So who waits for them is not held: new has it all.
+func (m *move) copiesBack(ctx context.Context, u router.User) error {
+	ctx, cancel := context.WithTimeout(ctx, copyTime)
+	defer cancel()
+	if err := m.drain(ctx, u.Address); err != nil {
+		return fmt.Errorf("waiting for the copies (deliver: both) that are queued for old: %w (`queue list --user %s --route old` has what old says; what is deleted there is carried from new)", err, u.Address)
+	}
+	return nil
+}
+
+// drainBack waits for deliveries to new, and for what few copies came to be queued
+// for old since copiesBack.
+func (m *move) drainBack(ctx context.Context, u router.User) error {
+	if u.Deliver == router.DeliverBoth {
+		return m.copiesBack(ctx, u)
+	}
+	if err := m.drain(ctx, u.Address); err != nil {
+		return fmt.Errorf("waiting for deliveries to new: %w", err)
+	}
+	return nil
+}
+
 // finishBack drains, carries the last difference to old, and lets the user read
 // it.
 func (m *move) finishBack(ctx context.Context, u router.User) error {
 	m.phase(PhaseDrain)
-	if err := m.drain(ctx, u.Address); err != nil {
-		return fmt.Errorf("waiting for deliveries to new: %w", err)
+	if err := m.drainBack(ctx, u); err != nil {
+		return err
 	}
 	m.phase(PhaseFinal)
 	err := untilClean(func() (backfill.Report, error) {

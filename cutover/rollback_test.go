@@ -237,3 +237,45 @@ func TestRollbackRefuses(t *testing.T) {
 		t.Errorf("a refused rollback changed %v", tab.history)
 	}
 }
+
+// TestRollbackWithCopiesInTheQueue: copies (deliver: both) that old does not take hold nobody's mail, before the hold or
+// in it, and the rollback is made when they are through.
+func TestRollbackWithCopiesInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop := newTable(router.User{Address: alice, State: router.StateNew, Deliver: router.DeliverBoth}), &copier{}
+		tab.setBusy(alice, 3)
+		c := conduct(t, tab, cop, Config{})
+		rollBack(t, c, alice)
+		time.Sleep(20 * time.Minute)
+		if way := tab.way(alice); way != "" {
+			t.Fatalf("the user went %q while old takes no copies", way)
+		}
+		if s, _ := c.StatusOf(alice); !strings.Contains(s.Err, "copies (deliver: both) that are queued for old: 3 still being sent") || len(cop.backs()) != 0 {
+			t.Errorf("%+v, %q", s, cop.backs())
+		}
+		// Old takes them, and stops to when the hold begins.
+		held := time.Time{}
+		tab.mu.Lock()
+		tab.busy[alice] = 0
+		tab.fail = func(u router.User) error {
+			if u.State == router.StateRollback {
+				tab.busy[alice], held = 1, time.Now()
+			} else if !held.IsZero() && u.State == router.StateNew && time.Since(held) > copyTime+stopGrace {
+				t.Errorf("held for %s", time.Since(held))
+			}
+			return nil
+		}
+		tab.mu.Unlock()
+		time.Sleep(time.Hour)
+		if way := tab.way(alice); way != "rollback new" {
+			t.Errorf("the user went %q", way)
+		}
+		tab.mu.Lock()
+		tab.busy[alice], tab.fail = 0, nil
+		tab.mu.Unlock()
+		time.Sleep(2 * time.Hour)
+		if way := tab.way(alice); way != "rollback new rollback old" {
+			t.Errorf("the user went %q", way)
+		}
+	})
+}

@@ -47,7 +47,10 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 		out = append(out, checkStore(cfg.Store))
 	}
 	for _, r := range []mail.Route{mail.Old, mail.New} {
-		out = append(out, checkSMTP(ctx, cfg, r, fmt.Sprintf("backends.%s.smtp", r)))
+		f := checkSMTP(ctx, cfg, r, fmt.Sprintf("backends.%s.smtp", r))
+		if out = append(out, f); f.OK {
+			out = append(out, checkNobody(ctx, cfg, r))
+		}
 	}
 	if cfg.SMTP.SmartHost.Enabled() {
 		out = append(out, checkSMTP(ctx, cfg, mail.Out, "smtp.smart_host.url"))
