@@ -17,6 +17,10 @@ const tagAudits = "audits"
 // ErrNoAudit tells that no audit was made, or none of that user.
 var ErrNoAudit = errors.New("no such audit")
 
+// ErrNothingToSettle tells that the last audit found no mailbox of a user that was made
+// anew.
+var ErrNothingToSettle = errors.New("there is nothing to settle")
+
 // ErrAuditing tells that an audit is under way.
 var ErrAuditing = errors.New("an audit is under way")
 
@@ -34,6 +38,9 @@ type AuditsAPI interface {
 	// behind after, signed one by one, and where to go on; ErrNoAudit when another one
 	// is the last by now.
 	Each(ctx context.Context, run, after string, limit int) (docs []*audit.Document, next string, err error)
+	// Settle takes an operator's word that a user's mailbox, which the last audit found
+	// to be made anew, is well as it is; ErrNoAudit, ErrNothingToSettle.
+	Settle(ctx context.Context, user, by, reason string) (audit.Settled, error)
 	// PublicKey checks what was signed.
 	PublicKey(ctx context.Context) (string, error)
 	// Sign signs members of a document with the key of the installation.
@@ -68,6 +75,16 @@ type Lives struct {
 	Messages []audit.Life `json:"messages"`
 }
 
+type settleInput struct {
+	UserPath
+	Body SettleMailbox
+}
+
+// SettleMailbox says why a mailbox that was made anew is well as it is.
+type SettleMailbox struct {
+	Reason string `json:"reason" minLength:"1" maxLength:"1000"`
+}
+
 // UserAudits are what an audit says of users, one by one.
 type UserAudits struct {
 	Documents []*audit.Document `json:"documents"`
@@ -96,6 +113,9 @@ func (s *Server) registerAudits() {
 		summary: "What the last audit says of each user, signed one by one"}, s.userAudits)
 	register(s, op{method: http.MethodGet, path: "/v1/audits/last/{address}", id: "user-audit", tag: tagAudits, role: RoleRead, long: true,
 		summary: "What the last audit says of one user, signed by itself"}, s.userAudit)
+	register(s, op{method: http.MethodPost, path: "/v1/audits/settled/{address}", id: "settle-mailbox", tag: tagAudits, role: RoleOperate,
+		summary: "Say that a user's mailbox that was made anew is well as it is",
+		detail:  "What the last audit names as missing because the mailbox, or a folder of it, was made anew since it was delivered counts as gone from the next audit on. Who said so, and why, is in every audit."}, s.settleMailbox)
 	register(s, op{method: http.MethodGet, path: "/v1/audits/key", id: "audit-key", tag: tagAudits, role: RoleRead,
 		summary: "The public key of what this installation signs"}, s.auditKey)
 	register(s, op{method: http.MethodGet, path: "/v1/why", id: "why", tag: tagAudits, role: RoleRead, long: true,
@@ -118,6 +138,8 @@ func auditError(err error) error {
 	case errors.Is(err, audit.ErrUnknown):
 		return &Problem{Type: ProblemNoMessage, Title: "no such message", Status: http.StatusNotFound, Detail: err.Error(),
 			Hint: "the journal begins when this version was first started; audit.keep may have removed what is older"}
+	case errors.Is(err, ErrNothingToSettle):
+		return refused(ProblemRefused, err.Error(), "crossfade audit ADDRESS looks anew")
 	case errors.Is(err, ErrAuditing):
 		return refused(ProblemRefused, err.Error(), "GET /v1/audits/status shows how far it is")
 	}
@@ -195,6 +217,24 @@ func (s *Server) userAudits(ctx context.Context, in *eachInput) (*body[UserAudit
 	return &body[UserAudits]{UserAudits{Documents: docs, Next: next}}, nil
 }
 
+func (s *Server) settleMailbox(ctx context.Context, in *settleInput) (*body[audit.Settled], error) {
+	a, err := s.audits()
+	if err != nil {
+		return nil, err
+	}
+	key, err := mailboxKey(in.Address)
+	if err != nil {
+		return nil, err
+	}
+	var out audit.Settled
+	rec := Record{Action: "settle-mailbox", Object: key, Reason: in.Body.Reason}
+	err = s.change(ctx, rec, func(ctx context.Context, r *Record) (err error) {
+		out, err = a.Settle(ctx, key, callerOf(ctx).name, in.Body.Reason)
+		return auditError(err)
+	})
+	return &body[audit.Settled]{out}, err
+}
+
 func (s *Server) auditKey(ctx context.Context, _ *struct{}) (*body[AuditKey], error) {
 	a, err := s.audits()
 	if err != nil {
@@ -266,6 +306,13 @@ func (c *Client) EachAudit(ctx context.Context, run string, f func(*audit.Docume
 		}
 		q.Set("cursor", page.Next)
 	}
+}
+
+// SettleMailbox says that a user's mailbox that was made anew is well as it is.
+func (c *Client) SettleMailbox(ctx context.Context, address, reason string) (audit.Settled, error) {
+	var out audit.Settled
+	err := c.do(ctx, call{method: http.MethodPost, path: "/v1/audits/settled/" + part(address)}, SettleMailbox{Reason: reason}, &out)
+	return out, err
 }
 
 // AuditKey gives the public key of the installation.

@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"crossfade/journal"
 	"crossfade/mail"
@@ -30,6 +31,9 @@ type Account struct {
 	Parked    int `json:"parked"`
 	Removed   int `json:"removed"`   // by an operator
 	Withdrawn int `json:"withdrawn"` // taken back: the sender got no 250
+	// Left are those of Found that sweeps cannot carry: the side that is read refuses
+	// them, or is full, or a server wants it slower. They are missing there.
+	Left int `json:"left,omitempty"`
 
 	Missing int `json:"missing"`
 	Copies  int `json:"copies,omitempty"` // second deliveries that were made
@@ -40,7 +44,7 @@ type Account struct {
 
 // Balanced tells whether both sides of the equation are the same.
 func (a Account) Balanced() bool {
-	return a.Accepted+a.Found == a.Delivered+a.Swept+a.Bounced+a.Queued+a.Parked+a.Removed+a.Withdrawn
+	return a.Accepted+a.Found == a.Delivered+a.Swept+a.Bounced+a.Queued+a.Parked+a.Removed+a.Withdrawn+a.Left
 }
 
 // Clean tells whether nothing is missing and nothing is strange.
@@ -50,7 +54,15 @@ func (a Account) Clean() bool {
 			return false
 		}
 	}
-	return a.Balanced() && a.Missing == 0 && (a.Look == nil || a.Look.Clean())
+	return a.Balanced() && a.Missing == 0 && a.Left == 0 && (a.Look == nil || a.Look.Clean())
+}
+
+// missing counts what is missing by the journal and by the look into the mailboxes.
+func (a Account) missing() int {
+	if a.Look == nil {
+		return a.Missing
+	}
+	return a.Missing + a.Look.Missing + a.Look.Behind
 }
 
 // add sums up.
@@ -61,7 +73,7 @@ func (a *Account) add(x *Account) {
 	}{
 		{&a.Accepted, x.Accepted}, {&a.Before, x.Before}, {&a.Found, x.Found}, {&a.Swept, x.Swept}, {&a.Delivered, x.Delivered},
 		{&a.Bounced, x.Bounced}, {&a.Queued, x.Queued}, {&a.Parked, x.Parked}, {&a.Removed, x.Removed}, {&a.Withdrawn, x.Withdrawn},
-		{&a.Missing, x.Missing}, {&a.Copies, x.Copies},
+		{&a.Missing, x.Missing}, {&a.Copies, x.Copies}, {&a.Left, x.Left},
 	} {
 		*f.to += f.from
 	}
@@ -79,13 +91,15 @@ const (
 	Conflict   DifferenceKind = "conflict"   // delivered, and bounced or removed too
 	Bounced    DifferenceKind = "bounced"
 	Removed    DifferenceKind = "removed"
+	// NotCarried is found by a sweep; it has no queue id, and N is how many.
+	NotCarried DifferenceKind = "not carried"
 )
 
 // Difference is one recipient of a message that was accepted and not delivered as it
 // should have been.
 type Difference struct {
 	Kind DifferenceKind `json:"kind"`
-	ID   mail.ID        `json:"id"`
+	ID   mail.ID        `json:"id,omitempty"`
 	N    int            `json:"n"`
 	Text string         `json:"text"`
 }
@@ -96,7 +110,9 @@ type item struct {
 	n                                   int
 	accepted, withdrawn, queued, parked bool
 	delivered, bounced, deleted         int
-	text                                string // of the bounce, or of who deleted it
+	at                                  time.Time  // of the last delivery
+	route                               mail.Route // of it
+	text                                string     // of the bounce, or of who deleted it
 }
 
 // ledger is what is known of one user's messages.
@@ -137,6 +153,7 @@ func (l *ledger) take(f fact) {
 		it.withdrawn = true
 	case journal.Delivered:
 		it.delivered++
+		it.at, it.route = f.at, f.route
 	case journal.Bounced:
 		it.bounced++
 		it.text = f.text

@@ -3,7 +3,7 @@
 // be reached, the mailboxes (what lies there), and says of every accepted message
 // where it is:
 //
-//	accepted + found = delivered + bounced + queued + parked + removed
+//	accepted + found = delivered + swept + left + bounced + queued + parked + removed + withdrawn
 //
 // for each user, with each difference named by its queue id. The result is a
 // document that is signed and can be checked later. The same sources tell one

@@ -56,6 +56,12 @@ func (d *Document) sum() {
 	for i := range d.Users {
 		d.Total.add(&d.Users[i])
 		d.Clean = d.Clean && d.Users[i].Clean()
+		if l := d.Users[i].Look; l != nil {
+			if d.Total.Look == nil {
+				d.Total.Look = &Look{}
+			}
+			d.Total.Look.add(l)
+		}
 	}
 }
 
@@ -94,6 +100,15 @@ func (d *Document) ForUser(user string, k seal.Key) (*Document, bool, error) {
 	}
 	out, err := d.At(i, k)
 	return out, true, err
+}
+
+// Account gives what the document says of a user; false when that is nothing.
+func (d *Document) Account(user string) (Account, bool) {
+	i, ok := slices.BinarySearchFunc(d.Users, user, func(a Account, user string) int { return strings.Compare(a.User, user) })
+	if !ok {
+		return Account{}, false
+	}
+	return d.Users[i], true
 }
 
 // At gives a document about the i-th of the users, signed as well.

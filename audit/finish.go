@@ -54,6 +54,10 @@ type Straggler struct {
 	At   time.Time
 	User string
 	From string // where it came from, as far as that is known
+	// Left is how many of all that came cannot be carried to the side that their users
+	// read, and Of names some of these.
+	Left int
+	Of   []string
 }
 
 // DNS tells whether the domain's records are as they should be after the move.
@@ -211,6 +215,12 @@ func (e *Ending) stragglers(ctx context.Context) (Condition, error) {
 			c.Status = StatusNotYet
 		}
 	}
+	if err == nil && s.Left > 0 {
+		c.Status = StatusNotYet
+		c.Text = fmt.Sprintf("%d were found and cannot be carried to the side that their users read; %s", s.Left, c.Text)
+		c.Evidence = append(c.Evidence, s.Of...)
+		c.Hint = "mend what it says there (quota, a limit, a message that new refuses), then crossfade cutover status; or settle it: crossfade audit --settle"
+	}
 	return c, nil
 }
 
@@ -225,7 +235,7 @@ func (e *Ending) audit(ctx context.Context) (Condition, error) {
 		return c, nil
 	}
 	age := time.Since(d.Issued).Round(time.Minute)
-	c.Text = fmt.Sprintf("the last one is %s old: %d accepted, %d delivered, %d missing", age, d.Total.Accepted, d.Total.Delivered, d.Total.Missing)
+	c.Text = fmt.Sprintf("the last one is %s old: %d accepted, %d delivered, %d missing", age, d.Total.Accepted, d.Total.Delivered, d.Total.missing())
 	switch {
 	case !d.Clean:
 		c.Evidence = append(c.Evidence, "it is not clean")

@@ -45,7 +45,7 @@ type pageDifference struct {
 func (d *Document) Page(file string) ([]byte, error) {
 	t := &d.Total
 	p := pageData{Document: d, Style: certificate.Style(), File: file, Left: t.Accepted + t.Found,
-		Right: t.Delivered + t.Swept + t.Bounced + t.Queued + t.Parked + t.Removed + t.Withdrawn}
+		Right: t.Delivered + t.Swept + t.Bounced + t.Queued + t.Parked + t.Removed + t.Withdrawn + t.Left}
 	if len(d.Request.Users) == 1 {
 		p.Only = d.Request.Users[0]
 	}
@@ -77,6 +77,12 @@ func (a *Account) All() []Difference {
 	}
 	for _, id := range a.Look.BehindIDs {
 		out = append(out[:len(out):len(out)], Difference{Kind: "behind", ID: id, Text: "it is in the mailbox that the user does not read, and not in the one that he reads"})
+	}
+	for _, id := range a.Look.MissingIDs {
+		out = append(out[:len(out):len(out)], Difference{Kind: Missing, ID: id, Text: "it was delivered, and the mailbox was made anew since: look whether it can be had from a backup, or settle it (crossfade audit --settle)"})
+	}
+	for _, id := range a.Look.UnknownIDs {
+		out = append(out[:len(out):len(out)], Difference{Kind: "unknown", ID: id, Text: "it was delivered to the side that the user does not read, is not on the one that he reads, and the other one cannot be looked into: " + a.Look.Other})
 	}
 	for _, id := range a.Look.TwiceIDs {
 		out = append(out[:len(out):len(out)], Difference{Kind: Twice, ID: id, Text: "it is in the mailbox more than once"})

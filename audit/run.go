@@ -41,7 +41,30 @@ type Sweeps interface {
 }
 
 // SweptCount is what sweeps found of one user.
-type SweptCount struct{ Found, Copied int }
+type SweptCount struct {
+	Found, Copied int
+	// Left of Found cannot be carried, and Why not.
+	Left int
+	Why  string
+}
+
+// sweeps enters what sweeps found. What they could not carry may be settled.
+func (r *run) sweeps(a *Account) {
+	s := r.swept[a.User]
+	a.Found, a.Swept = s.Found, s.Copied
+	if s.Left == 0 {
+		return
+	}
+	if by := r.settled[a.User]; by.Left >= s.Left {
+		a.Removed += s.Left
+		a.Differences = append(a.Differences, Difference{Kind: Removed, N: s.Left,
+			Text: fmt.Sprintf("found in the mailbox that the user does not read, not carried (%s), and settled by %s: %s", s.Why, by.By, by.Reason)})
+		return
+	}
+	a.Left = s.Left
+	a.Differences = append(a.Differences, Difference{Kind: NotCarried, N: s.Left,
+		Text: fmt.Sprintf("%d found in the mailbox that the user does not read and not carried to the one that he reads: %s", s.Left, s.Why)})
+}
 
 // Auditor makes audits. Fill in the exported fields; it is safe for concurrent use
 // then.
@@ -100,6 +123,7 @@ type run struct {
 	report   journal.Report
 	states   map[string]string
 	swept    map[string]SweptCount
+	settled  map[string]Settled
 	seen     int
 
 	mu    sync.Mutex
@@ -119,6 +143,11 @@ func (r *run) run(ctx context.Context) (*Document, error) {
 	if r.a.Sweeps != nil {
 		if r.swept, err = r.a.Sweeps.Swept(ctx); err != nil {
 			return nil, fmt.Errorf("audit: ask what sweeps found: %w", err)
+		}
+	}
+	if r.a.Mailboxes != nil {
+		if r.settled, err = r.a.Mailboxes.Settled(ctx); err != nil {
+			return nil, fmt.Errorf("audit: ask which mailboxes were settled: %w", err)
 		}
 	}
 	if err := r.readUsers(ctx); err != nil {
@@ -195,7 +224,7 @@ func factsOf(e journal.Entry) (facts []fact) {
 			facts = append(facts, fact{user: rc.User, id: e.ID, n: n, kind: e.Kind})
 		}
 	case journal.Delivered:
-		facts = []fact{{user: e.User, id: e.ID, n: e.N, kind: e.Kind, copy: e.Copy}}
+		facts = []fact{{user: e.User, id: e.ID, n: e.N, kind: e.Kind, copy: e.Copy, at: e.At, route: e.Route}}
 	case journal.Bounced:
 		text := fmt.Sprintf("bounced to the sender by %s: %s", e.Notice, e.Reply)
 		facts = []fact{{user: e.User, id: e.ID, n: e.N, kind: e.Kind, copy: e.Copy, text: text}}
@@ -242,7 +271,7 @@ func (r *run) bucket(ctx context.Context, i int) error {
 		wg.Go(func() {
 			defer func() { <-places }()
 			if r.req.Mailboxes && r.a.Mailboxes != nil && l.user != "" {
-				acct.Look = look(ctx, r.a.Mailboxes, l)
+				acct.Look = look(ctx, r.a.Mailboxes, l, r.settled)
 			}
 			r.add(*acct)
 		})
@@ -271,8 +300,7 @@ func (r *run) account(ctx context.Context, l *ledger) (*Account, error) {
 	}
 	acct := l.account(r.before)
 	acct.State = r.states[l.user]
-	s := r.swept[l.user]
-	acct.Found, acct.Swept = s.Found, s.Copied
+	r.sweeps(acct)
 	return acct, nil
 }
 
@@ -323,8 +351,9 @@ func (r *run) quiet() {
 	}
 	for user, state := range r.states {
 		if !there[user] && r.req.wants(user) {
-			s := r.swept[user]
-			r.users = append(r.users, Account{User: user, State: state, Found: s.Found, Swept: s.Copied})
+			a := Account{User: user, State: state}
+			r.sweeps(&a)
+			r.users = append(r.users, a)
 		}
 	}
 	slices.SortFunc(r.users, func(x, y Account) int { return strings.Compare(x.User, y.User) })

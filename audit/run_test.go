@@ -237,53 +237,115 @@ func TestBeforeTheJournal(t *testing.T) {
 }
 
 // boxes are the mailboxes of TestLook.
-type boxes map[string][2][]backfill.Place // by queue id: old, new
+type boxes struct {
+	places  map[string][2][]backfill.Place // by queue id: old, new
+	anew    []backfill.Anew                // on new
+	folders map[string]uint32              // of new
+	settled map[string]Settled
+	oldErr  error
+	newErr  error
+	unread  int // on old
+	asked   []mail.Route
+}
 
-func (b boxes) Traced(_ context.Context, user string, keep func(string) bool) (old, neu backfill.Traced, reads mail.Route, err error) {
-	if b == nil {
-		return old, neu, "", errors.New("wrong password")
+// Reads implements Mailboxes.
+func (b *boxes) Reads(context.Context, string) (mail.Route, error) { return mail.New, nil }
+
+// Settled implements Mailboxes.
+func (b *boxes) Settled(context.Context) (map[string]Settled, error) { return b.settled, nil }
+
+// Traced implements Mailboxes.
+func (b *boxes) Traced(_ context.Context, _ string, side mail.Route, keep func(string) bool) (t backfill.Traced, err error) {
+	b.asked = append(b.asked, side)
+	i := 0
+	t.Places, t.Folders, t.Unread, err = map[string][]backfill.Place{}, map[string]uint32{"INBOX": 1}, b.unread, b.oldErr
+	if side == mail.New {
+		i, t.Anew, t.Folders, t.Unread, err = 1, b.anew, b.folders, 0, b.newErr
 	}
-	old.Places, neu.Places = map[string][]backfill.Place{}, map[string][]backfill.Place{}
-	for id, p := range b {
-		if keep(id) {
-			old.Places[id], neu.Places[id] = p[0], p[1]
+	for id, p := range b.places {
+		if keep(id) && p[i] != nil {
+			t.Places[id] = p[i]
 		}
 	}
-	return old, neu, mail.New, nil
+	return t, err
 }
 
 func TestLook(t *testing.T) {
 	place := []backfill.Place{{Folder: "INBOX", UID: 1}}
-	paired := []backfill.Place{{Folder: "INBOX", UID: 1, Paired: true}}
+	pairedTo := func(wire string, validity uint32) []backfill.Place {
+		return []backfill.Place{{Folder: "INBOX", UID: 1, Paired: true, Twin: backfill.Twin{Wire: wire, Validity: validity}}}
+	}
+	copied := pairedTo("INBOX", 7)
+	later, earlier := time.Now().Add(time.Hour).UTC(), time.Now().Add(-time.Hour).UTC()
+	anew := []backfill.Anew{{Folder: "INBOX", Was: 7, Now: 8, At: later}}
+	settled := map[string]Settled{"ann@example.org": {By: "op", Reason: "x", Anew: anew, At: later}}
+	type at = [2][]backfill.Place
 	for _, tt := range []struct {
 		name  string
-		at    [2][]backfill.Place
+		to    mail.Route
+		at    at
+		boxes boxes
 		want  Look
 		clean bool
 	}{
-		{"on new", [2][]backfill.Place{nil, place}, Look{There: 1}, true},
-		{"on both", [2][]backfill.Place{paired, paired}, Look{There: 1}, true},
-		{"copied, and deleted there", [2][]backfill.Place{paired, nil}, Look{Deleted: 1}, true},
-		{"left behind", [2][]backfill.Place{place, nil}, Look{Behind: 1}, false},
-		{"twice", [2][]backfill.Place{nil, append(place, place...)}, Look{There: 1, Twice: 1}, false},
-		{"nowhere", [2][]backfill.Place{}, Look{Gone: 1}, true},
+		{"on new", mail.New, at{nil, place}, boxes{}, Look{There: 1}, true},
+		{"on both", mail.New, at{copied, copied}, boxes{}, Look{There: 1}, true},
+		{"copied, and deleted there", mail.Old, at{copied, nil}, boxes{}, Look{Deleted: 1}, true},
+		{"copied to a folder that the user did away with", mail.Old, at{pairedTo("Work", 9), nil}, boxes{}, Look{Deleted: 1}, true},
+		{"left behind", mail.Old, at{place, nil}, boxes{}, Look{Behind: 1}, false},
+		{"twice", mail.New, at{nil, append(place, place...)}, boxes{}, Look{There: 1, Twice: 1}, false},
+		{"nowhere", mail.New, at{}, boxes{}, Look{Gone: 1}, true},
+		{"nowhere, of old", mail.Old, at{}, boxes{}, Look{Gone: 1}, true},
+
+		{"old cannot be looked into", mail.Old, at{}, boxes{oldErr: errors.New("off")}, Look{Unknown: 1}, false},
+		{"of old some cannot be read", mail.Old, at{}, boxes{unread: 1}, Look{Unknown: 1}, false},
+		{"old cannot be looked into, and it was never there", mail.New, at{}, boxes{oldErr: errors.New("off")}, Look{Gone: 1}, true},
+		{"old cannot be looked into, and nobody needs it", mail.Old, at{nil, place}, boxes{oldErr: errors.New("off")}, Look{There: 1}, true},
+
+		{"delivered, and new made anew since", mail.New, at{}, boxes{anew: anew}, Look{Missing: 1}, false},
+		{"delivered, and new made anew before", mail.New, at{}, boxes{anew: []backfill.Anew{{Folder: "INBOX", Was: 7, Now: 8, At: earlier}}}, Look{Gone: 1}, true},
+		{"copied, and the folder made anew", mail.Old, at{copied, nil}, boxes{anew: anew, folders: map[string]uint32{"INBOX": 8}}, Look{Missing: 1}, false},
+		{"copied to a folder that is gone with the mailbox", mail.Old, at{pairedTo("Work", 9), nil}, boxes{anew: anew, folders: map[string]uint32{"INBOX": 8}}, Look{Missing: 1}, false},
+		{"copied to another folder, which is the same", mail.Old, at{pairedTo("Work", 9), nil}, boxes{anew: anew, folders: map[string]uint32{"INBOX": 8, "Work": 9}}, Look{Deleted: 1}, true},
+		{"copied, and the UIDs went back", mail.Old, at{copied, nil}, boxes{anew: []backfill.Anew{{Folder: "INBOX", Was: 7, Now: 7, At: later}}}, Look{Missing: 1}, false},
+		{"restored with other UIDs", mail.New, at{nil, place}, boxes{anew: anew}, Look{There: 1}, true},
+		{"made anew, and settled", mail.New, at{}, boxes{anew: anew, settled: settled}, Look{Gone: 1}, true},
+		{"copied, made anew, and settled", mail.Old, at{copied, nil}, boxes{anew: anew, settled: settled, folders: map[string]uint32{"INBOX": 8}}, Look{Deleted: 1}, true},
+		{"settled, and made anew again", mail.New, at{}, boxes{anew: []backfill.Anew{{Folder: "INBOX", Was: 8, Now: 9, At: later}}, settled: settled}, Look{Missing: 1}, false},
 	} {
 		w := newWorld(t)
 		id := w.accept("ann")
-		w.became(journal.Delivered, id, 0, "ann")
-		w.a.Mailboxes = boxes{string(id): tt.at, "OTHER": {nil, place}}
+		w.write(journal.Entry{Kind: journal.Delivered, ID: id, User: "ann@example.org", To: "ann@example.org", Route: tt.to})
+		b := &tt.boxes
+		if b.folders == nil {
+			b.folders = map[string]uint32{"INBOX": 7}
+		}
+		b.places = map[string][2][]backfill.Place{string(id): tt.at, "OTHER": {nil, place}}
+		w.a.Mailboxes = b
 		d := w.run(Request{Mailboxes: true})
 		got := *w.account(d, "ann").Look
-		if got.There != tt.want.There || got.Deleted != tt.want.Deleted || got.Behind != tt.want.Behind || got.Twice != tt.want.Twice || got.Gone != tt.want.Gone {
-			t.Errorf("%s: %+v", tt.name, got)
+		counts := func(l Look) string {
+			return fmt.Sprintf("there %d, deleted %d, gone %d, behind %d, missing %d, unknown %d, twice %d", l.There, l.Deleted, l.Gone, l.Behind, l.Missing, l.Unknown, l.Twice)
+		}
+		if counts(got) != counts(tt.want) {
+			t.Errorf("%s: %s, want %s", tt.name, counts(got), counts(tt.want))
 		}
 		if d.Clean != tt.clean {
 			t.Errorf("%s: clean is %t", tt.name, d.Clean)
 		}
+		if counts(*d.Total.Look) != counts(got) {
+			t.Errorf("%s: the total is %s", tt.name, counts(*d.Total.Look))
+		}
+		if acct := w.account(d, "ann"); !tt.clean && (len(acct.All()) != 1 || acct.All()[0].ID != id) {
+			t.Errorf("%s: it is not named: %+v", tt.name, acct.All())
+		}
+		if slices.Contains(b.asked, mail.Old) != (tt.want.There == 0) {
+			t.Errorf("%s: looked into %v", tt.name, b.asked)
+		}
 	}
 	w := newWorld(t)
 	w.became(journal.Delivered, w.accept("ann"), 0, "ann")
-	w.a.Mailboxes = boxes(nil)
+	w.a.Mailboxes = &boxes{newErr: errors.New("wrong password")}
 	if d := w.run(Request{Mailboxes: true}); d.Clean || w.account(d, "ann").Look.Error != "wrong password" {
 		t.Errorf("a mailbox that cannot be read: %+v", d.Users)
 	}
@@ -363,3 +425,41 @@ func TestSwept(t *testing.T) {
 		t.Errorf("found and not copied: %+v", a)
 	}
 }
+
+// What a sweep saw and could not carry keeps an audit from being clean, and is named,
+// until an operator says that it may stay.
+func TestNotCarried(t *testing.T) {
+	w := newWorld(t)
+	w.a.Sweeps = sweeps{"ann@example.org": {Found: 3, Copied: 1, Left: 2, Why: "over quota"}, "quiet@example.org": {Found: 1, Left: 1, Why: "throttled"}}
+	b := &boxes{settled: map[string]Settled{}}
+	w.a.Mailboxes = b
+	w.became(journal.Delivered, w.accept("ann"), 0, "ann")
+	d := w.run(Request{})
+	for user, n := range map[string]int{"ann": 2, "quiet": 1} {
+		a := w.account(d, user)
+		if !a.Balanced() || a.Clean() || a.Left != n || len(a.Differences) != 1 || a.Differences[0].Kind != NotCarried || a.Differences[0].N != n {
+			t.Errorf("%s: %+v", user, a)
+		}
+	}
+	if d.Clean || d.Total.Left != 3 || !d.Total.Balanced() {
+		t.Errorf("%+v", d.Total)
+	}
+	b.settled = map[string]Settled{"ann@example.org": {By: "op", Reason: "spam", Left: 2}, "quiet@example.org": {By: "op", Reason: "spam", Left: 1}}
+	d = w.run(Request{})
+	if a := w.account(d, "ann"); !d.Clean || !a.Balanced() || a.Left != 0 || a.Removed != 2 || !strings.Contains(a.Differences[0].Text, "settled by op: spam") {
+		t.Errorf("settled: %+v", a)
+	}
+	w.a.Sweeps = sweeps{"ann@example.org": {Found: 4, Copied: 1, Left: 3, Why: "over quota"}}
+	if d = w.run(Request{}); d.Clean || w.account(d, "ann").Left != 3 {
+		t.Errorf("one more than was settled: %+v", w.account(d, "ann"))
+	}
+
+	e := &Ending{Auditor: w.a, Stragglers: lastOf{Straggler{Left: 2, Of: []string{"ann: 2"}}}, Quiet: time.Hour}
+	if c, err := e.stragglers(t.Context()); err != nil || c.Status != StatusNotYet || !strings.Contains(c.Text, "2 were found and cannot be carried") || c.Evidence[0] != "ann: 2" {
+		t.Errorf("finish: %+v, %v", c, err)
+	}
+}
+
+type lastOf struct{ s Straggler }
+
+func (l lastOf) LastStraggler(context.Context) (Straggler, error) { return l.s, nil }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"crossfade/journal"
 	"crossfade/mail"
@@ -21,7 +22,10 @@ type fact struct {
 	n    int
 	kind journal.Kind
 	copy bool
-	text string
+	// at and route are those of a delivery.
+	at    time.Time
+	route mail.Route
+	text  string
 }
 
 // What the queue says, beside the kinds of the journal.
@@ -77,7 +81,7 @@ func (s *spill) put(f fact) error {
 		}
 		return r
 	}, f.text)
-	_, err := fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%t\t%s\n", f.user, f.id, f.n, f.kind, f.copy, text)
+	_, err := fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%t\t%d\t%s\t%s\n", f.user, f.id, f.n, f.kind, f.copy, f.at.UnixMilli(), f.route, text)
 	if err != nil {
 		return fmt.Errorf("audit: keep what was read: %w", err)
 	}
@@ -96,20 +100,16 @@ func (s *spill) ledgers(i int) ([]*ledger, error) {
 	sc := bufio.NewScanner(s.files[i])
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
-		f := strings.SplitN(sc.Text(), "\t", 6)
-		if len(f) != 6 {
-			return nil, fmt.Errorf("audit: read what was kept: %q", sc.Text())
-		}
-		n, err := strconv.Atoi(f[2])
+		f, err := parseFact(sc.Text())
 		if err != nil {
 			return nil, fmt.Errorf("audit: read what was kept: %w", err)
 		}
-		l := byUser[f[0]]
+		l := byUser[f.user]
 		if l == nil {
-			l = &ledger{user: f[0], items: map[itemKey]*item{}}
-			byUser[f[0]] = l
+			l = &ledger{user: f.user, items: map[itemKey]*item{}}
+			byUser[f.user] = l
 		}
-		l.take(fact{f[0], mail.ID(f[1]), n, journal.Kind(f[3]), f[4] == "true", f[5]})
+		l.take(f)
 	}
 	list := make([]*ledger, 0, len(byUser))
 	for _, l := range byUser {
@@ -117,4 +117,16 @@ func (s *spill) ledgers(i int) ([]*ledger, error) {
 	}
 	slices.SortFunc(list, func(x, y *ledger) int { return strings.Compare(x.user, y.user) })
 	return list, sc.Err()
+}
+
+// parseFact reads what put wrote.
+func parseFact(line string) (fact, error) {
+	f := strings.SplitN(line, "\t", 8)
+	if len(f) != 8 {
+		return fact{}, fmt.Errorf("%q has %d fields", line, len(f))
+	}
+	n, err := strconv.Atoi(f[2])
+	at, err2 := strconv.ParseInt(f[5], 10, 64)
+	return fact{user: f[0], id: mail.ID(f[1]), n: n, kind: journal.Kind(f[3]), copy: f[4] == "true",
+		at: time.UnixMilli(at), route: mail.Route(f[6]), text: f[7]}, errors.Join(err, err2)
 }

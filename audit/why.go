@@ -266,8 +266,10 @@ func (a *Auditor) lookFor(ctx context.Context, l *Life) {
 			rc.LookError = "the mailboxes are not reached over IMAP"
 			continue
 		}
-		old, neu, _, err := a.Mailboxes.Traced(ctx, rc.User, func(id string) bool { return id == string(l.ID) })
-		if err != nil {
+		wants := func(id string) bool { return id == string(l.ID) }
+		old, err := a.Mailboxes.Traced(ctx, rc.User, mail.Old, wants)
+		neu, err2 := a.Mailboxes.Traced(ctx, rc.User, mail.New, wants)
+		if err := errors.Join(err, err2); err != nil {
 			rc.LookError = err.Error()
 			continue
 		}

@@ -129,16 +129,20 @@ type Problem struct {
 
 // Report is the result of a pass.
 type Report struct {
-	Folders  int           `json:"folders"`
-	Messages int           `json:"messages"` // on the source, when it was looked at
-	Copied   int           `json:"copied"`   // appended to the destination
-	Adopted  int           `json:"adopted"`  // found there already, by content key, and paired
-	Flagged  int           `json:"flagged"`  // flags brought over after the copy
-	Deleted  int           `json:"deleted"`  // on the destination, because they are gone from the source
-	Moved    int           `json:"moved"`    // and because they came to another folder
-	Wrapped  int           `json:"wrapped"`  // carried as an attachment, of those that were refused
-	Filtered int           `json:"filtered"` // left out by the filter, on the source
-	Bytes    int64         `json:"bytes"`    // appended
+	Folders  int   `json:"folders"`
+	Messages int   `json:"messages"` // on the source, when it was looked at
+	Copied   int   `json:"copied"`   // appended to the destination
+	Adopted  int   `json:"adopted"`  // found there already, by content key, and paired
+	Flagged  int   `json:"flagged"`  // flags brought over after the copy
+	Deleted  int   `json:"deleted"`  // on the destination, because they are gone from the source
+	Moved    int   `json:"moved"`    // and because they came to another folder
+	Wrapped  int   `json:"wrapped"`  // carried as an attachment, of those that were refused
+	Filtered int   `json:"filtered"` // left out by the filter, on the source
+	Bytes    int64 `json:"bytes"`    // appended
+	// Left are messages that a sweep saw and did not carry: those of its problems that
+	// the destination refuses or the source does not hand out, and when it ended with
+	// an error what it did not come to.
+	Left     int           `json:"left,omitempty"`
 	Problems []Problem     `json:"problems,omitempty"`
 	Took     time.Duration `json:"took"`
 	// Throttled is how long the pass waited because a server wanted it to.

@@ -63,6 +63,8 @@ type book struct {
 	user   string
 	back   bool
 
+	anewMu sync.Mutex // for a change of that record
+
 	mu   sync.Mutex // the lanes of a pass write at once
 	data map[string][]byte
 	keys map[string]string // of a book for passes back: the name in the ledger by that on the source

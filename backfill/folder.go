@@ -333,6 +333,9 @@ func (f *folderRun) open() error {
 		f.p.log.Warn("UIDVALIDITY changed, or UIDNEXT went back: messages are matched by content again", "user", f.p.job.User, "folder", f.src.Name,
 			"source", !srcSame, "destination", !dstSame)
 	}
+	if err := f.noteAnew(!srcSame, !dstSame, ssel.UIDValidity, f.dsel.UIDValidity); err != nil {
+		return err
+	}
 	f.agreed = agreed{}
 	r.void(!srcSame, !dstSame)
 	r.SrcValidity, r.DstValidity = ssel.UIDValidity, f.dsel.UIDValidity

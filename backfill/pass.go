@@ -84,6 +84,7 @@ func (c *Copier) Pass(ctx context.Context, job Job, o Options) (Report, error) {
 	defer p.close()
 	p.chart.began, p.chart.last = began, began
 	err = p.endDay(p.folders())
+	p.report.Left = p.uncarried(err)
 	p.mark(true)
 	p.report.Took = time.Since(began)
 	p.show(true)

@@ -17,6 +17,15 @@ type Place struct {
 	// Paired tells that the ledger knows its counterpart on the other side: it was
 	// copied there, or is a copy.
 	Paired bool `json:"paired,omitempty"`
+	// Twin is where that counterpart was when it was paired.
+	Twin Twin `json:"-"`
+}
+
+// Twin is a place on the other side of a mailbox.
+type Twin struct {
+	// Wire is the folder's name as its server writes it; empty: one that is gone since.
+	Wire     string
+	Validity uint32 // UIDVALIDITY
 }
 
 // Traced is what of one side of a mailbox came through our relay: the messages
@@ -29,6 +38,13 @@ type Traced struct {
 	Messages int       // looked at
 	// Places are the messages by the queue id in the topmost Received field of ours.
 	Places map[string][]Place
+	// Folders are the UIDVALIDITY of each folder that was looked into, by its name as
+	// the server writes it.
+	Folders map[string]uint32
+	// Anew are the folders that are not what they were when mail was copied.
+	Anew []Anew
+	// Unread are messages that cannot be read: which they are is not known.
+	Unread int
 }
 
 // receivedAtOnce is how many messages' Received fields are asked for at once.
@@ -42,16 +58,18 @@ func (c *Copier) Traced(ctx context.Context, job Job, side Side, keep func(id st
 	if side == SideSource {
 		acct = job.Source
 	}
-	out := Traced{User: job.User, Side: side, Server: acct.Server.Address, At: time.Now().UTC(), Places: map[string][]Place{}}
-	if side == SideSource && job.From != nil {
-		return out, fmt.Errorf("look for delivered mail of %s: the old mailbox is not reached over IMAP", job.User)
-	}
-	p := &pass{c: c, ctx: ctx, job: job, log: slog.New(slog.DiscardHandler), lane: &lane{}}
+	out := Traced{User: job.User, Side: side, Server: acct.Server.Address, At: time.Now().UTC(), Places: map[string][]Place{}, Folders: map[string]uint32{}}
+	p := &pass{c: c, ctx: ctx, job: job, log: slog.New(slog.DiscardHandler), lane: &lane{}, dry: true}
 	p.throttle.patience = c.Patience
 	defer p.close()
 	t := &tracing{p: p, out: &out, keep: keep, acct: acct}
-	if err := t.run(); err != nil {
-		return out, fmt.Errorf("look for delivered mail of %s on %s: %w", job.User, acct.Server.Address, err)
+	run := t.run
+	if side == SideSource && job.From != nil {
+		out.Server = job.sourceName()
+		run = t.runFrom
+	}
+	if err := run(); err != nil {
+		return out, fmt.Errorf("look for delivered mail of %s on %s: %w", job.User, out.Server, err)
 	}
 	return out, nil
 }
@@ -88,19 +106,19 @@ func (t *tracing) run() (err error) {
 			return fmt.Errorf("folder %q: %w", f.Name, err)
 		}
 	}
-	return nil
+	return t.anewBefore()
 }
 
 func (t *tracing) folder(r *imapconn.Reader, f imapconn.Folder) error {
 	sel, err := r.Select(f)
+	if err != nil {
+		return err
+	}
+	paired, err := t.opened(f, sel)
 	if err != nil || sel.Exists == 0 {
 		return err
 	}
 	uids, err := r.UIDsFrom(1)
-	if err != nil {
-		return err
-	}
-	paired, err := t.pairs(f.Wire, sel.UIDValidity)
 	if err != nil {
 		return err
 	}
@@ -113,40 +131,18 @@ func (t *tracing) folder(r *imapconn.Reader, f imapconn.Folder) error {
 			return err
 		}
 		for uid, h := range headers {
-			id := queueID(h, "")
-			if id == "" || t.keep != nil && !t.keep(id) {
-				continue
-			}
-			t.out.Places[id] = append(t.out.Places[id], Place{Folder: f.Name, UID: uid, Validity: sel.UIDValidity, Paired: paired(uid)})
+			t.found(h, Place{Folder: f.Name, UID: uid, Validity: sel.UIDValidity}, paired)
 		}
 	}
 	return nil
 }
 
-// pairs tells of a folder which UIDs the ledger has in a pair.
-func (t *tracing) pairs(wire string, validity uint32) (func(uint32) bool, error) {
-	if t.out.Side == SideSource {
-		rec, err := t.book.record(wire)
-		return func(uid uint32) bool {
-			_, ok := rec.Pairs.dest(uid)
-			return ok && rec.SrcValidity == validity
-		}, err
+// found takes one message by its Received fields.
+func (t *tracing) found(header []byte, at Place, paired func(uint32) (Twin, bool)) {
+	id := queueID(header, "")
+	if id == "" || t.keep != nil && !t.keep(id) {
+		return
 	}
-	known := map[uint32]bool{}
-	folders, _, err := t.book.folders()
-	if err != nil {
-		return nil, err
-	}
-	for _, src := range folders {
-		rec, err := t.book.record(src)
-		if err != nil {
-			return nil, err
-		}
-		if rec.Dest == wire && rec.DstValidity == validity {
-			for uid := range rec.Pairs.dests() {
-				known[uid] = true
-			}
-		}
-	}
-	return func(uid uint32) bool { return known[uid] }, nil
+	at.Twin, at.Paired = paired(at.UID)
+	t.out.Places[id] = append(t.out.Places[id], at)
 }

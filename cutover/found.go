@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"crossfade/backfill"
 )
 
 // Found counts the mail that was found in a mailbox that its user did not read,
@@ -57,6 +59,35 @@ func (f *Found) add(n int, hosts []string, at time.Time) {
 	slices.SortStableFunc(f.From, func(a, b Origin) int { return cmp.Compare(b.Count, a.Count) })
 }
 
+// Left counts the mail that sweeps see in the mailbox that its user does not read and
+// cannot carry to the one that he does: that one refuses it, or is full, or a server
+// wants it slower.
+type Left struct {
+	Count int       `json:"count"`
+	Since time.Time `json:"since,omitzero"` // when there was first some
+	Text  string    `json:"text,omitempty"` // why, of one of them
+}
+
+// seen takes what a look left. One at some folders, and one that did not go through,
+// do not tell that there is less.
+func (l *Left) seen(n int, whole bool, text string, at time.Time) (changed bool) {
+	was := *l
+	if n > 0 && text != "" {
+		l.Text = text
+	}
+	l.Count = max(n, l.Count)
+	if whole {
+		l.Count = n
+	}
+	switch {
+	case l.Count == 0:
+		*l = Left{}
+	case l.Since.IsZero():
+		l.Since = at
+	}
+	return *l != was
+}
+
 // Sweep is how the mailbox does that a user does not read: old after his flip,
 // new before it.
 type Sweep struct {
@@ -64,6 +95,9 @@ type Sweep struct {
 	// on new while the user read old.
 	Old Found `json:"old"`
 	New Found `json:"new"`
+	// OldLeft and NewLeft are found and not carried.
+	OldLeft Left `json:"old_left,omitzero"`
+	NewLeft Left `json:"new_left,omitzero"`
 	// Flipped is when the user came to read new, Closes when his window may close
 	// at the earliest, and Waits what is missing for that.
 	Flipped time.Time `json:"flipped,omitzero"`
@@ -104,6 +138,8 @@ type record struct {
 	Mirror  bool  `json:"mirror,omitempty"`
 	Old     Found `json:"old"`
 	New     Found `json:"new"`
+	OldLeft Left  `json:"old_left,omitzero"`
+	NewLeft Left  `json:"new_left,omitzero"`
 }
 
 // recordName is the record's, beside the request of the same user.
@@ -195,6 +231,7 @@ func (m *move) showBook() {
 	r := *m.book
 	m.noteSweep(func(s *Sweep) {
 		s.Old, s.New, s.Flipped, s.Uncopied = r.Old, r.New, r.Flipped, r.Uncopied
+		s.OldLeft, s.NewLeft = r.OldLeft, r.NewLeft
 		s.Mirror = r.Mirror || m.c.cfg.Mirror
 	})
 }
@@ -235,22 +272,63 @@ func (m *move) strays(ctx context.Context, back bool, n int, hosts []string) {
 	}
 }
 
-// FoundOf reads what was found for a user, on old and on new, in all his life and
-// on all nodes; requests is what Config.Requests is.
-func FoundOf(ctx context.Context, requests interface {
+// notCarried keeps how much a look saw and did not carry.
+func (m *move) notCarried(ctx context.Context, back bool, rep backfill.Report, whole bool, err error) {
+	if m.book == nil && rep.Left == 0 {
+		return // nobody knows better, and there is nothing to say
+	}
+	if berr := m.openBook(ctx); berr != nil {
+		m.c.cfg.Log.Warn("cutover: how much a sweep left cannot be noted", "user", m.user, "messages", rep.Left, "err", berr)
+		return
+	}
+	text := ""
+	for _, p := range rep.Problems {
+		if p.Class == backfill.ClassRefused || p.Class == backfill.ClassUnreadable {
+			text = fmt.Sprintf("%s: %s", p.Folder, p.Text)
+			break
+		}
+	}
+	if text == "" && err != nil {
+		text = err.Error()
+	}
+	now := m.book.OldLeft
+	if back {
+		now = m.book.NewLeft
+	}
+	if !now.seen(rep.Left, whole && err == nil, text, time.Now().UTC()) {
+		return
+	}
+	m.enter(ctx, func(r *record) {
+		if back {
+			r.NewLeft = now
+		} else {
+			r.OldLeft = now
+		}
+	})
+}
+
+// Tally is what sweeps found for a user, on both sides.
+type Tally struct {
+	Old, New         Found // carried to the other side
+	OldLeft, NewLeft Left  // not carried
+}
+
+// TallyOf reads what was found for a user in all his life and on all nodes; requests
+// is what Config.Requests is.
+func TallyOf(ctx context.Context, requests interface {
 	LoadLedger(ctx context.Context, user string) (map[string][]byte, error)
-}, user string) (old, neu Found, err error) {
+}, user string) (Tally, error) {
 	records, err := requests.LoadLedger(ctx, requestsOf+":"+user)
 	if err != nil {
-		return old, neu, fmt.Errorf("reading what was found for %s: %w", user, err)
+		return Tally{}, fmt.Errorf("reading what was found for %s: %w", user, err)
 	}
 	data, ok := records[recordName]
 	if !ok {
-		return old, neu, nil
+		return Tally{}, nil
 	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
-		return old, neu, fmt.Errorf("reading what was found for %s: the record %q is damaged: %w", user, recordName, err)
+		return Tally{}, fmt.Errorf("reading what was found for %s: the record %q is damaged: %w", user, recordName, err)
 	}
-	return r.Old, r.New, nil
+	return Tally{Old: r.Old, New: r.New, OldLeft: r.OldLeft, NewLeft: r.NewLeft}, nil
 }

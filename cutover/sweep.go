@@ -189,6 +189,7 @@ func (m *move) look(ctx context.Context, u router.User, s *sweeper, how sight) (
 	if !s.back || u.State != router.StateNew {
 		n := m.strayCount(ctx, s, how, rep, err)
 		m.strays(ctx, s.back, n, hosts[:min(n, len(hosts))])
+		m.notCarried(ctx, s.back, rep, how.only == nil, err)
 	}
 	if err != nil {
 		if rep.Copied+rep.Adopted+rep.Flagged == 0 {

@@ -316,3 +316,52 @@ func testMirror(t *testing.T, all bool) {
 		}
 	})
 }
+
+// TestNotCarried: what a sweep sees and cannot carry is counted, over restarts too,
+// until a look at all folders finds that it is carried or gone.
+func TestNotCarried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, cop, w := newTable(), &copier{}, &watcher{}
+		var rep atomic.Pointer[backfill.Report]
+		var failure atomic.Pointer[error]
+		set := func(r backfill.Report, err error) {
+			rep.Store(&r)
+			failure.Store(&err)
+		}
+		set(backfill.Report{}, nil)
+		cop.pass = func(string, int, bool) (backfill.Report, error) { return *rep.Load(), *failure.Load() }
+		c := conduct(t, tab, cop, Config{Watcher: w})
+		start(t, c, alice, false)
+		time.Sleep(10 * time.Minute)
+		wants := func(when string, n int, text string) {
+			t.Helper()
+			kept, err := TallyOf(t.Context(), tab, alice)
+			s, _ := c.StatusOf(alice)
+			if err != nil || kept.OldLeft.Count != n || kept.NewLeft.Count != 0 || !strings.Contains(kept.OldLeft.Text, text) || kept.OldLeft.Since.IsZero() != (n == 0) || s.Sweep.OldLeft != kept.OldLeft {
+				t.Errorf("%s: %+v, %+v, %v", when, kept.OldLeft, s.Sweep.OldLeft, err)
+			}
+		}
+		wants("nothing came", 0, "")
+		refused := backfill.Problem{Folder: "INBOX", UID: 7, Class: backfill.ClassRefused, Text: "over quota"}
+		set(backfill.Report{Left: 1, Problems: []backfill.Problem{refused}}, nil)
+		w.tell(alice, "INBOX")
+		time.Sleep(5 * time.Second)
+		wants("new refuses it", 1, "INBOX: over quota")
+		set(backfill.Report{}, nil)
+		w.tell(alice, "Work")
+		time.Sleep(5 * time.Second)
+		wants("a look at another folder", 1, "INBOX: over quota")
+		time.Sleep(2 * time.Minute)
+		wants("a look at all folders", 0, "")
+
+		set(backfill.Report{Left: 3}, errors.New("throttled"))
+		time.Sleep(2 * time.Minute)
+		wants("the pass came to its end before them", 3, "throttled")
+		set(backfill.Report{}, errors.New("connection refused"))
+		time.Sleep(20 * time.Minute)
+		wants("nobody can look", 3, "throttled")
+		set(backfill.Report{Copied: 3}, nil)
+		time.Sleep(20 * time.Minute)
+		wants("they are carried", 0, "")
+	})
+}

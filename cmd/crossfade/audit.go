@@ -18,6 +18,8 @@ type auditCmd struct {
 	NoLook    bool     `help:"Do not look into the mailboxes: the journal and the queue alone."`
 	Check     []string `type:"path" placeholder:"FILE" help:"Check signed files instead, of audits or of backfill verify; needs no relay. Again for several."`
 	Key       string   `placeholder:"PUB" help:"With --check: the public key that has to have signed them."`
+	Settle    bool     `help:"Say of users whose mailbox was made anew that it is well as it is: what was lost in it is not asked for any more. Needs --reason."`
+	Reason    string   `placeholder:"TEXT" help:"With --settle: why. It is in every audit from then on."`
 	PublicKey bool     `help:"Print the public key of the installation."`
 	jsonFlag
 }
@@ -31,6 +33,8 @@ func (c *auditCmd) Run(a *app) error {
 		return c.check(a)
 	case c.Key != "":
 		return usageError(errors.New("audit: --key is for --check"), "--public-key prints the key of this installation")
+	case c.Settle != (c.Reason != "") || c.Settle && len(c.Addresses) == 0:
+		return usageError(errors.New("audit: --settle needs users and --reason"), "as in: crossfade audit --settle --reason 'restored from the backup of Monday' ann@example.org")
 	}
 	client, err := a.client()
 	if err != nil {
@@ -43,6 +47,9 @@ func (c *auditCmd) Run(a *app) error {
 		}
 		fmt.Fprintln(a.stdout, key)
 		return nil
+	}
+	if c.Settle {
+		return c.settle(a, client)
 	}
 	run, err := client.StartAudit(a.ctx, audit.Request{Users: c.Addresses, Mailboxes: !c.NoLook})
 	if err != nil {
@@ -72,6 +79,24 @@ func (c *auditCmd) Run(a *app) error {
 		return err
 	}
 	return &commandError{code: exitFailed, err: errors.New("the audit is not clean: see above"), hint: "crossfade why QUEUE-ID tells a message's whole life"}
+}
+
+// settle takes the operator's word for each of the users.
+func (c *auditCmd) settle(a *app, client *admin.Client) error {
+	r, all := results{app: a}, []audit.Settled{}
+	for _, user := range c.Addresses {
+		said, err := client.SettleMailbox(a.ctx, user, c.Reason)
+		if err == nil {
+			all = append(all, said)
+		}
+		r.note(user, "settled: the next audit does not ask for what was lost there", err)
+	}
+	if c.JSON {
+		if err := a.printJSON(all); err != nil {
+			return err
+		}
+	}
+	return r.err("settled")
 }
 
 // wait shows how far the audit is until it ends.
@@ -154,13 +179,13 @@ func writeAudit(doc *audit.Document, dir, base string) error {
 }
 
 func (a *app) printAudit(d *audit.Document) error {
-	t := newTable(a.stdout, "USER", "STATE", "ACCEPTED", "FOUND", "DELIVERED", "SWEPT", "BOUNCED", "QUEUED", "PARKED", "REMOVED", "MISSING", "MAILBOX")
+	t := newTable(a.stdout, "USER", "STATE", "ACCEPTED", "FOUND", "DELIVERED", "SWEPT", "LEFT", "BOUNCED", "QUEUED", "PARKED", "REMOVED", "MISSING", "MAILBOX")
 	row := func(name string, x *audit.Account) {
 		look := ""
 		if x.Look != nil {
 			look = x.Look.String()
 		}
-		t.row(name, x.State, fmt.Sprint(x.Accepted), fmt.Sprint(x.Found), fmt.Sprint(x.Delivered), fmt.Sprint(x.Swept), fmt.Sprint(x.Bounced),
+		t.row(name, x.State, fmt.Sprint(x.Accepted), fmt.Sprint(x.Found), fmt.Sprint(x.Delivered), fmt.Sprint(x.Swept), fmt.Sprint(x.Left), fmt.Sprint(x.Bounced),
 			fmt.Sprint(x.Queued), fmt.Sprint(x.Parked), fmt.Sprint(x.Removed), fmt.Sprint(x.Missing), look)
 	}
 	for i := range d.Users {

@@ -60,6 +60,11 @@ func sweepLines(s cutover.Status) (lines []string) {
 	if w.New.Count > 0 {
 		add("%s found on new before the flip, the last at %s%s", count(w.New.Count, "message", "messages"), momentOf(w.New.Last), fromText(w.New))
 	}
+	for side, left := range map[string]cutover.Left{"old": w.OldLeft, "new": w.NewLeft} {
+		if left.Count > 0 && (side == "old") == (s.State == router.StateNew || s.State == router.StateDone) {
+			add("%s found on %s and not carried since %s: %s", count(left.Count, "message", "messages"), side, momentOf(left.Since), left.Text)
+		}
+	}
 	if w.Mirror && s.State == router.StateNew {
 		add("old is kept current with new, as of %s", momentOf(w.Mirrored))
 	}

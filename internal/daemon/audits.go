@@ -2,14 +2,12 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"crossfade/admin"
 	"crossfade/audit"
-	"crossfade/backfill"
 	"crossfade/cutover"
 	"crossfade/dnswatch"
 	"crossfade/mail"
@@ -147,54 +145,22 @@ func (a *audits) Finish(ctx context.Context) audit.Finish {
 	return e.Finish(ctx)
 }
 
-// traces looks into mailboxes for what was delivered.
-type traces struct{ d *Daemon }
-
-// Traced implements audit.Mailboxes.
-func (t traces) Traced(ctx context.Context, user string, keep func(string) bool) (old, neu backfill.Traced, reads mail.Route, err error) {
-	u, err := t.d.store.User(ctx, user)
-	if errors.Is(err, router.ErrNoUser) {
-		u, err = router.User{Address: user, Kind: router.KindMailbox, State: router.StateOld}, nil
-	}
-	if err != nil {
-		return old, neu, "", err
-	}
-	job, err := t.d.mailboxes.Job(u)
-	if err != nil {
-		return old, neu, "", err
-	}
-	reads = mail.Old
-	switch u.State {
-	case router.StateNew, router.StateDone, router.StateRollback:
-		reads = mail.New
-	}
-	copier := t.d.copier.now.Load()
-	if neu, err = copier.Traced(ctx, job, backfill.SideDest, keep); err != nil {
-		return old, neu, reads, err
-	}
-	if job.From != nil && reads == mail.New {
-		return old, neu, reads, nil // what is left on old is not looked at
-	}
-	old, err = copier.Traced(ctx, job, backfill.SideSource, keep)
-	return old, neu, reads, err
-}
-
 // sweeps tells what came to mailboxes past the relay, by what the conductor keeps
 // of each user.
 type sweeps struct{ d *Daemon }
 
-func (s sweeps) each(ctx context.Context, f func(user string, old, neu cutover.Found)) error {
+func (s sweeps) each(ctx context.Context, f func(u router.User, t cutover.Tally)) error {
 	for cursor := ""; ; {
 		page, next, err := s.d.store.Users(ctx, router.Filter{Kind: router.KindMailbox}, cursor, 500)
 		if err != nil {
 			return fmt.Errorf("list the users: %w", err)
 		}
 		for _, u := range page {
-			old, neu, err := cutover.FoundOf(ctx, s.d.store, u.Address)
+			t, err := cutover.TallyOf(ctx, s.d.store, u.Address)
 			if err != nil {
 				return err
 			}
-			f(u.Address, old, neu)
+			f(u, t)
 		}
 		if cursor = next; next == "" {
 			return nil
@@ -202,27 +168,48 @@ func (s sweeps) each(ctx context.Context, f func(user string, old, neu cutover.F
 	}
 }
 
-// Swept implements audit.Sweeps. The conductor counts what it has carried over:
-// what it could not is found again.
+// leftOf gives what sweeps cannot carry to the side that the user reads. What they
+// left on that side while he read the other one is where he looks now.
+func leftOf(u router.User, t cutover.Tally) cutover.Left {
+	if readsNew(u) {
+		return t.OldLeft
+	}
+	return t.NewLeft
+}
+
+// Swept implements audit.Sweeps.
 func (s sweeps) Swept(ctx context.Context) (map[string]audit.SweptCount, error) {
 	out := map[string]audit.SweptCount{}
-	err := s.each(ctx, func(user string, old, neu cutover.Found) {
-		if n := old.Count + neu.Count; n > 0 {
-			out[user] = audit.SweptCount{Found: n, Copied: n}
+	err := s.each(ctx, func(u router.User, t cutover.Tally) {
+		n, left := t.Old.Count+t.New.Count, leftOf(u, t)
+		if n+left.Count > 0 {
+			out[u.Address] = audit.SweptCount{Found: n + left.Count, Copied: n, Left: left.Count, Why: left.Text}
 		}
 	})
 	return out, err
 }
 
+// namedLeft bounds the users that are named of those with mail that is not carried.
+const namedLeft = 10
+
 // LastStraggler implements audit.Stragglers.
 func (s sweeps) LastStraggler(ctx context.Context) (last audit.Straggler, err error) {
-	err = s.each(ctx, func(user string, old, _ cutover.Found) {
-		if !old.Last.After(last.At) {
+	settled, err := traces(s).Settled(ctx)
+	if err != nil {
+		return last, err
+	}
+	err = s.each(ctx, func(u router.User, t cutover.Tally) {
+		if left := leftOf(u, t); left.Count > settled[u.Address].Left {
+			if last.Left += left.Count; len(last.Of) < namedLeft {
+				last.Of = append(last.Of, fmt.Sprintf("%s: %d since %s: %s", u.Address, left.Count, left.Since.Format(time.RFC3339), left.Text))
+			}
+		}
+		if !t.Old.Last.After(last.At) {
 			return
 		}
-		last = audit.Straggler{At: old.Last, User: user, From: "an unknown host"}
-		for _, o := range old.From {
-			if o.Last.Equal(old.Last) {
+		last.At, last.User, last.From = t.Old.Last, u.Address, "an unknown host"
+		for _, o := range t.Old.From {
+			if o.Last.Equal(t.Old.Last) {
 				last.From = o.Host
 			}
 		}
