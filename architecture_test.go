@@ -40,6 +40,7 @@ var allowed = map[string][]string{
 	"dnswatch":                {"mail"},
 	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit", "audit/seal"},
 	"lookup":                  {"mail", "router"},
+	"certs":                   {},
 
 	"store/disk":      {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
 	"store/redis":     {"mail", "router", "queue", "journal", "backfill", "store/transfer"},
@@ -47,7 +48,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "admin", "store/disk", "store/redis", "store/transfer"},
+		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},

@@ -48,6 +48,9 @@ type Metrics struct {
 	Strays      *prometheus.CounterVec // by side: messages found where their user does not read
 
 	Lookups *prometheus.CounterVec // by what and answer: questions of other programs
+
+	Handshakes *prometheus.CounterVec // by result: TLS handshakes of SMTP clients
+	Renewals   *prometheus.CounterVec // by result: attempts to get a certificate by ACME
 }
 
 // NewMetrics makes the collectors and registers them with reg.
@@ -84,11 +87,13 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Strays:        prometheus.NewCounterVec(opts("cutover_strays_total", "Messages found in a mailbox that its user does not read and carried to the one that he reads, by the side where they were."), []string{"side"}),
 		Stops:         prometheus.NewCounter(opts("cutover_wave_stops_total", "Waves that stopped by themselves, because attempts at flips failed.")),
 		Lookups:       prometheus.NewCounterVec(opts("lookups_total", "Questions of other programs about where users are, by what was asked for and the answer."), []string{"what", "answer"}),
+		Handshakes:    prometheus.NewCounterVec(opts("smtp_tls_handshakes_total", "TLS handshakes of SMTP clients, by result: ok or failed."), []string{"result"}),
+		Renewals:      prometheus.NewCounterVec(opts("acme_attempts_total", "Attempts to get a certificate for smtp.tls from an authority (ACME), by result: ok or failed."), []string{"result"}),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
-		m.Stops, m.Strays, m.Lookups,
+		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -119,6 +124,10 @@ func (m *Metrics) preset() {
 	for _, side := range []string{"old", "new"} {
 		m.Mailboxes.WithLabelValues(side)
 		m.Strays.WithLabelValues(side)
+	}
+	for _, result := range []string{"ok", "failed"} {
+		m.Handshakes.WithLabelValues(result)
+		m.Renewals.WithLabelValues(result)
 	}
 	for _, result := range []string{"flipped", "rolled back", "failed"} {
 		m.Moves.WithLabelValues(result)
@@ -151,6 +160,19 @@ func (m *Metrics) ConnClosed() { m.Open.Dec() }
 
 // ConnTurnedAway counts a connection that a limit closed.
 func (m *Metrics) ConnTurnedAway(reason string) { m.Turned.WithLabelValues(reason).Inc() }
+
+// Handshook counts a TLS handshake of an SMTP client.
+func (m *Metrics) Handshook(ok bool) { m.Handshakes.WithLabelValues(okOrFailed(ok)).Inc() }
+
+// Renewed counts an attempt to get a certificate by ACME.
+func (m *Metrics) Renewed(ok bool) { m.Renewals.WithLabelValues(okOrFailed(ok)).Inc() }
+
+func okOrFailed(ok bool) string {
+	if ok {
+		return "ok"
+	}
+	return "failed"
+}
 
 // Delivered counts what became of one recipient of a delivery attempt. A
 // release or a look at a mailbox was no attempt and is not counted.

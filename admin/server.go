@@ -101,6 +101,9 @@ type Config struct {
 	// Health tells what is wrong when the process should be started anew; nil:
 	// nothing ever is.
 	Health func(ctx context.Context) error
+	// Warn gives what will need an operator though mail is taken, such as a
+	// certificate that ends soon; nil: nothing.
+	Warn func() []string
 	// Ready gives the reasons why no mail can be accepted now; nil: there are
 	// none.
 	Ready func(ctx context.Context) []string

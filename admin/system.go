@@ -43,6 +43,8 @@ type StatsAlarm struct {
 type Readiness struct {
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons,omitempty" doc:"Why not."`
+	// Warnings do not make the relay unready.
+	Warnings []string `json:"warnings,omitempty" doc:"What will need an operator though mail is accepted, such as a certificate that ends soon."`
 }
 
 // Health says whether the process works.
@@ -257,10 +259,14 @@ func (s *Server) healthz(ctx context.Context, _ *struct{}) (*statusBody[Health],
 }
 
 func (s *Server) readyz(ctx context.Context, _ *struct{}) (*statusBody[Readiness], error) {
+	var warnings []string
+	if s.cfg.Warn != nil {
+		warnings = s.cfg.Warn()
+	}
 	if s.cfg.Ready != nil {
 		if reasons := s.cfg.Ready(ctx); len(reasons) > 0 {
-			return &statusBody[Readiness]{Status: http.StatusServiceUnavailable, Body: Readiness{Reasons: reasons}}, nil
+			return &statusBody[Readiness]{Status: http.StatusServiceUnavailable, Body: Readiness{Reasons: reasons, Warnings: warnings}}, nil
 		}
 	}
-	return &statusBody[Readiness]{Status: http.StatusOK, Body: Readiness{Ready: true}}, nil
+	return &statusBody[Readiness]{Status: http.StatusOK, Body: Readiness{Ready: true, Warnings: warnings}}, nil
 }

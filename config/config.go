@@ -45,7 +45,7 @@ type Config struct {
 type SMTP struct {
 	Listen              []string       `yaml:"listen" reload:"restart" doc:"Addresses to listen on, host:port. Port 0 takes a free one."`
 	Listeners           []Listener     `yaml:"listeners" reload:"restart" doc:"More addresses, each with choices of its own, such as one on port 587 for the backends' submissions with tls: require."`
-	TLS                 KeyPair        `yaml:"tls" doc:"Certificate for STARTTLS; without one, STARTTLS is not offered. The files are read again when they change."`
+	TLS                 SMTPTLS        `yaml:"tls" doc:"Certificate of the listeners: cert and key, or acme; without one, STARTTLS is not offered. docs/tls.md has the whole."`
 	MaxMessageSize      Size           `yaml:"max_message_size" reload:"restart" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
 	MaxConnections      int            `yaml:"max_connections" reload:"restart" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
 	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" reload:"restart" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
@@ -146,6 +146,9 @@ type Gmail struct {
 type BackendTLS struct {
 	CA                 string `yaml:"ca" path:"yes" doc:"PEM file with the authorities to trust instead of the system's."`
 	ServerName         string `yaml:"server_name" doc:"Name expected in the certificate; empty means the host of the URL."`
+	Pins               []Pin  `yaml:"pins" doc:"Digests of the certificate or of its public key, key-sha256:HEX or cert-sha256:HEX, one of which has to fit. A pin stands for name, dates and authorities; with ca set, those have to be right too. List the next key before it is used."`
+	Cert               string `yaml:"cert" path:"yes" doc:"PEM file with the certificate that we show to the server, where it asks for one."`
+	Key                string `yaml:"key" path:"yes" doc:"PEM file with its private key."`
 	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" doc:"Accept any certificate: whoever sits on the path can read and change mail."`
 }
 
@@ -200,6 +203,7 @@ func Default() *Config {
 			MaxConnectionsPerIP: 50,
 			MaxRecipients:       1000,
 			SmartHost:           SmartHost{MaxConnections: 20},
+			TLS:                 SMTPTLS{MinVersion: "1.2"},
 			IdleTimeout:         Duration(5 * time.Minute),
 			DataTimeout:         Duration(time.Hour),
 		},

@@ -285,8 +285,6 @@ func unknownKey(prefix, name string) string {
 	switch name {
 	case "password", "passwd", "pass", "secret":
 		return "a password is never written here: put it into a file and name that with password_file (or name an environment variable with password_env)"
-	case "acme":
-		return "not supported yet: planned; give cert and key, whose files are read again when they change"
 	}
 	sections := knownKeys()
 	prefix = entryNumber.ReplaceAllString(prefix, "[]")

@@ -14,14 +14,23 @@ const (
 	ListenTLSOff      = "off"      // STARTTLS is not offered
 )
 
+// The values of [Listener.ClientCertificate].
+const (
+	ListenCertNone    = "none"
+	ListenCertAsk     = "ask"
+	ListenCertRequire = "require"
+)
+
 // Listener is one entry of smtp.listeners: an address with choices of its own.
 type Listener struct {
 	Address string `yaml:"address" doc:"Address to listen on, host:port. Port 0 takes a free one. Required."`
 	TLS     string `yaml:"tls" enum:"offer|require|implicit|off" doc:"offer: STARTTLS when there is a certificate, as on smtp.listen. require: nothing is taken before STARTTLS (530). implicit: TLS from the first byte, as on port 465. off: no STARTTLS."`
+
+	ClientCertificate string `yaml:"client_certificate" enum:"none|ask|require" doc:"ask: clients are asked for a certificate, and one of smtp.tls.client_ca makes them trusted as smtp.trusted does. require: without such a one nothing is taken (530). none: they are not asked; some clients fail when they are."`
 }
 
 // setDefaults fills an entry before the file is read into it.
-func (l *Listener) setDefaults() { l.TLS = ListenTLSOffer }
+func (l *Listener) setDefaults() { l.TLS, l.ClientCertificate = ListenTLSOffer, ListenCertNone }
 
 // Listening lists every address that mail is taken on: those of smtp.listen, which offer STARTTLS, and then those of
 // smtp.listeners.
@@ -71,6 +80,13 @@ func (k *checker) listeners() {
 func (k *checker) listener(key string, l Listener) {
 	if (l.TLS == ListenTLSRequire || l.TLS == ListenTLSImplicit) && !k.c.SMTP.TLS.Enabled() {
 		k.fail(key+".tls", "%s needs a certificate: set smtp.tls", l.TLS)
+	}
+	switch {
+	case l.ClientCertificate == ListenCertNone:
+	case k.c.SMTP.TLS.ClientCA == "":
+		k.fail(key+".client_certificate", "%s needs the authorities that count: set smtp.tls.client_ca", l.ClientCertificate)
+	case l.TLS == ListenTLSOff:
+		k.fail(key+".client_certificate", "%s means nothing without TLS: set tls on this listener, or remove it", l.ClientCertificate)
 	}
 }
 

@@ -214,7 +214,11 @@ func (c *Config) resolve(dir string) {
 	for i := range c.Domains {
 		normal(&c.Domains[i])
 	}
-	for _, hosts := range [][]string{c.DNS.RelayMX, c.DNS.OldMX, c.DNS.NewMX} {
+	names := [][]string{c.DNS.RelayMX, c.DNS.OldMX, c.DNS.NewMX}
+	if c.SMTP.TLS.ACME != nil {
+		names = append(names, c.SMTP.TLS.ACME.Names)
+	}
+	for _, hosts := range names {
 		for i := range hosts {
 			normal(&hosts[i])
 		}

@@ -178,7 +178,7 @@ func (k *checker) keyPair(key string, pair KeyPair) {
 func (k *checker) smtp() {
 	s := k.c.SMTP
 	k.listeners()
-	k.keyPair("smtp.tls", s.TLS)
+	k.smtpTLS()
 	k.trusted("smtp.trusted", s.Trusted)
 	k.trusted("backends.old.sends_from", k.c.Backends.Old.SendsFrom)
 	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)
@@ -226,7 +226,7 @@ func (k *checker) smartHost() {
 		k.fail(key+".url", "smtp:// encrypts only when that happens to work: write smtp+starttls:// or smtps://, or smtp+insecure:// on a network of your own")
 	case h.User != "" && h.URL.TLS == TLSNone && !h.URL.Loopback():
 		k.fail(key+".user", "a password is not sent in clear: use smtp+starttls:// or smtps://")
-	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0:
+	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0 && k.c.SMTP.TLS.ClientCA == "":
 		k.fail(key+".url", "nobody may use it: list the backends' networks in smtp.trusted")
 	case k.ownEndpoint(h.URL):
 		k.fail(key+".url", "%s is our own listener (smtp.listen): mail would loop", h.URL.Address)
@@ -238,6 +238,7 @@ func (k *checker) smartHost() {
 		k.fail(key+".password_file", "missing: name a file with the password, or an environment variable with password_env")
 	}
 	k.envName(key+".password_env", h.PasswordEnv, "the password")
+	k.tlsOf(key+".tls", &h.TLS, h.URL)
 }
 
 func (k *checker) network(key string, network netip.Prefix) {
@@ -318,11 +319,7 @@ func (k *checker) backend(key string, b *Backend) {
 	if b.IMAPLogin != nil {
 		k.login(key+".imap_login", b.IMAPLogin)
 	}
-	if name := b.TLS.ServerName; name != "" {
-		if _, err := normalHost(name); err != nil {
-			k.fail(key+".tls.server_name", "%s", err)
-		}
-	}
+	k.tlsOf(key+".tls", &b.TLS, b.SMTP)
 }
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)

@@ -28,6 +28,9 @@ func (c *Config) Warnings() []string {
 	} {
 		out = appendExposed(out, file.key, file.path)
 	}
+	if v := c.SMTP.TLS.MinVersion; v == "1.0" || v == "1.1" {
+		out = append(out, fmt.Sprintf("smtp.tls.min_version: clients may use TLS %s, which is broken and forbidden by RFC 8996", v))
+	}
 	if host, _, err := parseListen(c.Admin.Listen); err == nil && c.Admin.Insecure && !c.Admin.TLS.Enabled() && !isLoopback(host) {
 		out = append(out, fmt.Sprintf("admin.insecure: the token crosses the network readable on %s", c.Admin.Listen))
 	}

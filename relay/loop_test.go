@@ -246,7 +246,7 @@ func TestRelayingOut(t *testing.T) {
 	site := func(trusted bool) *inSite {
 		return newSite(t, router.PolicyReject, func(c *ServerConfig) {
 			c.Wire.Trusted = func(netip.Addr) bool { return trusted }
-			c.RelaysOut = func(netip.Addr) bool { return on }
+			c.RelaysOut = func(wire.Info) bool { return on }
 		})
 	}
 	inside, outside := site(true), site(false)

@@ -69,11 +69,17 @@ type ServerConfig struct {
 	// side that it comes from is recognised by it.
 	Side func(netip.Addr) mail.Route
 	// RelaysOut tells whether a client's mail for addresses outside is taken, for
-	// the route out, when it is trusted (Wire.Trusted) besides. Nil never does.
-	RelaysOut func(client netip.Addr) bool
+	// the route out, when it is trusted (by Wire.Trusted or its certificate) besides.
+	// Nil never does.
+	RelaysOut func(client wire.Info) bool
 	// TLS gives the configuration of one handshake, so that certificates can
 	// change; nil, or a nil result, offers no STARTTLS.
 	TLS func() *tls.Config
+	// AskTLS is TLS for listeners that ask clients for a certificate, and
+	// ClientCert tells whether the one that came makes the client trusted.
+	AskTLS     func() *tls.Config
+	ClientCert func(*tls.ConnectionState) bool
+
 	// Inspectors look at every message, in this order.
 	Inspectors []Inspector
 	Logger     *slog.Logger
@@ -195,16 +201,17 @@ func (s *Server) side(ip netip.Addr) mail.Route {
 	return s.cfg.Side(ip.Unmap())
 }
 
-// trusts tells whether a client is one of ours.
-func (s *Server) trusts(ip netip.Addr) bool {
-	return s.cfg.Wire.Trusted != nil && s.cfg.Wire.Trusted(ip)
+// trusts tells whether a client is one of ours: by where it is, or by the
+// certificate that it showed.
+func (s *Server) trusts(client wire.Info) bool {
+	return client.Certified || s.cfg.Wire.Trusted != nil && s.cfg.Wire.Trusted(client.Remote.Addr())
 }
 
 // mayRelay tells whether mail of a client to an address that is not ours may
 // go out. What only looks like an address outside (a route through us, our own
 // name) may not.
-func (s *Server) mayRelay(ip netip.Addr, addr mail.Address) bool {
-	return s.cfg.RelaysOut != nil && s.cfg.RelaysOut(ip) && s.trusts(ip) && !addr.IsNull() &&
+func (s *Server) mayRelay(client wire.Info, addr mail.Address) bool {
+	return s.cfg.RelaysOut != nil && s.cfg.RelaysOut(client) && s.trusts(client) && !addr.IsNull() &&
 		!s.cfg.Router.Ours(addr.Domain) && !strings.EqualFold(addr.Domain, s.cfg.Hostname)
 }
 
@@ -212,6 +219,9 @@ func (s *Server) mayRelay(ip netip.Addr, addr mail.Address) bool {
 // value offers STARTTLS and takes mail in clear too.
 type ListenerOptions struct {
 	TLS wire.TLSUse
+	// AskCert asks clients for a certificate, as ServerConfig.AskTLS says, and
+	// NeedCert takes nothing from those without one that counts.
+	AskCert, NeedCert bool
 }
 
 // Serve is [Server.ServeWith] without options.
@@ -221,7 +231,10 @@ func (s *Server) Serve(l net.Listener) error { return s.ServeWith(l, ListenerOpt
 // then. It closes l.
 func (s *Server) ServeWith(l net.Listener, opts ListenerOptions) error {
 	cfg := s.wire
-	cfg.TLSUse = opts.TLS
+	cfg.TLSUse, cfg.NeedCert = opts.TLS, opts.NeedCert
+	if opts.AskCert || opts.NeedCert {
+		cfg.TLS, cfg.ClientCert = s.cfg.AskTLS, s.cfg.ClientCert
+	}
 	guard := wire.NewListener(l, cfg)
 	s.mu.Lock()
 	if s.closed {

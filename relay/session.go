@@ -188,7 +188,7 @@ func (s *session) resolve(addr mail.Address) ([]mail.Recipient, error) {
 		return nil, err
 	}
 	switch {
-	case res.Status == router.NotOurs && s.srv.mayRelay(s.conn.Info().Remote.Addr(), addr):
+	case res.Status == router.NotOurs && s.srv.mayRelay(s.conn.Info(), addr):
 		return []mail.Recipient{{Addr: addr, Hint: mail.Out}}, nil
 	case res.Status == router.NotOurs:
 		return nil, mail.Replyf(550, mail.Enhanced{5, 7, 1}, "relaying denied")

@@ -45,7 +45,7 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
 	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf, ctx: s.srv.ctx, log: s.srv.log}
 	b.from = s.srv.side(info.Remote.Addr())
-	ours := b.from != "" || s.srv.trusts(info.Remote.Addr())
+	ours := b.from != "" || s.srv.trusts(info)
 	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
 	b.scan = headerScan{own: s.srv.by, ours: ours, take: s.srv.loops.Allow, line: buf.line[:0], text: buf.text[:0]}
 }

@@ -33,6 +33,9 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if err := d.registry.Register(newNodesCollector(nodes)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	if err := d.registry.Register(newCertCollector(d.tls)); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	if err := d.registry.Register(newDNSCollector(d.dns)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
@@ -46,7 +49,7 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	cfg := admin.Config{
 		TokenStore: tokenBook{d.store}, Hosts: append([]string{d.cfg.Hostname}, d.cfg.Admin.Hosts...), TLS: d.adminTLS(), Refused: counts.Refuse,
 		Version: d.opts.Version, Tokens: tokens, Users: d.store, Router: d.router, Queue: d.store, Bodies: d.store, Audit: d.audit,
-		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Nodes: nodes, DNS: d.dnsAPI(),
+		Backends: switchboard(d.backends), Events: d.events, Health: d.health, Ready: d.ready, Warn: d.tls.book.Warnings, Nodes: nodes, DNS: d.dnsAPI(),
 		Audits: d.audits, Lives: d.audits, Metrics: d.registry, Log: d.log,
 	}
 	if sides := d.mailboxes.sides.Load(); sides.old.readable() && sides.new.readable() {
@@ -96,7 +99,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	later := config.Diff(d.cfg, cfg)
-	sides, err := loadIMAP(cfg)
+	sides, err := d.loadIMAP(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("reload: the running configuration stays: %w", err)
 	}
@@ -155,7 +158,7 @@ func (d *Daemon) reloadTokens(cfg *config.Config) {
 // was built once before, so it does not fail here but for a file that changed
 // in between; then the backend stays as it is.
 func (d *Daemon) retarget(cfg *config.Config, r mail.Route) {
-	t, err := target(cfg, r, d.log)
+	t, err := d.target(cfg, r)
 	if err == nil {
 		t.Hello = d.cfg.Hostname
 		err = d.backends[r].Update(t)

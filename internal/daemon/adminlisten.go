@@ -31,7 +31,7 @@ func (d *Daemon) mayServeAdmin(addr net.Addr) error {
 	switch {
 	case !ok:
 		return fmt.Errorf("admin.listen: %s is no TCP socket", addr.Network())
-	case d.adminCert == nil && !d.cfg.Admin.Insecure && !tcp.IP.IsLoopback():
+	case d.tls.admin == nil && !d.cfg.Admin.Insecure && !tcp.IP.IsLoopback():
 		return fmt.Errorf("admin.listen: %s can be reached by others and the token would cross the network readable: set admin.tls, listen on 127.0.0.1, or say admin.insecure: true", addr)
 	}
 	return nil
@@ -40,12 +40,7 @@ func (d *Daemon) mayServeAdmin(addr net.Addr) error {
 // adminTLS is how the API speaks; nil: plain HTTP. Each handshake takes the present
 // certificate.
 func (d *Daemon) adminTLS() *tls.Config {
-	if d.adminCert == nil {
-		return nil
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		return d.adminCert.config(), nil
-	}}
+	return d.tls.adminConfig
 }
 
 // tokenRecords is the user, who is none, under whom the store keeps tokens.

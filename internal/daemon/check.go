@@ -56,11 +56,7 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 		out = append(out, checkSMTP(ctx, cfg, mail.Out, "smtp.smart_host.url"))
 	}
 	out = append(out, checkLookup(cfg)...)
-	if _, err := loadCertificate(cfg.SMTP.TLS, nil); err != nil {
-		out = append(out, Finding{What: "smtp.tls", Text: err.Error(), Hint: "give a PEM chain and its key; the user who runs crossfade has to be able to read both"})
-	} else if !cfg.SMTP.TLS.Enabled() {
-		out = append(out, Finding{What: "smtp.tls", OK: true, Text: "warning: no certificate: STARTTLS is not offered, mail arrives in clear"})
-	}
+	out = append(out, checkTLS(cfg)...)
 	return append(out, checkIMAP(ctx, cfg, user)...)
 }
 

@@ -80,8 +80,7 @@ type Daemon struct {
 	audits    *audits
 	// closeJournal closes its files; nil: it has none.
 	closeJournal func() error
-	cert         *certificate
-	adminCert    *certificate
+	tls          *ourTLS
 
 	smtpListeners []net.Listener
 	adminListener net.Listener
@@ -96,25 +95,21 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	d := &Daemon{cfg: cfg, live: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
-	sides, err := loadIMAP(cfg)
-	if err != nil {
-		return nil, err
-	}
-	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
-	if d.cert, err = loadCertificate(cfg.SMTP.TLS, log); err != nil {
-		return nil, fmt.Errorf("smtp.tls: %w", err)
-	}
-	if d.adminCert, err = loadCertificate(cfg.Admin.TLS, log); err != nil {
-		return nil, fmt.Errorf("admin.tls: %w", err)
-	}
-	if d.backends, err = newBackends(cfg, log); err != nil {
-		return nil, err
-	}
+	var err error
 	d.registry = prometheus.NewRegistry()
 	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	return d, nil
+	if d.tls, err = openTLS(cfg, log, d.metrics.Renewed); err != nil {
+		return nil, err
+	}
+	sides, err := d.loadIMAP(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
+	d.backends, err = d.newBackends(cfg)
+	return d, err
 }
 
 // Started is closed when everything listens.
@@ -132,7 +127,7 @@ func (d *Daemon) SMTPAddrs() []net.Addr {
 // AdminURL is where the API listens, after Started.
 func (d *Daemon) AdminURL() string {
 	scheme := "http"
-	if d.adminCert != nil {
+	if d.tls.admin != nil {
 		scheme = "https"
 	}
 	return scheme + "://" + d.adminListener.Addr().String()
@@ -172,6 +167,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.ServeWith(l, opts) })
 	}
 	p.start("watch", d.watch)
+	d.tls.run(p)
 	if d.dns != nil {
 		p.start("dns watch", d.dns.Run)
 		p.start("stragglers", d.strays.run)

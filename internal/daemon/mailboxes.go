@@ -107,6 +107,20 @@ func loadIMAP(cfg *config.Config) (*imapSides, error) {
 	return &imapSides{host: cfg.Hostname, old: old, new: neu}, nil
 }
 
+// loadIMAP is [loadIMAP] with the servers' certificates noted.
+func (d *Daemon) loadIMAP(cfg *config.Config) (*imapSides, error) {
+	sides, err := loadIMAP(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for name, side := range map[string]*imapSide{"old": &sides.old, "new": &sides.new} {
+		if side.server.TLS != nil {
+			d.tls.noting("backends."+name+".imap", side.server.TLS)
+		}
+	}
+	return sides, nil
+}
+
 func loadSide(name string, b config.Backend) (imapSide, error) {
 	s := imapSide{name: name, mailbox: b.Mailbox, gmail: backfill.GmailLabels(b.Gmail.Labels)}
 	host := b.IMAP.Host

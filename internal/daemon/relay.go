@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -68,12 +69,34 @@ func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Targ
 	return t, nil
 }
 
+// target is how deliveries of this daemon reach the backend of a route.
+func (d *Daemon) target(cfg *config.Config, r mail.Route) (smtpclient.Target, error) {
+	t, err := target(cfg, r, d.log)
+	if err == nil {
+		t.TLS = d.tls.noting(smtpName(cfg, r), t.TLS)
+	}
+	return t, err
+}
+
+// smtpName is the key of the server that a route leads to.
+func smtpName(cfg *config.Config, r mail.Route) string {
+	switch {
+	case r != mail.Out:
+		return "backends." + string(r) + ".smtp"
+	case cfg.SMTP.SmartHost.Enabled():
+		return "smtp.smart_host"
+	}
+	return "backends." + cfg.Routing.Outbound + ".smtp"
+}
+
 // mayRelayOut tells for which clients mail to the outside is taken: those of
-// smtp.trusted alone. What a backend sends from may be an address that it shares
+// smtp.trusted and those with a certificate that counts. What a backend sends from may be an address that it shares
 // with others, as that of a cloud.
-func (d *Daemon) mayRelayOut() func(netip.Addr) bool {
+func (d *Daemon) mayRelayOut() func(wire.Info) bool {
 	in := trusts(d.cfg.SMTP.Trusted)
-	return func(client netip.Addr) bool { return in != nil && d.relaysOut.Load() && in(client.Unmap()) }
+	return func(client wire.Info) bool {
+		return d.relaysOut.Load() && (client.Certified || in != nil && in(client.Remote.Addr()))
+	}
 }
 
 // trustedNetworks are those of the backends' own mail.
@@ -99,10 +122,10 @@ func sideOf(cfg *config.Config) func(netip.Addr) mail.Route {
 	}
 }
 
-func newBackends(cfg *config.Config, log *slog.Logger) (map[mail.Route]*relay.Backend, error) {
-	out := map[mail.Route]*relay.Backend{}
+func (d *Daemon) newBackends(cfg *config.Config) (map[mail.Route]*relay.Backend, error) {
+	out, log := map[mail.Route]*relay.Backend{}, d.log
 	for _, r := range routes {
-		t, err := target(cfg, r, log)
+		t, err := d.target(cfg, r)
 		if err != nil {
 			return nil, err
 		}
@@ -132,10 +155,12 @@ func (d *Daemon) openRelay() (err error) {
 		Wire: wire.Config{
 			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
 			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
-			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway},
+			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook},
 		},
 		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
-		TLS: d.cert.config, Logger: d.log,
+		TLS:        func() *tls.Config { return d.tls.offer(false) },
+		AskTLS:     func() *tls.Config { return d.tls.offer(true) },
+		ClientCert: d.tls.clients.counts, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
 			Refused:  d.metrics.Refused,
@@ -158,7 +183,9 @@ func listenerOptions(l config.Listener) relay.ListenerOptions {
 		config.ListenTLSOffer: wire.TLSOffered, config.ListenTLSRequire: wire.TLSRequired,
 		config.ListenTLSImplicit: wire.TLSImplicit, config.ListenTLSOff: wire.TLSNever,
 	}
-	return relay.ListenerOptions{TLS: uses[l.TLS]}
+	return relay.ListenerOptions{
+		TLS: uses[l.TLS], AskCert: l.ClientCertificate == config.ListenCertAsk, NeedCert: l.ClientCertificate == config.ListenCertRequire,
+	}
 }
 
 func noLimitAt0(n int) int {

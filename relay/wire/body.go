@@ -273,8 +273,8 @@ func (c *Conn) bdat(cmd cmdLine) {
 	switch {
 	case len(fields) > 1 && !last:
 		c.skipChunk("501 5.5.4 BDAT takes a size and LAST, nothing else")
-	case c.l.cfg.TLSUse == TLSRequired && c.tls == nil:
-		c.skipChunk(needTLS)
+	case c.unfit() != "":
+		c.skipChunk(c.unfit())
 	case !c.tx.mail:
 		c.skipChunk("503 5.5.1 MAIL is wanted first")
 	case c.tx.rcpts == 0:

@@ -30,6 +30,16 @@ type Config struct {
 	TLS func() *tls.Config
 	// TLSUse says whether clients have to encrypt (default TLSOffered).
 	TLSUse TLSUse
+	// ClientCert is asked after each handshake whether the client's certificate is
+	// one that counts, for Info.Certified; it is not asked where none came. TLS has
+	// to ask clients for one.
+	ClientCert func(*tls.ConnectionState) bool
+	// NeedCert takes nothing from clients without a certificate that counts.
+	NeedCert bool
+	// MaxHandshakes bounds the TLS handshakes under way at once, over all listeners
+	// that share Counts (default 256). Who finds no place waits for one, and is told
+	// 454 at last. Trusted peers are not bound.
+	MaxHandshakes int
 	// Overload is asked before the greeting. A text that is not empty, such as
 	// "4.3.1 no space left", is sent with 421 and the connection is closed.
 	Overload func() string
@@ -141,7 +151,7 @@ func (c Config) withDefaults() Config {
 		field *int
 		byDef int
 	}{
-		{&c.MaxConns, 1000}, {&c.MaxConnsPerIP, 50}, {&c.MaxCommand, 2048}, {&c.MaxLine, 64 << 10},
+		{&c.MaxConns, 1000}, {&c.MaxConnsPerIP, 50}, {&c.MaxHandshakes, 256}, {&c.MaxCommand, 2048}, {&c.MaxLine, 64 << 10},
 		{&c.MaxMessages, noLimit}, {&c.MaxErrors, 20}, {&c.MaxRcptErrors, 100}, {&c.MaxNoise, 100},
 	} {
 		switch {

@@ -56,11 +56,14 @@ type Conn struct {
 	feed  []byte   // bytes that the library gets before anything else
 	lost  bool     // a write failed
 
-	helo    string
-	esmtp   bool
-	tls     *tls.ConnectionState
-	greeted bool // the client has said EHLO or HELO since the start or STARTTLS
-	told    bool // the library knows about it
+	helo  string
+	esmtp bool
+	tls   *tls.ConnectionState
+
+	certified bool // by a certificate of the client
+	placed    bool // counted among the handshakes under way
+	greeted   bool // the client has said EHLO or HELO since the start or STARTTLS
+	told      bool // the library knows about it
 
 	tx       transaction
 	last     []byte // the MAIL or RCPT line that the library is working at

@@ -24,6 +24,9 @@ type Info struct {
 	ESMTP bool
 	// TLS is nil in clear. It is shared: do not change it.
 	TLS *tls.ConnectionState
+	// Certified says that the client showed a certificate that Config.ClientCert
+	// knows.
+	Certified bool
 }
 
 // Protocol is the "with" word of a Received header: SMTP, ESMTP or ESMTPS (RFC 3848).
@@ -42,7 +45,7 @@ func (c *Conn) Info() Info {
 	return Info{
 		Number: c.number, Start: c.start,
 		Remote: c.remote, Local: addrPort(c.raw.LocalAddr()),
-		Helo: c.helo, ESMTP: c.esmtp, TLS: c.tls,
+		Helo: c.helo, ESMTP: c.esmtp, TLS: c.tls, Certified: c.certified,
 	}
 }
 

@@ -30,13 +30,42 @@ type Listener struct {
 	goneOnce sync.Once
 }
 
-// Counts are the connections that MaxConns and MaxConnsPerIP bound. Listeners
-// that share them share the limits.
+// Counts are the connections that MaxConns and MaxConnsPerIP bound, and the
+// handshakes that MaxHandshakes does. Listeners that share them share the limits.
 type Counts struct {
 	mu    sync.Mutex
 	total int
 	perIP map[netip.Addr]int
+
+	shaking chan struct{} // a token for each handshake under way
 }
+
+// beginHandshake takes one of limit places, and waits for one for a while.
+func (n *Counts) beginHandshake(limit int, wait time.Duration) bool {
+	if limit == noLimit {
+		limit = 1 << 20
+	}
+	n.mu.Lock()
+	if n.shaking == nil {
+		n.shaking = make(chan struct{}, limit)
+	}
+	n.mu.Unlock()
+	select {
+	case n.shaking <- struct{}{}:
+		return true
+	default:
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case n.shaking <- struct{}{}:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+func (n *Counts) endHandshake() { <-n.shaking }
 
 // open counts a connection; false when there are limit already.
 func (n *Counts) open(limit int) bool {

@@ -5,8 +5,12 @@ import (
 	"time"
 )
 
-// handshakeTimeout bounds a TLS handshake when IdleTimeout is longer.
-const handshakeTimeout = time.Minute
+// handshakeTimeout bounds a TLS handshake when IdleTimeout is longer, and
+// handshakeWait the wait for a place among those that are under way.
+const (
+	handshakeTimeout = 30 * time.Second
+	handshakeWait    = 10 * time.Second
+)
 
 // TLSUse says when the clients of a listener speak TLS.
 type TLSUse uint8
@@ -24,21 +28,36 @@ const (
 	TLSNever
 )
 
+// needCert is the answer of a listener that wants a certificate of the client.
+const needCert = "530 5.7.0 a client certificate that is known here is required"
+
 // needTLS is the answer of a listener that takes nothing in clear (RFC 3207, 4).
 const needTLS = "530 5.7.0 must issue a STARTTLS command first"
 
 // clearRefused refuses what a client may not do before STARTTLS. A chunk comes
 // behind BDAT whatever the answer, so that has its own way.
 func (c *Conn) clearRefused(word []byte) bool {
-	if c.l.cfg.TLSUse != TLSRequired || c.tls != nil {
+	why := c.unfit()
+	if why == "" {
 		return false
 	}
 	switch string(word) {
 	case "EHLO", "HELO", "STARTTLS", "NOOP", "RSET", "QUIT", "BDAT":
 		return false
 	}
-	c.fail(needTLS)
+	c.fail(why)
 	return true
+}
+
+// unfit is why nothing is taken from the client as it is now; empty: it is.
+func (c *Conn) unfit() string {
+	switch cfg := &c.l.cfg; {
+	case c.tls == nil && (cfg.TLSUse == TLSRequired || cfg.NeedCert):
+		return needTLS
+	case cfg.NeedCert && !c.certified:
+		return needCert
+	}
+	return ""
 }
 
 // openTLS is the handshake of a listener with implicit TLS, in front of the
@@ -50,8 +69,31 @@ func (c *Conn) openTLS() bool {
 		c.refuseConn("no_certificate", "")
 		return false
 	}
+	if !c.beginHandshake() {
+		c.lost = true
+		c.refuseConn("handshakes", "")
+		return false
+	}
 	c.handshake(config)
 	return !c.lost && c.phase != phaseDone
+}
+
+// beginHandshake waits for a place among the handshakes under way.
+func (c *Conn) beginHandshake() bool {
+	cfg := &c.l.cfg
+	if cfg.Trusted != nil && cfg.Trusted(c.remote.Addr()) {
+		return true
+	}
+	c.placed = cfg.Counts.beginHandshake(cfg.MaxHandshakes, min(handshakeWait, cfg.IdleTimeout))
+	return c.placed
+}
+
+// endHandshake gives the place back.
+func (c *Conn) endHandshake() {
+	if c.placed {
+		c.placed = false
+		c.l.cfg.Counts.endHandshake()
+	}
 }
 
 func (l *Listener) tlsConfig() *tls.Config {
@@ -80,15 +122,22 @@ func (c *Conn) startTLS(cmd cmdLine) {
 		// What was sent in clear behind STARTTLS would be taken as if it had come
 		// through TLS. Somebody in between put it there.
 		c.cutOff("tls_injection", "554 5.5.1 commands were sent behind STARTTLS, closing connection")
+	case !c.beginHandshake():
+		callWith(c.l.cfg.Metrics.Refused, "handshakes")
+		c.fail("454 4.7.0 TLS is not available just now, try again later") // RFC 3207, 4
 	default:
 		c.say("220 2.0.0 ready to start TLS")
-		if c.flush(); !c.lost {
-			c.handshake(config)
+		if c.flush(); c.lost {
+			c.endHandshake()
+			return
 		}
+		c.handshake(config)
 	}
 }
 
+// handshake starts TLS, in a place that beginHandshake gave.
 func (c *Conn) handshake(config *tls.Config) {
+	defer c.endHandshake()
 	c.mu.Lock()
 	if c.shutting() {
 		c.mu.Unlock()
@@ -121,6 +170,7 @@ func (c *Conn) handshake(config *tls.Config) {
 	c.net = conn // under the lock for Close
 	c.mu.Unlock()
 	c.tls = &state
+	c.certified = c.l.cfg.ClientCert != nil && len(state.PeerCertificates) > 0 && c.l.cfg.ClientCert(&state)
 	c.helo, c.esmtp = "", false
 	c.greeted, c.told = false, false
 	c.tx = transaction{}

@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"bufio"
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -100,5 +102,69 @@ func TestTLSImplicitSilent(t *testing.T) {
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Errorf("%d octets, %v", n, err)
+	}
+}
+
+// TestHandshakesBounded: who finds no place is told 454 and may go on in clear;
+// a place is given back, and trusted peers need none.
+func TestHandshakesBounded(t *testing.T) {
+	trusted := make(chan bool, 1)
+	trusted <- false
+	refused := make(chan string, 10)
+	s := start(t, withTLS(t, Config{
+		MaxHandshakes: 1, IdleTimeout: 300 * time.Millisecond, Counts: &Counts{},
+		Trusted: func(netip.Addr) bool { v := <-trusted; trusted <- v; return v },
+		Metrics: Metrics{Refused: func(r string) { refused <- r }},
+	}))
+	s.l.cfg.Counts.beginHandshake(1, 0) // somebody who never ends
+	p := s.greeted()
+	p.send("STARTTLS\r\n")
+	p.want("454 4.7.0")
+	if r := <-refused; r != "handshakes" {
+		t.Error(r)
+	}
+	p.send("NOOP\r\n")
+	p.want("250")
+	<-trusted
+	trusted <- true
+	s.greeted().startTLS()
+	<-trusted
+	trusted <- false
+	s.l.cfg.Counts.endHandshake()
+	for range 3 { // each gives its place back
+		s.greeted().startTLS()
+	}
+}
+
+// TestNeedCert: without a certificate that counts nothing is taken, also inside TLS.
+func TestNeedCert(t *testing.T) {
+	client := selfSigned(t, "client.test")
+	cert := selfSigned(t, "mx.test")
+	s := start(t, Config{
+		TLS: func() *tls.Config {
+			return &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}
+		},
+		ClientCert: func(c *tls.ConnectionState) bool { return c.PeerCertificates[0].Subject.CommonName == "client.test" },
+		NeedCert:   true,
+	})
+	for _, with := range []bool{false, true} {
+		p := s.greeted()
+		p.send("MAIL FROM:<a@client.test>\r\n")
+		p.want("530 5.7.0 must issue a STARTTLS")
+		p.send("STARTTLS\r\n")
+		p.want("220 ")
+		conf := &tls.Config{InsecureSkipVerify: true}
+		want := "530 5.7.0 a client certificate"
+		if with {
+			conf.Certificates, want = []tls.Certificate{client}, "250"
+		}
+		c := tls.Client(p.conn, conf)
+		p.conn, p.r = c, bufio.NewReader(c)
+		p.send("EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n")
+		p.want("250 ", want)
+		if !with {
+			p.send("BDAT 6 LAST\r\nQUIT\r\n")
+			p.want(want)
+		}
 	}
 }
