@@ -7,7 +7,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler; without one the tests run without it and say so.
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: demo test build lint bench faults matrix window fuzz docs clean
+.PHONY: demo test build lint bench faults matrix window attacks fuzz docs clean
 
 demo: ## a whole migration on this machine, nothing to install
 	$(GO) run ./cmd/crossfade demo
@@ -41,6 +41,11 @@ faults: ## the fault suite (docs/faults.md), long form: about an hour, or one PA
 window: ## a company of 200 goes through the whole window (docs/faults.md), long form; and how long flips hold mail
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_FAULTS=long \
 	$(GO) test -timeout 120m -count=1 ./internal/window; code=$$?; \
+	cat $$figures; rm -f $$figures; exit $$code
+
+attacks: ## what strangers try (docs/security-tests.md), long form: every case and the corpus through six real mail servers
+	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_ATTACKS=long \
+	$(GO) test -timeout 60m -count=1 ./internal/attack; code=$$?; \
 	cat $$figures; rm -f $$figures; exit $$code
 
 fuzz: ## every fuzz target for FUZZTIME (30s) each

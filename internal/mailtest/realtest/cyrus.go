@@ -239,3 +239,6 @@ func (c *Cyrus) answerLogin(conn net.Conn) {
 	_ = binary.Write(conn, binary.BigEndian, uint16(len(answer))) // Cyrus may be gone
 	_, _ = io.WriteString(conn, answer)
 }
+
+// Spool is the directory of its mail, a file for each message.
+func (c *Cyrus) Spool() string { return filepath.Join(c.dir, "spool") }
