@@ -27,6 +27,8 @@ var allowed = map[string][]string{
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
+	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
+
 	"backfill/imapconn/token": {},
 	"backfill/imapconn":       {"mail", "backfill/imapconn/token"},
 	"backfill":                {"mail", "backfill/imapconn"},

@@ -31,6 +31,9 @@ type Incoming struct {
 	// Received is the trace header that is stored on top of the message, with its
 	// CRLF. It must not be kept after Close without a copy.
 	Received []byte
+	// Before has what the inspectors before this one look at the message with, for
+	// those who build on what one of them finds out.
+	Before []Inspection
 }
 
 // Inspection looks at one message. Its methods are called one after the other,
@@ -63,6 +66,7 @@ func (s *Server) inspect(m Incoming) inspections {
 	}
 	list := make(inspections, 0, len(s.cfg.Inspectors))
 	for _, i := range s.cfg.Inspectors {
+		m.Before = list
 		if one := i.Inspect(s.ctx, m); one != nil {
 			list = append(list, one)
 		}

@@ -55,7 +55,7 @@ type Seal struct {
 func (r Result) Method(client netip.Addr) string {
 	out := "arc=" + string(r.Status)
 	if r.Reason != "" {
-		out += ` reason="` + r.Reason + `"`
+		out += ` reason="` + strings.Map(quotable, r.Reason) + `"`
 	}
 	if r.Status == None {
 		return out
@@ -71,4 +71,12 @@ func (r Result) Method(client netip.Addr) string {
 		out += " header.oldest-pass=" + strconv.Itoa(r.OldestPass)
 	}
 	return out
+}
+
+// quotable makes text fit for a quoted string.
+func quotable(r rune) rune {
+	if r < ' ' || r > '~' || r == '"' || r == '\\' {
+		return '?'
+	}
+	return r
 }
