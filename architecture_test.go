@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"relay/resolver":   {},
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
+	"relay/submission": {},
 	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
 	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
@@ -49,7 +50,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
@@ -57,7 +58,7 @@ var allowed = map[string][]string{
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "audit", "cutover", "queue"},
 
-	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin"},
+	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin", "relay/submission"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

@@ -23,6 +23,7 @@ type Metrics struct {
 	Connections   prometheus.Counter     // SMTP connections taken
 	Open          prometheus.Gauge       // SMTP connections open now
 	Turned        *prometheus.CounterVec // by reason: connections closed by a limit
+	Logins        *prometheus.CounterVec // by result: AUTH of clients
 	AcceptedMsgs  prometheus.Counter     // messages answered with 250
 	AcceptedRcpts prometheus.Counter     // recipients of them
 	AcceptedBytes prometheus.Counter     // octets of them
@@ -65,6 +66,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Connections:   prometheus.NewCounter(opts("smtp_connections_total", "SMTP connections taken.")),
 		Open:          prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "crossfade", Name: "smtp_connections_open", Help: "SMTP connections open now."}),
 		Turned:        prometheus.NewCounterVec(opts("smtp_connections_turned_away_total", "SMTP connections closed by a limit, by reason."), []string{"reason"}),
+		Logins:        prometheus.NewCounterVec(opts("smtp_logins_total", "Logins of SMTP clients, by result: granted, refused, or later for those that were not looked at."), []string{"result"}),
 		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
 		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
 		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
@@ -91,7 +93,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Renewals:      prometheus.NewCounterVec(opts("acme_attempts_total", "Attempts to get a certificate for smtp.tls from an authority (ACME), by result: ok or failed."), []string{"result"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.Connections, m.Open, m.Turned, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Connections, m.Open, m.Turned, m.Logins, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals,
 	} {
@@ -157,6 +159,9 @@ func (m *Metrics) ConnOpened() {
 
 // ConnClosed is the end of a connection that ConnOpened counted.
 func (m *Metrics) ConnClosed() { m.Open.Dec() }
+
+// LoggedIn counts a login of an SMTP client.
+func (m *Metrics) LoggedIn(result string) { m.Logins.WithLabelValues(result).Inc() }
 
 // ConnTurnedAway counts a connection that a limit closed.
 func (m *Metrics) ConnTurnedAway(reason string) { m.Turned.WithLabelValues(reason).Inc() }

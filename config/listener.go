@@ -21,16 +21,27 @@ const (
 	ListenCertRequire = "require"
 )
 
+// The values of [Listener.Auth].
+const (
+	ListenAuthOff     = "off"     // AUTH is not known
+	ListenAuthOffer   = "offer"   // AUTH is offered under TLS
+	ListenAuthRequire = "require" // and nobody else's mail is taken
+)
+
 // Listener is one entry of smtp.listeners: an address with choices of its own.
 type Listener struct {
 	Address string `yaml:"address" doc:"Address to listen on, host:port. Port 0 takes a free one. Required."`
 	TLS     string `yaml:"tls" enum:"offer|require|implicit|off" doc:"offer: STARTTLS when there is a certificate, as on smtp.listen. require: nothing is taken before STARTTLS (530). implicit: TLS from the first byte, as on port 465. off: no STARTTLS."`
 
 	ClientCertificate string `yaml:"client_certificate" enum:"none|ask|require" doc:"ask: clients are asked for a certificate, and one of smtp.tls.client_ca makes them trusted as smtp.trusted does. require: without such a one nothing is taken (530). none: they are not asked; some clients fail when they are."`
+
+	Auth string `yaml:"auth" enum:"off|offer|require" doc:"Whether clients log in with a name and password of smtp.users_file (AUTH PLAIN and LOGIN, under TLS alone). Who has logged in is trusted as smtp.trusted is, for mail to the outside too (smtp.smart_host). require: nobody else's mail is taken here, but that of trusted networks."`
 }
 
 // setDefaults fills an entry before the file is read into it.
-func (l *Listener) setDefaults() { l.TLS, l.ClientCertificate = ListenTLSOffer, ListenCertNone }
+func (l *Listener) setDefaults() {
+	l.TLS, l.ClientCertificate, l.Auth = ListenTLSOffer, ListenCertNone, ListenAuthOff
+}
 
 // Listening lists every address that mail is taken on: those of smtp.listen, which offer STARTTLS, and then those of
 // smtp.listeners.
@@ -75,6 +86,14 @@ func (k *checker) listeners() {
 		}
 		seen[l.Address] = true
 	}
+	if s.UsersFile != "" && !s.logins() {
+		k.fail("smtp.users_file", "nobody can log in: set auth: require on one of smtp.listeners")
+	}
+}
+
+// logins tells whether clients can log in anywhere.
+func (s *SMTP) logins() bool {
+	return slices.ContainsFunc(s.Listeners, func(l Listener) bool { return l.Auth == ListenAuthOffer || l.Auth == ListenAuthRequire })
 }
 
 func (k *checker) listener(key string, l Listener) {
@@ -87,6 +106,13 @@ func (k *checker) listener(key string, l Listener) {
 		k.fail(key+".client_certificate", "%s needs the authorities that count: set smtp.tls.client_ca", l.ClientCertificate)
 	case l.TLS == ListenTLSOff:
 		k.fail(key+".client_certificate", "%s means nothing without TLS: set tls on this listener, or remove it", l.ClientCertificate)
+	}
+	switch {
+	case l.Auth == ListenAuthOff || l.Auth == "":
+	case k.c.SMTP.UsersFile == "":
+		k.fail(key+".auth", "%s needs names and passwords: set smtp.users_file", l.Auth)
+	case l.TLS == ListenTLSOff || !k.c.SMTP.TLS.Enabled():
+		k.fail(key+".auth", "a password is taken under TLS alone: set smtp.tls, and tls: require or implicit here")
 	}
 }
 

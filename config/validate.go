@@ -226,7 +226,7 @@ func (k *checker) smartHost() {
 		k.fail(key+".url", "smtp:// encrypts only when that happens to work: write smtp+starttls:// or smtps://, or smtp+insecure:// on a network of your own")
 	case h.User != "" && h.URL.TLS == TLSNone && !h.URL.Loopback():
 		k.fail(key+".user", "a password is not sent in clear: use smtp+starttls:// or smtps://")
-	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0 && k.c.SMTP.TLS.ClientCA == "":
+	case len(k.c.SMTP.Trusted)+len(k.c.Backends.Old.SendsFrom)+len(k.c.Backends.New.SendsFrom) == 0 && k.c.SMTP.TLS.ClientCA == "" && !k.c.SMTP.logins():
 		k.fail(key+".url", "nobody may use it: list the backends' networks in smtp.trusted")
 	case k.ownEndpoint(h.URL):
 		k.fail(key+".url", "%s is our own listener (smtp.listen): mail would loop", h.URL.Address)

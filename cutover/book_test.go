@@ -61,11 +61,11 @@ func TestBookThatCannotBeRead(t *testing.T) {
 		m := newMove(before, tab.users[alice], Request{})
 		m.strays(t.Context(), false, 3, []string{"a.example", "a.example", "b.example"})
 		count := func() int {
-			old, _, err := FoundOf(t.Context(), tab, alice)
+			found, err := TallyOf(t.Context(), tab, alice)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return old.Count
+			return found.Old.Count
 		}
 		// A process that cannot read, or cannot write, when it finds something.
 		m = newMove(New(Config{Table: tab, Copier: &copier{}, Requests: tab, Mailboxes: mailboxes{}}), tab.users[alice], Request{})
@@ -106,9 +106,9 @@ func TestBookThatCannotBeReadInASweep(t *testing.T) {
 		conduct(t, tab, cop, Config{})
 		time.Sleep(time.Hour)
 		passes := len(cop.forth())
-		old, _, err := FoundOf(t.Context(), tab, alice)
-		if err != nil || old.Count < passes-2 || passes < 20 {
-			t.Errorf("%d found in %d looks, %v", old.Count, passes, err)
+		found, err := TallyOf(t.Context(), tab, alice)
+		if err != nil || found.Old.Count < passes-2 || passes < 20 {
+			t.Errorf("%d found in %d looks, %v", found.Old.Count, passes, err)
 		}
 	})
 }

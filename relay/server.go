@@ -69,7 +69,7 @@ type ServerConfig struct {
 	// side that it comes from is recognised by it.
 	Side func(netip.Addr) mail.Route
 	// RelaysOut tells whether a client's mail for addresses outside is taken, for
-	// the route out, when it is trusted (by Wire.Trusted or its certificate) besides.
+	// the route out, when it is trusted (by Wire.Trusted, its certificate or a login) besides.
 	// Nil never does.
 	RelaysOut func(client wire.Info) bool
 	// TLS gives the configuration of one handshake, so that certificates can
@@ -201,10 +201,10 @@ func (s *Server) side(ip netip.Addr) mail.Route {
 	return s.cfg.Side(ip.Unmap())
 }
 
-// trusts tells whether a client is one of ours: by where it is, or by the
-// certificate that it showed.
+// trusts tells whether a client is one of ours: by where it is, by the
+// certificate that it showed, or by its login.
 func (s *Server) trusts(client wire.Info) bool {
-	return client.Certified || s.cfg.Wire.Trusted != nil && s.cfg.Wire.Trusted(client.Remote.Addr())
+	return client.Certified || client.User != "" || s.cfg.Wire.Trusted != nil && s.cfg.Wire.Trusted(client.Remote.Addr())
 }
 
 // mayRelay tells whether mail of a client to an address that is not ours may
@@ -222,6 +222,8 @@ type ListenerOptions struct {
 	// AskCert asks clients for a certificate, as ServerConfig.AskTLS says, and
 	// NeedCert takes nothing from those without one that counts.
 	AskCert, NeedCert bool
+	// Auth says whether clients log in, where [ServerConfig.Wire] has Auth.
+	Auth wire.AuthUse
 }
 
 // Serve is [Server.ServeWith] without options.
@@ -231,7 +233,7 @@ func (s *Server) Serve(l net.Listener) error { return s.ServeWith(l, ListenerOpt
 // then. It closes l.
 func (s *Server) ServeWith(l net.Listener, opts ListenerOptions) error {
 	cfg := s.wire
-	cfg.TLSUse, cfg.NeedCert = opts.TLS, opts.NeedCert
+	cfg.TLSUse, cfg.NeedCert, cfg.AuthUse = opts.TLS, opts.NeedCert, opts.Auth
 	if opts.AskCert || opts.NeedCert {
 		cfg.TLS, cfg.ClientCert = s.cfg.AskTLS, s.cfg.ClientCert
 	}

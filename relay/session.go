@@ -324,7 +324,7 @@ func (s *session) received(env *mail.Envelope) {
 	}
 	s.srv.log.LogAttrs(s.srv.ctx, slog.LevelInfo, "received", slog.String("id", string(env.ID)),
 		slog.String("from", "<"+env.From.String()+">"), slog.Int("rcpts", len(env.Recipients)), slog.Int64("size", env.Size),
-		slog.String("msgid", env.MessageID), slog.Any("peer", env.Client.Addr), slog.String("helo", env.Client.Helo),
+		slog.String("msgid", env.MessageID), slog.Any("peer", env.Client.Addr), slog.String("helo", env.Client.Helo), slog.String("user", s.conn.Info().User),
 		slog.Int("settled", s.conn.LineEndsSettled()), slog.Duration("wait", wait))
 }
 

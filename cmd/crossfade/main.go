@@ -44,6 +44,7 @@ type commands struct {
 	Why      whyCmd      `cmd:"" help:"One message's whole life: accepted, routed, delivered, copied, where it is now."`
 	Finish   finishCmd   `cmd:"" help:"What must be true before the old system may be switched off, and what to reset afterwards."`
 	Token    tokenCmd    `cmd:"" help:"Who may use the admin API: make, list and revoke tokens."`
+	Password passwordCmd `cmd:"" help:"Print the line of smtp.users_file for a name; the password is read from standard input."`
 	Health   healthCmd   `cmd:"" help:"Ask a running relay whether it can take mail; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

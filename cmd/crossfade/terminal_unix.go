@@ -18,3 +18,18 @@ func terminalSize(f *os.File) (width, height int) {
 	}
 	return cmp.Or(int(ws.Col), 80), cmp.Or(int(ws.Row), 24)
 }
+
+// hideInput turns off the echo of a terminal.
+func hideInput(f *os.File) (restore func(), err error) {
+	fd := int(f.Fd())
+	was, err := unix.IoctlGetTermios(fd, getTermios)
+	if err != nil {
+		return nil, err
+	}
+	quiet := *was
+	quiet.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(fd, setTermios, &quiet); err != nil {
+		return nil, err
+	}
+	return func() { _ = unix.IoctlSetTermios(fd, setTermios, was) }, nil
+}

@@ -26,6 +26,7 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
+	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 	"crossfade/router"
 
@@ -64,6 +65,7 @@ type Daemon struct {
 	router    *router.Router
 	backends  map[mail.Route]*relay.Backend
 	verifier  *relay.Verifier
+	users     *submission.Users // nil: nobody can log in
 	server    *relay.Server
 	relaysOut atomic.Bool // a smart host is configured
 	deliverer *relay.Deliverer
@@ -96,6 +98,9 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	}
 	d := &Daemon{cfg: cfg, live: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
 	var err error
+	if err := d.openLogins(); err != nil {
+		return nil, err
+	}
 	d.registry = prometheus.NewRegistry()
 	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)

@@ -90,12 +90,12 @@ func smtpName(cfg *config.Config, r mail.Route) string {
 }
 
 // mayRelayOut tells for which clients mail to the outside is taken: those of
-// smtp.trusted and those with a certificate that counts. What a backend sends from may be an address that it shares
+// smtp.trusted, those with a certificate that counts, and who has logged in. What a backend sends from may be an address that it shares
 // with others, as that of a cloud.
 func (d *Daemon) mayRelayOut() func(wire.Info) bool {
 	in := trusts(d.cfg.SMTP.Trusted)
 	return func(client wire.Info) bool {
-		return d.relaysOut.Load() && (client.Certified || in != nil && in(client.Remote.Addr()))
+		return d.relaysOut.Load() && (client.Certified || client.User != "" || in != nil && in(client.Remote.Addr()))
 	}
 }
 
@@ -155,7 +155,8 @@ func (d *Daemon) openRelay() (err error) {
 		Wire: wire.Config{
 			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
 			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
-			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook},
+			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook, Login: d.countLogin},
+			Auth:    d.loginCheck(),
 		},
 		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
 		TLS:        func() *tls.Config { return d.tls.offer(false) },
@@ -183,8 +184,9 @@ func listenerOptions(l config.Listener) relay.ListenerOptions {
 		config.ListenTLSOffer: wire.TLSOffered, config.ListenTLSRequire: wire.TLSRequired,
 		config.ListenTLSImplicit: wire.TLSImplicit, config.ListenTLSOff: wire.TLSNever,
 	}
+	logins := map[string]wire.AuthUse{config.ListenAuthOffer: wire.AuthOffered, config.ListenAuthRequire: wire.AuthRequired}
 	return relay.ListenerOptions{
-		TLS: uses[l.TLS], AskCert: l.ClientCertificate == config.ListenCertAsk, NeedCert: l.ClientCertificate == config.ListenCertRequire,
+		TLS: uses[l.TLS], Auth: logins[l.Auth], AskCert: l.ClientCertificate == config.ListenCertAsk, NeedCert: l.ClientCertificate == config.ListenCertRequire,
 	}
 }
 

@@ -157,6 +157,8 @@ func (c *Conn) dispatch(word []byte, cmd cmdLine) {
 		c.hello(word[0] == 'E', cmd)
 	case "STARTTLS":
 		c.startTLS(cmd)
+	case "AUTH":
+		c.auth(cmd)
 	case "RSET":
 		c.rset()
 	case "QUIT":
@@ -167,7 +169,7 @@ func (c *Conn) dispatch(word []byte, cmd cmdLine) {
 		c.noise("252 2.5.0 cannot verify a mailbox, send it mail and see")
 	case "HELP":
 		c.noise("214 2.0.0 RFC 5321")
-	case "EXPN", "AUTH", "ETRN", "TURN", "SEND", "SOML", "SAML", "LHLO", "XCLIENT":
+	case "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML", "LHLO", "XCLIENT":
 		c.fail("502 5.5.1 command not implemented")
 	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT":
 		// A browser that was talked into carrying somebody's SMTP commands.
@@ -210,6 +212,8 @@ func (c *Conn) hello(extended bool, cmd cmdLine) {
 		c.say(c.l.cfg.Hostname)
 	case c.tls == nil && c.l.tlsConfig() != nil:
 		c.put(c.l.ehloTLS)
+	case c.logins():
+		c.put(c.l.ehloLogin)
 	default:
 		c.put(c.l.ehloClear)
 	}
@@ -250,6 +254,9 @@ func (c *Conn) mail(cmd cmdLine) {
 		return
 	case c.count.messages >= cfg.MaxMessages:
 		c.refuseConn("messages", "421 4.7.0 "+cfg.Hostname+" enough messages on this connection, please connect again")
+		return
+	}
+	if c.authRefused() {
 		return
 	}
 	start, end, ok := findPath(cmd.line, "FROM:")

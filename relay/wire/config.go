@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -40,6 +41,10 @@ type Config struct {
 	// that share Counts (default 256). Who finds no place waits for one, and is told
 	// 454 at last. Trusted peers are not bound.
 	MaxHandshakes int
+	// Auth tells whether a login is right; AuthUse whether clients log in (default
+	// AuthNever). AUTH is offered under TLS only.
+	Auth    Auth
+	AuthUse AuthUse
 	// Overload is asked before the greeting. A text that is not empty, such as
 	// "4.3.1 no space left", is sent with 421 and the connection is closed.
 	Overload func() string
@@ -106,11 +111,13 @@ type Metrics struct {
 	// fixed word: "conns", "conns_per_ip", "overload", "errors", "noise", "idle",
 	// "body_timeout", "body_size", "messages", "tls_injection", "other_protocol",
 	// "shutdown", "bdat_syntax", "line_length",
-	// "proxy_header", "no_certificate".
+	// "proxy_header", "logins", "login_later", "no_certificate".
 	Refused func(reason string)
 	// Message is called when the guard refuses a message because of its bytes,
 	// with "bare_newline" or "line_length".
 	Message func(reason string)
+	// Login is called after each login.
+	Login func(AuthVerdict)
 	// Handshake is called after each TLS handshake.
 	Handshake func(ok bool)
 }
@@ -176,11 +183,8 @@ func (c Config) withDefaults() Config {
 }
 
 // ehloReply is the whole EHLO reply, made once: it is the same for every client.
-func (c Config) ehloReply(offerTLS bool) string {
-	lines := append([]string{c.Hostname}, c.Extensions...)
-	if offerTLS {
-		lines = append(lines, "STARTTLS")
-	}
+func (c Config) ehloReply(more ...string) string {
+	lines := slices.Concat([]string{c.Hostname}, c.Extensions, more)
 	var b strings.Builder
 	for i, line := range lines {
 		sep := "-"

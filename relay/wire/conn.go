@@ -59,6 +59,7 @@ type Conn struct {
 	helo  string
 	esmtp bool
 	tls   *tls.ConnectionState
+	user  string // who has logged in
 
 	certified bool // by a certificate of the client
 	placed    bool // counted among the handshakes under way
@@ -103,7 +104,7 @@ type transaction struct {
 // counters are set back when a message is taken, but for messages.
 type counters struct {
 	errors, rcptErrors, noise int
-	messages                  int
+	messages, logins          int
 }
 
 const inSize = 16 << 10

@@ -27,11 +27,15 @@ type Info struct {
 	// Certified says that the client showed a certificate that Config.ClientCert
 	// knows.
 	Certified bool
+	// User is the name that the client has logged in with; empty: it has not.
+	User string
 }
 
-// Protocol is the "with" word of a Received header: SMTP, ESMTP or ESMTPS (RFC 3848).
+// Protocol is the "with" word of a Received header: SMTP, ESMTP, ESMTPS or ESMTPSA (RFC 3848).
 func (i Info) Protocol() string {
 	switch {
+	case i.TLS != nil && i.User != "":
+		return "ESMTPSA"
 	case i.TLS != nil:
 		return "ESMTPS"
 	case i.ESMTP:
@@ -45,7 +49,7 @@ func (c *Conn) Info() Info {
 	return Info{
 		Number: c.number, Start: c.start,
 		Remote: c.remote, Local: addrPort(c.raw.LocalAddr()),
-		Helo: c.helo, ESMTP: c.esmtp, TLS: c.tls, Certified: c.certified,
+		Helo: c.helo, ESMTP: c.esmtp, TLS: c.tls, Certified: c.certified, User: c.user,
 	}
 }
 

@@ -19,6 +19,7 @@ type Listener struct {
 	cfg       Config
 	ehloClear string
 	ehloTLS   string
+	ehloLogin string
 
 	closing atomic.Bool
 
@@ -115,8 +116,9 @@ func NewListener(inner net.Listener, cfg Config) *Listener {
 	return &Listener{
 		inner:     inner,
 		cfg:       cfg,
-		ehloClear: cfg.ehloReply(false),
-		ehloTLS:   cfg.ehloReply(true),
+		ehloClear: cfg.ehloReply(),
+		ehloTLS:   cfg.ehloReply("STARTTLS"),
+		ehloLogin: cfg.ehloReply("AUTH PLAIN LOGIN"),
 		conns:     make(map[*Conn]struct{}),
 		gone:      make(chan struct{}),
 	}

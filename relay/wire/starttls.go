@@ -171,7 +171,7 @@ func (c *Conn) handshake(config *tls.Config) {
 	c.mu.Unlock()
 	c.tls = &state
 	c.certified = c.l.cfg.ClientCert != nil && len(state.PeerCertificates) > 0 && c.l.cfg.ClientCert(&state)
-	c.helo, c.esmtp = "", false
+	c.helo, c.esmtp, c.user = "", false, ""
 	c.greeted, c.told = false, false
 	c.tx = transaction{}
 }
