@@ -82,6 +82,8 @@ type Auditor struct {
 	Log       *slog.Logger // nil: silent
 	// LooksAtOnce is how many users' mailboxes are read at once; 0 means 4.
 	LooksAtOnce int
+	// FindTime bounds how long Why reads the journal; 0 means a minute.
+	FindTime time.Duration
 }
 
 // Request says what is audited.

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,18 +70,42 @@ type Step struct {
 // ErrUnknown tells that nothing is known of a message.
 var ErrUnknown = errors.New("nothing is known of such a message")
 
-// Why tells the life of a message, by its queue id; or of the messages that have a
-// Message-ID. look says whether the mailboxes are looked into.
-func (a *Auditor) Why(ctx context.Context, id string, look bool) ([]Life, error) {
-	lines, damaged, err := a.Journal.Find(ctx, id)
-	if err != nil {
-		return nil, fmt.Errorf("look for %s in the journal: %w", id, err)
+// mostLives bounds how many messages with one Message-ID are told of: anybody can send
+// as many as he likes.
+const mostLives = 20
+
+// Bounds of the time that Why takes, by what it waits for.
+const (
+	findTime = time.Minute     // the journal: of what is in its files the index tells
+	lookTime = 2 * time.Minute // each mailbox
+)
+
+// find looks for a message in the journal, within the time for that.
+func (a *Auditor) find(ctx context.Context, id string) ([]journal.Entry, []string, error) {
+	limit := cmp.Or(a.FindTime, findTime)
+	fctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	lines, damaged, err := a.Journal.Find(fctx, id)
+	if err != nil && fctx.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("it takes longer than %s: when much of it has not come into the journal's files (the log says why: \"the journal cannot be written\"), there is no index of that part; "+
+			"mend that, and ask again: %w", limit, err)
 	}
-	var ids []mail.ID
-	for _, e := range lines {
-		if !slices.Contains(ids, e.ID) {
-			ids = append(ids, e.ID)
-		}
+	if err != nil {
+		return nil, damaged, fmt.Errorf("look for %s in the journal: %w", id, err)
+	}
+	return lines, damaged, nil
+}
+
+// Why tells the life of a message, by its queue id; or of the messages that have a
+// Message-ID, of which it tells of the first 20. look says whether the mailboxes are looked into.
+func (a *Auditor) Why(ctx context.Context, id string, look bool) ([]Life, error) {
+	lines, damaged, err := a.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	ids, more := idsOf(lines)
+	if more > 0 {
+		damaged = append(damaged, fmt.Sprintf("%d more messages have this Message-ID: ask for them by their queue ids", more))
 	}
 	if len(ids) == 0 && mail.ID(id).Valid() {
 		ids = append(ids, mail.ID(id)) // perhaps it waits since before the journal began
@@ -88,11 +113,11 @@ func (a *Auditor) Why(ctx context.Context, id string, look bool) ([]Life, error)
 	var lives []Life
 	for _, one := range ids {
 		if string(one) != id { // by Message-ID only some of its lines are found
-			var more []string
-			if lines, more, err = a.Journal.Find(ctx, string(one)); err != nil {
-				return nil, fmt.Errorf("look for %s in the journal: %w", one, err)
+			var worse []string
+			if lines, worse, err = a.find(ctx, string(one)); err != nil {
+				return nil, err
 			}
-			damaged = append(damaged, more...)
+			damaged = append(damaged, worse...)
 		}
 		l, err := a.life(ctx, one, lines)
 		if errors.Is(err, ErrUnknown) {
@@ -112,6 +137,24 @@ func (a *Auditor) Why(ctx context.Context, id string, look bool) ([]Life, error)
 		return nil, fmt.Errorf("%w: %s is no queue id and no Message-ID in the journal or the queue", ErrUnknown, id)
 	}
 	return lives, nil
+}
+
+// idsOf gives the messages that lines are about, in their order, and how many more
+// there are than are told of.
+func idsOf(lines []journal.Entry) (ids []mail.ID, more int) {
+	seen := map[mail.ID]bool{}
+	for _, e := range lines {
+		if seen[e.ID] {
+			continue
+		}
+		seen[e.ID] = true
+		if len(ids) < mostLives {
+			ids = append(ids, e.ID)
+		} else {
+			more++
+		}
+	}
+	return ids, more
 }
 
 // life joins the lines about one message with the queue and the state table.
@@ -266,13 +309,22 @@ func (a *Auditor) lookFor(ctx context.Context, l *Life) {
 			rc.LookError = "the mailboxes are not reached over IMAP"
 			continue
 		}
-		wants := func(id string) bool { return id == string(l.ID) }
-		old, err := a.Mailboxes.Traced(ctx, rc.User, mail.Old, wants)
-		neu, err2 := a.Mailboxes.Traced(ctx, rc.User, mail.New, wants)
+		old, err := a.placesOf(ctx, rc.User, mail.Old, l.ID)
+		neu, err2 := a.placesOf(ctx, rc.User, mail.New, l.ID)
+		rc.Looked, rc.Old, rc.New = true, old, neu
 		if err := errors.Join(err, err2); err != nil {
-			rc.LookError = err.Error()
-			continue
+			rc.Looked, rc.LookError = false, err.Error()
 		}
-		rc.Looked, rc.Old, rc.New = true, old.Places[string(l.ID)], neu.Places[string(l.ID)]
 	}
+}
+
+// placesOf looks for a message on one side, within the time for that.
+func (a *Auditor) placesOf(ctx context.Context, user string, side mail.Route, id mail.ID) ([]backfill.Place, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, fmt.Errorf("it takes longer than %s: --no-look leaves the mailboxes out", lookTime))
+	defer cancel()
+	t, err := a.Mailboxes.Traced(ctx, user, side, func(found string) bool { return found == string(id) })
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = fmt.Errorf("look into the mailbox on %s: %w", side, cause)
+	}
+	return t.Places[string(id)], err
 }

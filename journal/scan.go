@@ -1,9 +1,11 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Scan gives every entry to f, in the order in which they were written, the
@@ -35,60 +37,88 @@ type visitor interface {
 
 // walk shows all blocks, those that may tell of an id where one is given, and
 // then the batches that are in none. What goes from the outbox into a block
-// meanwhile is shown once.
+// meanwhile is shown once. Of both there is one block's worth in memory.
 func (j *Journal) walk(ctx context.Context, of string, v visitor) error {
-	var last uint64
+	w := &walking{j: j, v: v, of: of}
 	for {
 		head, err := j.Shelf.Head(ctx)
+		if err == nil {
+			err = w.blocks(ctx)
+		}
 		if err != nil {
 			return err
 		}
-		for b, err := range j.Shelf.Blocks(ctx, Want{After: last, Of: of}) {
-			var d *Damage
-			switch {
-			case errors.As(err, &d):
-				v.damage(d)
-				continue
-			case err != nil:
-				return err
-			case last > 0 && b.First <= last:
-				continue // its first writing failed, and it is there after all
-			}
-			if err := v.block(b); err != nil {
-				return err
-			}
-			last = b.Last
-		}
-		last = max(last, head.Last)
-		batches, err := j.pending(ctx, last)
-		if err != nil {
+		w.last = max(w.last, head.Last)
+		done, err := w.rest(ctx)
+		if err != nil || done {
 			return err
 		}
-		if head, err = j.Shelf.Head(ctx); err != nil {
-			return err
-		}
-		if head.Last > last {
-			continue // some of it was moved meanwhile
-		}
-		for _, b := range batches {
-			if err := v.batch(b); err != nil {
-				return err
-			}
-		}
-		return nil
 	}
 }
 
-// pending reads the outbox behind a batch. That is a block's worth, unless the
-// shelf does not work.
-func (j *Journal) pending(ctx context.Context, after uint64) (all []Batch, err error) {
-	for {
-		batches, err := j.Outbox.Pending(ctx, after, blockRaw)
-		if err != nil || len(batches) == 0 {
-			return all, err
+// walking is a walk under way.
+type walking struct {
+	j    *Journal
+	v    visitor
+	of   string
+	last uint64 // batch that was shown
+	out  bool   // batches of the outbox were
+}
+
+// ErrMoved tells that another node moved the journal while it was read.
+var ErrMoved = errors.New("another node moved the newest of the journal while it was read: ask again")
+
+// blocks shows those behind what was shown.
+func (w *walking) blocks(ctx context.Context) error {
+	for b, err := range w.j.Shelf.Blocks(ctx, Want{After: w.last, Of: w.of}) {
+		var d *Damage
+		switch {
+		case errors.As(err, &d):
+			w.v.damage(d)
+			continue
+		case err != nil:
+			return err
+		case w.out && b.First <= w.last && b.Last > w.last:
+			return ErrMoved // only some of it was shown, and nothing tells which
+		case w.last > 0 && b.First <= w.last:
+			continue // its first writing failed, and it is there after all
 		}
-		all = append(all, batches...)
-		after = batches[len(batches)-1].Number
+		if err := w.v.block(b); err != nil {
+			return err
+		}
+		w.last = b.Last
+	}
+	return nil
+}
+
+// rest shows the outbox, a block's worth at a time: it is large when the shelf does not
+// work. This process moves nothing meanwhile. It is not done when another one did.
+func (w *walking) rest(ctx context.Context) (done bool, err error) {
+	w.j.mu.Lock()
+	defer w.j.mu.Unlock()
+	for {
+		batches, err := w.j.Outbox.Pending(ctx, w.last, blockRaw)
+		if err != nil {
+			return false, err
+		}
+		head, err := w.j.Shelf.Head(ctx)
+		if err != nil || head.Last > w.last {
+			return false, err
+		}
+		size := 0
+		for _, b := range batches {
+			if err := w.v.batch(b); err != nil {
+				return false, err
+			}
+			size += len(b.Lines)
+			w.last, w.out = b.Number, true
+		}
+		if err := ctx.Err(); err != nil {
+			return false, context.Cause(ctx)
+		}
+		if size < blockRaw {
+			return true, nil // what came since is not of this walk
+		}
 	}
 }
 
@@ -99,13 +129,26 @@ type scan struct {
 	prev   Block
 }
 
-func (s *scan) damage(d *Damage) { s.report.Damaged = append(s.report.Damaged, d.Error()) }
+func (s *scan) damage(d *Damage) { s.report.Damaged = noted(s.report.Damaged, d.Error()) }
+
+// mostNoted bounds how much of what is damaged is named.
+const mostNoted = 1000
+
+func noted(list []string, text string) []string {
+	switch len(list) {
+	case mostNoted - 1:
+		text = "and more, which is not named"
+	case mostNoted:
+		return list
+	}
+	return append(list, text)
+}
 
 func (s *scan) block(b Block) error {
 	r := &s.report
 	lines, err := b.Lines()
 	if err != nil { // the next one shows what is missing by it
-		r.Damaged = append(r.Damaged, fmt.Sprintf("the journal: block %d: %v", b.Number, err))
+		r.Damaged = noted(r.Damaged, fmt.Sprintf("the journal: block %d: %v", b.Number, err))
 		return nil
 	}
 	if r.Blocks > 0 && b.Number == s.prev.Number+1 && b.Prev != s.prev.Hash() {
@@ -148,12 +191,22 @@ func (s *scan) lines(lines []byte, first, last uint64) error {
 	return nil
 }
 
+// mostFound bounds what Find gives: anybody can send many messages with one
+// Message-ID.
+const mostFound = 20_000
+
+// errEnough ends a walk that found so much.
+var errEnough = errors.New("enough")
+
 // Find gives the entries about a message, by its queue id or its Message-ID, in
 // their order. By a Message-ID only the lines that have it are found: ask again
-// with the queue ids in them. What of the journal cannot be read is in damaged.
+// with the queue ids in them. What of the journal cannot be read, and that there is
+// more than is given, is in damaged.
 func (j *Journal) Find(ctx context.Context, id string) (found []Entry, damaged []string, err error) {
 	f := &find{plain: plainMessageID(id)}
-	err = j.walk(ctx, f.plain, f)
+	if err = j.walk(ctx, f.plain, f); errors.Is(err, errEnough) {
+		f.damaged, err = noted(f.damaged, fmt.Sprintf("there are more than %d lines about it: these are the first", mostFound)), nil
+	}
 	return f.found, f.damaged, err
 }
 
@@ -164,30 +217,36 @@ type find struct {
 	damaged []string
 }
 
-func (f *find) damage(d *Damage) { f.damaged = append(f.damaged, d.Error()) }
+func (f *find) damage(d *Damage) { f.damaged = noted(f.damaged, d.Error()) }
 
 func (f *find) block(b Block) error {
 	lines, err := b.Lines()
 	if err != nil {
-		f.damaged = append(f.damaged, fmt.Sprintf("the journal: block %d: %v", b.Number, err))
+		f.damaged = noted(f.damaged, fmt.Sprintf("the journal: block %d: %v", b.Number, err))
 		return nil
 	}
-	f.take(lines)
-	return nil
+	return f.take(lines)
 }
 
-func (f *find) batch(b Batch) error {
-	f.take(b.Lines)
-	return nil
+func (f *find) batch(b Batch) error { return f.take(b.Lines) }
+
+// asWritten tells whether an id stands in JSON as it is, whoever wrote that.
+func asWritten(id string) bool {
+	return strings.Trim(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.@_+=$-") == ""
 }
 
-func (f *find) take(lines []byte) {
+func (f *find) take(lines []byte) error {
+	if asWritten(f.plain) && !bytes.Contains(lines, []byte(f.plain)) {
+		return nil // without reading line for line, which takes a hundred times as long
+	}
 	for e, err := range entries(lines) {
-		if err != nil {
+		if err != nil || string(e.ID) != f.plain && (e.MessageID == "" || plainMessageID(e.MessageID) != f.plain) {
 			continue
 		}
-		if string(e.ID) == f.plain || e.MessageID != "" && plainMessageID(e.MessageID) == f.plain {
-			f.found = append(f.found, e)
+		if len(f.found) == mostFound {
+			return errEnough
 		}
+		f.found = append(f.found, e)
 	}
+	return nil
 }
