@@ -53,6 +53,13 @@ func (c *storeCopyCmd) Run(a *app) error {
 	if rep.InFlight > 0 {
 		t.row("tried again", fmt.Sprintf("%d recipients, whose delivery was under way when the process died: a duplicate is possible", rep.InFlight))
 	}
+	if rep.Journal != "" {
+		moved := ""
+		if rep.JournalMoved > 0 {
+			moved = fmt.Sprintf(", with %d batches that were still in the database", rep.JournalMoved)
+		}
+		t.row("journal", fmt.Sprintf("it is in %s%s: copy that directory along", rep.Journal, moved))
+	}
 	t.row("digest", rep.Digest)
 	return t.flush()
 }

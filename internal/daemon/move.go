@@ -66,7 +66,9 @@ type StoreCopy struct {
 }
 
 // CopyStore copies a store to a new one: all or nothing, compared record by
-// record in the end. Neither may be in use. The source is not changed.
+// record in the end. Neither may be in use. The source is not changed, but for its
+// journal: what a process that was killed left of it in the database is put into the
+// journal's files, as the next start would do.
 func CopyStore(ctx context.Context, c StoreCopy) (CopyReport, error) {
 	cfg, from, to := c.Config, c.From, c.To
 	name, err := nameOf(cfg, from)
@@ -90,11 +92,17 @@ func CopyStore(ctx context.Context, c StoreCopy) (CopyReport, error) {
 			return CopyReport{}, err
 		}
 	}
+	dir, moved, err := finishJournal(ctx, cfg, from, src)
+	if err != nil {
+		return CopyReport{}, err
+	}
 	sink, err := openSink(ctx, cfg, to, name)
 	if err != nil {
 		return CopyReport{}, err
 	}
-	return transfer.Copy(ctx, src, sink, c.Progress)
+	rep, err := transfer.Copy(ctx, src, sink, c.Progress)
+	rep.Journal, rep.JournalMoved = dir, moved
+	return rep, err
 }
 
 func openSource(ctx context.Context, cfg *config.Config, store string) (transfer.Source, error) {

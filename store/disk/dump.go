@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/router"
@@ -125,6 +126,11 @@ func (d *dump) readDoubts() error {
 		d.doubt[x.ID][x.N] = x
 	}
 	return err
+}
+
+// Pending gives what of the journal is not in its files, as [journal.Outbox] does.
+func (d *dump) Pending(ctx context.Context, after uint64, max int) ([]journal.Batch, error) {
+	return d.db.pending(ctx, after, max)
 }
 
 // Name implements [transfer.Source].

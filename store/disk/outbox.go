@@ -56,17 +56,24 @@ func (s *Store) loadOutbox() error {
 
 // Pending implements [journal.Outbox].
 func (s *Store) Pending(ctx context.Context, after uint64, max int) (batches []journal.Batch, err error) {
-	size := 0
-	err = s.read(ctx, func(c *conn) error {
-		return c.each(func(cols []driver.Value) error {
-			b := journal.Batch{Number: uint64(asInt(cols[0])), Lines: append([]byte(nil), asBytes(cols[1])...)}
-			batches = append(batches, b)
-			if size += len(b.Lines); size >= max {
-				return errStop
-			}
-			return ctx.Err()
-		}, sqlOutboxRead, after)
+	err = s.read(ctx, func(c *conn) (err error) {
+		batches, err = c.pending(ctx, after, max)
+		return err
 	})
+	return batches, err
+}
+
+// pending reads batches of the outbox.
+func (c *conn) pending(ctx context.Context, after uint64, max int) (batches []journal.Batch, err error) {
+	size := 0
+	err = c.each(func(cols []driver.Value) error {
+		b := journal.Batch{Number: uint64(asInt(cols[0])), Lines: append([]byte(nil), asBytes(cols[1])...)}
+		batches = append(batches, b)
+		if size += len(b.Lines); size >= max {
+			return errStop
+		}
+		return ctx.Err()
+	}, sqlOutboxRead, after)
 	return batches, err
 }
 

@@ -14,11 +14,16 @@ import (
 
 // Report says what a copy did.
 type Report struct {
-	From     string        `json:"from"`
-	To       string        `json:"to"`
-	Counts                 // of what was copied and compared
-	Digest   string        `json:"digest"` // SHA-256 over all records and bodies, the same on both sides
-	Duration time.Duration `json:"duration_ns"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Counts        // of what was copied and compared
+	Digest string `json:"digest"` // SHA-256 over all records and bodies, the same on both sides
+	// Journal is the directory of the journal's files, which is to be copied along;
+	// empty: there is none. JournalMoved is how many batches were still in the database
+	// and are in the files now.
+	Journal      string        `json:"journal,omitempty"`
+	JournalMoved int           `json:"journal_moved,omitempty"`
+	Duration     time.Duration `json:"duration_ns"`
 }
 
 // Step is a part of a copy.
