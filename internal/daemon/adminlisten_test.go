@@ -185,7 +185,11 @@ func TestTokensLive(t *testing.T) {
 			t.Error("a revoked token is still valid")
 		}
 	})
-	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+	log, err := admin.CheckAuditLog([]string{filepath.Join(dir, "data", "audit.jsonl")}, "", admin.AuditHead{})
+	if err != nil || log.Bad != nil || log.Lines != 4 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made and revoked
+		t.Errorf("the audit log: %+v %v %v", log, log.Bad, err)
+	}
+	err = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
