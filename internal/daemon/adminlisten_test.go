@@ -109,7 +109,10 @@ func TestAdminSpeaksTLS(t *testing.T) {
 // TestAdminAddress: what is not a loopback address needs TLS or a word of the
 // operator, in the configuration and when it is bound.
 func TestAdminAddress(t *testing.T) {
-	d := &Daemon{cfg: parse(t, t.TempDir(), reloadConfig)}
+	d, err := New(parse(t, t.TempDir(), reloadConfig), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for addr, ok := range map[net.Addr]bool{
 		&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}: true, &net.TCPAddr{IP: net.IPv4(127, 9, 9, 9)}: true, &net.TCPAddr{IP: net.IPv6loopback}: true,
 		&net.TCPAddr{IP: net.IPv4zero}: false, &net.TCPAddr{IP: net.IPv6unspecified}: false, &net.TCPAddr{}: false,
