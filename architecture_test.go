@@ -26,7 +26,8 @@ var allowed = map[string][]string{
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay/submission": {},
-	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
+	"relay/limit":      {},
+	"relay":            {"mail", "router", "queue", "relay/limit", "relay/wire", "relay/smtpclient"},
 
 	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
 
@@ -50,7 +51,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},

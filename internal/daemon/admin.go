@@ -118,6 +118,8 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	if d.lookup != nil {
 		d.lookup.Update(answers)
 	}
+	d.guard.Update(guardSettings(d.cfg, cfg.SMTP))
+	d.warnOfFiles(cfg)
 	d.mailboxes.sides.Store(sides)
 	d.retune(cfg)
 	d.reloadTokens(cfg)
