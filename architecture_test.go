@@ -22,12 +22,12 @@ var allowed = map[string][]string{
 
 	"relay/wire":       {"mail"},
 	"relay/smtpclient": {"mail"},
+	"relay/tlspolicy":  {"dnswatch", "relay/resolver", "relay/smtpclient"},
 	"relay/resolver":   {},
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay/submission": {},
-	"relay/limit":      {},
-	"relay":            {"mail", "router", "queue", "relay/limit", "relay/wire", "relay/smtpclient"},
+	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
 
 	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
 
@@ -42,7 +42,7 @@ var allowed = map[string][]string{
 	"audit":                   {"mail", "router", "queue", "journal", "backfill", "backfill/certificate", "audit/seal"},
 	"cutover":                 {"mail", "router", "queue", "backfill", "backfill/imapconn"},
 	"dnswatch":                {"mail"},
-	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit", "audit/seal"},
+	"admin":                   {"mail", "router", "queue", "backfill", "cutover", "dnswatch", "audit", "audit/seal", "relay/tlspolicy"},
 	"lookup":                  {"mail", "router"},
 	"certs":                   {},
 
@@ -51,8 +51,8 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
-		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "admin", "store/disk", "store/redis", "store/transfer"},
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
+		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},

@@ -121,6 +121,7 @@ func (s *Server) registerAll() {
 	s.registerQueue()
 	s.registerApply()
 	s.registerSystem()
+	s.registerTLS()
 	s.registerNodes()
 	s.registerAudits()
 	s.registerDNS()

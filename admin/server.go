@@ -101,6 +101,9 @@ type Config struct {
 	// Health tells what is wrong when the process should be started anew; nil:
 	// nothing ever is.
 	Health func(ctx context.Context) error
+	// DeliveryTLS tells how TLS with the servers that mail is delivered to fares; nil:
+	// nobody does.
+	DeliveryTLS TLSAPI
 	// Warn gives what will need an operator though mail is taken, such as a
 	// certificate that ends soon; nil: nothing.
 	Warn func() []string

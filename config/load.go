@@ -214,6 +214,9 @@ func (c *Config) resolve(dir string) {
 	for i := range c.Domains {
 		normal(&c.Domains[i])
 	}
+	for _, b := range []*BackendTLS{&c.Backends.Old.TLS, &c.Backends.New.TLS, &c.SMTP.SmartHost.TLS} {
+		normal(&b.MTASTS)
+	}
 	names := [][]string{c.DNS.RelayMX, c.DNS.OldMX, c.DNS.NewMX}
 	if c.SMTP.TLS.ACME != nil {
 		names = append(names, c.SMTP.TLS.ACME.Names)

@@ -213,10 +213,26 @@ func (k *checker) tlsOf(key string, b *BackendTLS, smtp Endpoint) {
 		}
 	}
 	k.keyPair(key, KeyPair{Cert: b.Cert, Key: b.Key})
-	if b.InsecureSkipVerify && (len(b.Pins) > 0 || b.CA != "") {
-		k.fail(key+".insecure_skip_verify", "any certificate is accepted, and ca and pins say which: keep one")
+	if b.InsecureSkipVerify && (len(b.Pins) > 0 || b.CA != "" || b.DANE || b.MTASTS != "") {
+		k.fail(key+".insecure_skip_verify", "any certificate is accepted, and ca, pins, dane and mta_sts say which: keep one")
 	}
 	if len(b.Pins) > 0 && smtp.TLS == TLSOpportunistic {
 		k.fail(key+".pins", "%s:// sends in clear when the certificate is another one: write smtp+starttls:// or smtps://", smtp.Scheme)
+	}
+	switch {
+	case !b.DANE:
+	case smtp.TLS == TLSNone || smtp.Network != "tcp":
+		k.fail(key+".dane", "%s:// is never encrypted: write smtp+starttls://, or remove this", smtp.Scheme)
+	case looksLikeIP(smtp.Host):
+		k.fail(key+".dane", "%s has no TLSA records: name the server by its host name", smtp.Host)
+	case len(b.Pins) > 0:
+		k.fail(key+".dane", "pins say which certificate is right, and so do TLSA records: keep one")
+	}
+	if b.MTASTS != "" {
+		if _, err := NormalDomain(b.MTASTS); err != nil {
+			k.fail(key+".mta_sts", "%s", err)
+		} else if smtp.TLS == TLSNone || smtp.Protocol != ProtocolSMTP {
+			k.fail(key+".mta_sts", "%s:// has no such policy: write smtp://, smtp+starttls:// or smtps://, or remove this", smtp.Scheme)
+		}
 	}
 }

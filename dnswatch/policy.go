@@ -3,6 +3,7 @@ package dnswatch
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -115,13 +116,24 @@ func policyURL(domain string) string {
 	return "https://mta-sts." + bare(domain) + "/.well-known/mta-sts.txt"
 }
 
-// fetchPolicy reads a domain's policy over HTTPS as a sender does: no redirects, a certificate that fits.
+// fetchPolicy reads a domain's policy, at the addresses that the check's resolvers give.
 func (c *Checker) fetchPolicy(ctx context.Context, l *lookups, domain string) (Policy, error) {
+	return FetchPolicy(ctx, domain, PolicyOptions{Dial: c.dialLooked(l), Roots: c.cfg.Roots})
+}
+
+// PolicyOptions says how a policy is fetched. The zero value does it with the resolvers and authorities of the system.
+type PolicyOptions struct {
+	Dial  Dial
+	Roots *x509.CertPool
+}
+
+// FetchPolicy reads a domain's policy over HTTPS as a sender does (RFC 8461, 3.3): no redirects, a certificate that fits.
+func FetchPolicy(ctx context.Context, domain string, opts PolicyOptions) (Policy, error) {
 	ctx, cancel := context.WithTimeout(ctx, policyTime)
 	defer cancel()
 	transport := &http.Transport{
-		DialContext:           c.dialLooked(l),
-		TLSClientConfig:       &tls.Config{RootCAs: c.cfg.Roots, MinVersion: tls.VersionTLS12},
+		DialContext:           opts.Dial,
+		TLSClientConfig:       &tls.Config{RootCAs: opts.Roots, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives:     true,
 		ResponseHeaderTimeout: policyTime, MaxResponseHeaderBytes: 32 << 10,
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"crossfade/backfill/imapconn"
@@ -138,27 +139,38 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route, key string
 		f.Text = err.Error()
 		return f
 	}
+	policies, err := checkPolicies(cfg, r, &t)
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
 	conn, err := smtpclient.Dial(ctx, t)
 	if err != nil {
 		f.Text = err.Error()
 		return f
 	}
 	f.OK, f.Hint = true, ""
-	f.Text = "connected" + describeSMTP(conn.Encrypted(), conn.Caps())
+	f.Text = "connected" + describeSMTP(conn)
+	if w := policies.warnings(); len(w) > 0 {
+		f.Text = "warning: " + strings.Join(w, "; ") + "; " + f.Text
+	}
 	conn.Quit(ctx)
 	return f
 }
 
 // describeSMTP names what matters of a server's offers in the field's terms.
-func describeSMTP(encrypted bool, c smtpclient.Caps) string {
-	text := ", in clear"
-	if encrypted {
-		text = ", encrypted"
+func describeSMTP(conn *smtpclient.Conn) string {
+	text, c := ", in clear", conn.Caps()
+	switch {
+	case conn.Verified():
+		text = ", encrypted, its certificate is right"
+	case conn.Encrypted():
+		text = ", encrypted, its certificate was not checked"
 	}
 	for _, offer := range []struct {
 		has  bool
 		name string
-	}{{c.Pipelining, "PIPELINING"}, {c.EightBitMIME, "8BITMIME"}, {c.SMTPUTF8, "SMTPUTF8"}, {c.DSN, "DSN"}, {c.Chunking, "CHUNKING"}, {c.Enhanced, "ENHANCEDSTATUSCODES"}} {
+	}{{c.Pipelining, "PIPELINING"}, {c.EightBitMIME, "8BITMIME"}, {c.SMTPUTF8, "SMTPUTF8"}, {c.DSN, "DSN"}, {c.Chunking, "CHUNKING"}, {c.Enhanced, "ENHANCEDSTATUSCODES"}, {c.RequireTLS, "REQUIRETLS"}} {
 		if offer.has {
 			text += ", " + offer.name
 		}

@@ -26,7 +26,6 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
-	"crossfade/relay/limit"
 	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -68,7 +67,6 @@ type Daemon struct {
 	verifier  *relay.Verifier
 	users     *submission.Users // nil: nobody can log in
 	server    *relay.Server
-	guard     *limit.Guard
 	relaysOut atomic.Bool // a smart host is configured
 	deliverer *relay.Deliverer
 	mailboxes *mailboxes
@@ -85,6 +83,7 @@ type Daemon struct {
 	// closeJournal closes its files; nil: it has none.
 	closeJournal func() error
 	tls          *ourTLS
+	policies     *tlsPolicies
 
 	smtpListeners []net.Listener
 	adminListener net.Listener
@@ -107,8 +106,6 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	d.warnOfFiles(cfg)
-	d.metrics.PresetLimits(limit.TurnedAway(), limit.Limited())
 	if d.tls, err = openTLS(cfg, log, d.metrics.Renewed); err != nil {
 		return nil, err
 	}
@@ -117,6 +114,12 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		return nil, err
 	}
 	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
+	res, err := newResolver(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.policies = newTLSPolicies(res, stsFile(cfg), log)
+	d.policies.counted = d.metrics.TLSFared
 	d.backends, err = d.newBackends(cfg)
 	return d, err
 }

@@ -58,30 +58,15 @@ func (f *finder) Find(ctx context.Context, s relay.Search) (relay.Found, error) 
 	return out, nil
 }
 
-// Searchable implements relay.Searchable.
-func (f *finder) Searchable(side mail.Route) error {
-	_, err := f.side(side)
-	return err
-}
-
-// side gives the mailboxes of a side, when they can be looked into.
-func (f *finder) side(r mail.Route) (imapSide, error) {
+// account says how to log in to the mailbox of a recipient.
+func (f *finder) account(ctx context.Context, s relay.Search) (imapconn.Account, error) {
 	sides := f.boxes.sides.Load()
 	side := sides.new
-	if r == mail.Old {
+	if s.Side == mail.Old {
 		side = sides.old
 	}
 	if side.server.Address == "" || !side.mailbox.IsZero() {
-		return side, fmt.Errorf("%w: backends.%s has no imap", relay.ErrUnsearchable, r)
-	}
-	return side, nil
-}
-
-// account says how to log in to the mailbox of a recipient.
-func (f *finder) account(ctx context.Context, s relay.Search) (imapconn.Account, error) {
-	side, err := f.side(s.Side)
-	if err != nil {
-		return imapconn.Account{}, err
+		return imapconn.Account{}, fmt.Errorf("%w: backends.%s has no imap", relay.ErrUnsearchable, s.Side)
 	}
 	key := s.User
 	if key == "" {

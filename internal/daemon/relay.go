@@ -15,7 +15,6 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
-	"crossfade/relay/limit"
 	"crossfade/relay/smtpclient"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -73,10 +72,14 @@ func target(cfg *config.Config, r mail.Route, log *slog.Logger) (smtpclient.Targ
 // target is how deliveries of this daemon reach the backend of a route.
 func (d *Daemon) target(cfg *config.Config, r mail.Route) (smtpclient.Target, error) {
 	t, err := target(cfg, r, d.log)
-	if err == nil {
-		t.TLS = d.tls.noting(smtpName(cfg, r), t.TLS)
+	if err != nil {
+		return t, err
 	}
-	return t, err
+	t.TLS = d.tls.noting(smtpName(cfg, r), t.TLS)
+	if err := d.policies.attach(cfg, r, &t); err != nil {
+		return t, fmt.Errorf("%s: tls: %w", smtpName(cfg, r), err)
+	}
+	return t, nil
 }
 
 // smtpName is the key of the server that a route leads to.
@@ -149,18 +152,12 @@ func routerConfig(cfg *config.Config, log *slog.Logger) router.Config {
 func (d *Daemon) openRelay() (err error) {
 	d.verifier = relay.NewVerifier(relay.VerifierConfig{Old: d.backends[mail.Old], New: d.backends[mail.New], Logger: d.log})
 	smtp := d.cfg.SMTP
-	d.guard = limit.New(guardSettings(d.cfg, smtp))
 	d.relaysOut.Store(smtp.SmartHost.Enabled())
 	d.server, err = relay.NewServer(relay.ServerConfig{
 		Hostname: d.cfg.Hostname, Router: d.router, Queue: d.store, Verifier: d.verifier,
-		Limits: relay.Limits{
-			MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients, MaxHeaderFields: noLimitAt0(smtp.Limits.HeaderFields),
-		},
-		Guard: d.guard,
+		Limits: relay.Limits{MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients},
 		Wire: wire.Config{
-			// The guard counts unknown recipients, over connections.
-			MaxRcptErrors: -1,
-			BodyRate:      int64(smtp.Limits.BodyRate), FruitlessTimeout: time.Duration(smtp.Limits.Fruitless),
+			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
 			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook, Login: d.countLogin},
 			Auth:    d.loginCheck(),
@@ -171,7 +168,7 @@ func (d *Daemon) openRelay() (err error) {
 		ClientCert: d.tls.clients.counts, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
-			Refused:  d.metrics.Refused, Limited: d.metrics.Limited,
+			Refused:  d.metrics.Refused,
 		},
 	})
 	if err != nil {

@@ -13,12 +13,14 @@ import (
 	"net"
 	"net/http"
 	"net/smtp"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"crossfade/admin"
 	"crossfade/config"
 	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
@@ -56,7 +58,7 @@ store: ./data
 smtp: {%s}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token%s}
 backends:
-  old: {smtp: "smtp+insecure://%s"}
+  old: {smtp: "smtp://%s"}
   new: {smtp: "smtp+insecure://%s"}
 routing: {unknown: old}
 queue: {min_free: 0}
@@ -363,6 +365,27 @@ func TestCertificateEnds(t *testing.T) {
 	if m := s.metrics(http.DefaultClient); !strings.Contains(m, `crossfade_certificate_expiry_seconds{certificate="smtp.tls"} 7.7`) ||
 		!strings.Contains(m, `crossfade_smtp_tls_handshakes_total{result="ok"} 4`) || !strings.Contains(m, `crossfade_certificate_problem{certificate="smtp.tls"} 0`) {
 		t.Errorf("the metrics do not say it:\n%s", m)
+	}
+	tlsPoll(t, "the delivery", func() bool {
+		return strings.Contains(s.metrics(http.DefaultClient), `crossfade_delivery_tls_total{policy="no-policy-found",result="starttls-not-supported",server="backends.old.smtp"}`)
+	})
+	var out admin.TLSReports
+	token, err := os.ReadFile(filepath.Join(s.dir, "admin.token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.d.AdminURL()+"/v1/tls", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil || len(out.Reports) == 0 || out.Reports[0].Policies[0].Failures[0].Host != "127.0.0.1" {
+		t.Errorf("%+v, %v", out, err)
 	}
 }
 

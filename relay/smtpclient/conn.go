@@ -24,6 +24,7 @@ type Caps struct {
 	Chunking     bool  // RFC 3030
 	Enhanced     bool  // RFC 2034
 	StartTLS     bool  // RFC 3207
+	RequireTLS   bool  // RFC 8689
 	// Auth lists the mechanisms of AUTH in capitals, a blank before and behind
 	// each (RFC 4954); empty: none.
 	Auth string
@@ -58,6 +59,8 @@ func parseCaps(text string) Caps {
 			c.Enhanced = true
 		case "STARTTLS":
 			c.StartTLS = true
+		case "REQUIRETLS":
+			c.RequireTLS = true
 		case "AUTH":
 			c.Auth = wordList(arg)
 		case "XCLIENT":
@@ -88,6 +91,8 @@ type Conn struct {
 	used   time.Time
 	uses   int
 
+	verified bool // TLS, and the server's certificate was checked
+
 	identity string // of the client that the server takes us for; see Become
 
 	answers []Answer // scratch of Send
@@ -98,6 +103,10 @@ func (c *Conn) Caps() Caps { return c.caps }
 
 // Encrypted tells whether the session runs under TLS.
 func (c *Conn) Encrypted() bool { return c.nc != c.raw }
+
+// Verified tells whether the session runs under TLS with a server whose
+// certificate was checked.
+func (c *Conn) Verified() bool { return c.Encrypted() && c.verified }
 
 // Uses is the number of transactions begun on this connection.
 func (c *Conn) Uses() int { return c.uses }

@@ -27,8 +27,11 @@ func dialFor(ctx context.Context, target Target, o Origin) (*Conn, error) {
 	if err != nil {
 		return nil, &Error{Step: StepConnect, Target: target.String(), Err: err}
 	}
+	if t.rule, err = t.ask(ctx); err != nil {
+		return nil, &Error{Step: StepPolicy, Target: target.String(), Err: err}
+	}
 	c, err := dial(ctx, t, o)
-	if err == nil || t.Mode != Opportunistic || !errors.Is(err, errTLS) || ctx.Err() != nil {
+	if err == nil || t.Mode != Opportunistic || t.rule.demands() || !errors.Is(err, errTLS) || ctx.Err() != nil {
 		return c, err
 	}
 	t.Logger.Warn("STARTTLS failed, sending in clear; use smtp+starttls:// to forbid that, or smtp+insecure:// to skip the attempt",
@@ -74,7 +77,9 @@ func dial(ctx context.Context, t Target, o Origin) (*Conn, error) {
 func (c *Conn) open(ctx context.Context) (Step, error) {
 	c.br = bufio.NewReaderSize(c.raw, maxReplyLine)
 	if c.t.Mode == Implicit {
-		if err := c.handshake(ctx); err != nil {
+		err := c.handshake(ctx)
+		c.t.counted(err)
+		if err != nil {
 			return StepConnect, err
 		}
 	}
@@ -91,14 +96,19 @@ func (c *Conn) open(ctx context.Context) (Step, error) {
 	if c.t.Mode == Implicit || c.t.Mode == Insecure || c.t.Network == "unix" {
 		return "", nil
 	}
-	if !c.caps.StartTLS {
-		if c.t.Mode == Required {
-			return StepSTARTTLS, ErrNoTLS
-		}
-		return "", nil
+	err = ErrNoTLS
+	if c.caps.StartTLS {
+		err = c.startTLS(ctx)
 	}
-	if err := c.startTLS(ctx); err != nil {
+	c.t.counted(err)
+	switch {
+	case err == nil:
+	case c.t.rule.Require && c.t.Mode == Opportunistic:
+		return StepSTARTTLS, fmt.Errorf("%w: %w", ErrPolicy, err)
+	case c.caps.StartTLS || c.t.Mode == Required:
 		return StepSTARTTLS, err
+	default:
+		return "", nil
 	}
 	if err := c.hello(ctx); err != nil {
 		return StepHello, err
@@ -159,7 +169,9 @@ func (c *Conn) startTLS(ctx context.Context) error {
 }
 
 func (c *Conn) handshake(ctx context.Context) error {
-	tc := tls.Client(c.raw, c.t.tlsConfig())
+	conf := c.t.tlsConfig()
+	c.t.rule.apply(conf)
+	tc := tls.Client(c.raw, conf)
 	if err := c.raw.SetDeadline(until(ctx, c.t.Timeouts.Hello)); err != nil {
 		return fmt.Errorf("set deadline: %w", err)
 	}
@@ -169,6 +181,7 @@ func (c *Conn) handshake(ctx context.Context) error {
 	if err := tc.Handshake(); err != nil {
 		return fmt.Errorf("TLS handshake: %w", causeOf(ctx, err))
 	}
+	c.verified = !conf.InsecureSkipVerify || c.t.rule.Proves || c.t.Pinned && c.t.Mode != Opportunistic
 	c.nc = tc
 	c.br = bufio.NewReaderSize(tc, maxReplyLine)
 	return nil

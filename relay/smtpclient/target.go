@@ -78,7 +78,17 @@ type Target struct {
 	Mode    Mode
 	// TLS is cloned, never changed. Nil means the system's roots. An empty
 	// ServerName becomes the host of Address.
-	TLS   *tls.Config
+	TLS *tls.Config
+	// Pinned says that TLS checks the server although it skips the usual ways.
+	Pinned bool
+	// Policy is asked before each connection for what its owner demands of TLS; nil:
+	// nothing. It is not asked with mode Insecure, nor for a socket.
+	Policy func(ctx context.Context) (Rule, error)
+	// TLSResult is told how TLS fared on each connection that got as far, with the
+	// name of the rule: nil, or why there was no (valid) TLS. It must not block.
+	TLSResult func(rule string, err error)
+	rule      Rule // of this connection
+
 	Hello string // our name in EHLO; empty means localhost
 	// Login gives the name and the password of AUTH for each new connection; nil
 	// does not log in. Without TLS it is not used, unless ClearLogin allows that.

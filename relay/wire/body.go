@@ -171,7 +171,7 @@ func (c *Conn) tooMuch() bool {
 // is over, and the library, if it still reads, gets io.ErrUnexpectedEOF.
 func (c *Conn) moreBody() bool {
 	if err := c.fillBody(); err != nil {
-		c.endFor(err, c.lateBody())
+		c.endFor(err, "body_timeout")
 		return false
 	}
 	return true
@@ -296,8 +296,7 @@ func (c *Conn) skipChunk(reply string) {
 		return
 	}
 	kept := c.tx
-	c.tx = transaction{bdat: true, chunk: kept.chunk}
-	c.bodyBegins()
+	c.tx = transaction{bdat: true, chunk: kept.chunk, until: c.bodyEnd()}
 	c.discardChunk()
 	if c.phase == phaseDone {
 		return

@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"crossfade/config"
+	"crossfade/mail"
+	"crossfade/relay/resolver"
+	"crossfade/relay/smtpclient"
+	"crossfade/relay/tlspolicy"
+)
+
+// tlsPolicies are what is published about the servers that mail is delivered to, and how TLS with them fares.
+type tlsPolicies struct {
+	resolver *resolver.Resolver
+	sts      *tlspolicy.STS
+	counts   tlspolicy.Counts
+	counted  func(server, policy, result string) // for the metrics; nil: nobody asks
+
+	mu    sync.Mutex
+	danes map[mail.Route]namedDANE // those in force
+	hosts map[string]string        // by server
+}
+
+type namedDANE struct {
+	*tlspolicy.DANE
+	server string
+}
+
+// newResolver is what asks the DNS about servers that mail is delivered to.
+func newResolver(*config.Config) (*resolver.Resolver, error) {
+	return resolver.New(resolver.Config{})
+}
+
+// newTLSPolicies makes them; file keeps MTA-STS policies, and is nothing in a check.
+func newTLSPolicies(r *resolver.Resolver, file string, log *slog.Logger) *tlsPolicies {
+	return &tlsPolicies{
+		resolver: r, danes: map[mail.Route]namedDANE{}, hosts: map[string]string{},
+		sts: tlspolicy.NewSTS(tlspolicy.STSConfig{LookupTXT: r.LookupTXT, File: file, Logger: log}),
+	}
+}
+
+// stsFile is where MTA-STS policies are kept: in the store's directory, or beside the token file where the store is a
+// Redis. Each node asks for itself.
+func stsFile(cfg *config.Config) string {
+	if strings.Contains(cfg.Store, "://") {
+		return filepath.Join(filepath.Dir(cfg.Admin.TokenFile), "mta-sts.json")
+	}
+	return filepath.Join(cfg.Store, "mta-sts.json")
+}
+
+// attach has the deliveries of a route look at what is published for their server.
+func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Target) error {
+	b, name := backendConfig(cfg, r), smtpName(cfg, r)
+	roots, err := rootsOf(b.TLS.CA)
+	if err != nil {
+		return err
+	}
+	server := &tlspolicy.Server{Domain: b.TLS.MTASTS, Host: b.SMTP.Host, Roots: roots}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.danes, r)
+	p.hosts[name] = b.SMTP.Host
+	if b.TLS.DANE {
+		_, port, err := net.SplitHostPort(b.SMTP.Address)
+		if err != nil {
+			return fmt.Errorf("dane: %w", err)
+		}
+		server.DANE = tlspolicy.NewDANE(p.resolver, b.SMTP.Host, port)
+		p.danes[r] = namedDANE{server.DANE, name}
+	}
+	if b.TLS.MTASTS != "" {
+		server.STS = p.sts
+		server.Failed = func(err error) { p.count(name, tlspolicy.RuleSTS, err) }
+	}
+	if server.DANE != nil || server.STS != nil {
+		t.Policy = server.Rule
+	}
+	t.Pinned = len(b.TLS.Pins) > 0
+	t.TLSResult = func(rule string, err error) { p.count(name, rule, err) }
+	return nil
+}
+
+func (p *tlsPolicies) count(server, rule string, err error) {
+	result := tlspolicy.Classify(err)
+	p.counts.Add(time.Now(), server, rule, result)
+	if p.counted != nil {
+		if rule == "" {
+			rule = tlspolicy.NoPolicy
+		}
+		p.counted(server, rule, result)
+	}
+}
+
+// warnings says where DANE was asked for and cannot be had.
+func (p *tlsPolicies) warnings() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, d := range p.danes {
+		if why := d.Absent(); why != "" {
+			out = append(out, fmt.Sprintf("%s: dane: true has no effect: %s", d.server, why))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out) // one server may stand for two routes
+}
+
+// TLSReports implements admin.TLSAPI.
+func (d *Daemon) TLSReports() []tlspolicy.Report {
+	p := d.policies
+	p.mu.Lock()
+	hosts := maps.Clone(p.hosts)
+	p.mu.Unlock()
+	return p.counts.Reports(d.cfg.Hostname, hosts)
+}
+
+// warnings are what needs an operator though mail is taken.
+func (d *Daemon) warnings() []string { return append(d.tls.book.Warnings(), d.policies.warnings()...) }
+
+// checkPolicies has a check look at what is published too. What cannot be found out is an error of the connection.
+func checkPolicies(cfg *config.Config, r mail.Route, t *smtpclient.Target) (*tlsPolicies, error) {
+	res, err := newResolver(cfg)
+	if err != nil {
+		return nil, err
+	}
+	p := newTLSPolicies(res, "", nil)
+	return p, p.attach(cfg, r, t)
+}

@@ -1,0 +1,80 @@
+package smtpclient
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+)
+
+// StepPolicy is the question what is demanded of the TLS of a server, before
+// anything is sent.
+const StepPolicy Step = "TLS policy"
+
+// ErrPolicy marks what fails because of a [Rule] and not of Mode and TLS: without
+// the rule the connection might be made.
+var ErrPolicy = errors.New("the published policy for this server is not met")
+
+// Rule is what somebody beside the operator demands of one connection, the owner
+// of the server by DANE or MTA-STS for one. The zero value demands nothing.
+type Rule struct {
+	// Name is short, for counting: "tlsa", "sts".
+	Name string
+	// Require wants TLS also where Mode would do without.
+	Require bool
+	// Verify judges the server, beside what Mode and TLS demand, or instead of that
+	// when Alone is set; nil judges nothing.
+	Verify func(tls.ConnectionState) error
+	Alone  bool
+	// Proves says that a server which Verify lets pass is the right one.
+	Proves bool
+	// ServerName is asked for in the handshake instead of that of TLS; empty: no.
+	ServerName string
+}
+
+// demands tells whether the rule may make a connection fail.
+func (r Rule) demands() bool { return r.Require || r.Verify != nil }
+
+// ask looks the rule for this connection up.
+func (t *Target) ask(ctx context.Context) (Rule, error) {
+	if t.Policy == nil || t.Mode == Insecure || t.Network == "unix" {
+		return Rule{}, nil
+	}
+	rule, err := t.Policy(ctx)
+	if err != nil {
+		return Rule{}, fmt.Errorf("%w: %w", ErrPolicy, err)
+	}
+	return rule, nil
+}
+
+// apply makes the configuration of a handshake under the rule.
+func (r Rule) apply(cfg *tls.Config) {
+	if r.ServerName != "" {
+		cfg.ServerName = r.ServerName
+	}
+	if r.Alone {
+		cfg.InsecureSkipVerify = true
+	}
+	if r.Verify == nil {
+		return
+	}
+	before := cfg.VerifyConnection
+	cfg.VerifyConnection = func(s tls.ConnectionState) error {
+		if before != nil {
+			if err := before(s); err != nil {
+				return err
+			}
+		}
+		if err := r.Verify(s); err != nil {
+			return fmt.Errorf("%w: %w", ErrPolicy, err)
+		}
+		return nil
+	}
+}
+
+// counted tells the target's owner how TLS fared on a connection.
+func (t *Target) counted(err error) {
+	if t.TLSResult != nil {
+		t.TLSResult(t.rule.Name, err)
+	}
+}

@@ -1,0 +1,175 @@
+package tlspolicy
+
+import (
+	"cmp"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"crossfade/relay/smtpclient"
+)
+
+// The results of a session, as RFC 8460, 4.3 names failures; Success is ours.
+const (
+	Success           = "success"
+	NoSTARTTLS        = "starttls-not-supported"
+	HostMismatch      = "certificate-host-mismatch"
+	Expired           = "certificate-expired"
+	NotTrusted        = "certificate-not-trusted"
+	ValidationFailure = "validation-failure"
+	TLSAInvalid       = "tlsa-invalid"
+	STSNotListed      = "sts-policy-invalid"
+)
+
+// Results lists every result.
+func Results() []string {
+	return []string{Success, NoSTARTTLS, HostMismatch, Expired, NotTrusted, ValidationFailure, TLSAInvalid, STSNotListed}
+}
+
+// Classify finds the result that an error stands for; nil is Success.
+func Classify(err error) string {
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case err == nil:
+		return Success
+	case errors.Is(err, smtpclient.ErrNoTLS):
+		return NoSTARTTLS
+	case errors.Is(err, ErrTLSA):
+		return TLSAInvalid
+	case errors.Is(err, ErrNotListed):
+		return STSNotListed
+	case errors.As(err, &host):
+		return HostMismatch
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return Expired
+	case errors.As(err, &unknown):
+		return NotTrusted
+	}
+	return ValidationFailure
+}
+
+// NoPolicy is the type of sessions that no policy was found for (RFC 8460, 4.3.2.2).
+const NoPolicy = "no-policy-found"
+
+// Counts counts sessions by day (UTC), server, policy and result, for today and the day before. They begin anew with the
+// process. It is safe for use by many goroutines; the zero value is ready for use.
+type Counts struct {
+	mu   sync.Mutex
+	days map[string]map[countKey]int64
+}
+
+type countKey struct{ server, policy, result string }
+
+// Add counts one session with a server.
+func (c *Counts) Add(now time.Time, server, rule, result string) {
+	if rule == "" {
+		rule = NoPolicy
+	}
+	today, before := day(now), day(now.AddDate(0, 0, -1))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.days == nil {
+		c.days = map[string]map[countKey]int64{}
+	}
+	for d := range c.days {
+		if d != today && d != before {
+			delete(c.days, d)
+		}
+	}
+	if c.days[today] == nil {
+		c.days[today] = map[countKey]int64{}
+	}
+	c.days[today][countKey{server, rule, result}]++
+}
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// Report is what a day brought, in the shape of RFC 8460, 4.4.
+type Report struct {
+	Organization string         `json:"organization-name"`
+	Range        ReportRange    `json:"date-range"`
+	ID           string         `json:"report-id"`
+	Policies     []PolicyReport `json:"policies"`
+}
+
+// ReportRange is the time of a report.
+type ReportRange struct {
+	Start time.Time `json:"start-datetime"`
+	End   time.Time `json:"end-datetime"`
+}
+
+// PolicyReport is one server under one kind of policy.
+type PolicyReport struct {
+	Policy   ReportPolicy    `json:"policy"`
+	Summary  ReportSummary   `json:"summary"`
+	Failures []ReportFailure `json:"failure-details,omitempty"`
+}
+
+// ReportPolicy names the policy and the server.
+type ReportPolicy struct {
+	Type   string   `json:"policy-type" enum:"tlsa,sts,no-policy-found"`
+	Domain string   `json:"policy-domain" doc:"The server as the configuration names it."`
+	Hosts  []string `json:"mx-host"`
+}
+
+// ReportSummary counts sessions.
+type ReportSummary struct {
+	Successful int64 `json:"total-successful-session-count"`
+	Failed     int64 `json:"total-failure-session-count"`
+}
+
+// ReportFailure counts the sessions that failed in one way.
+type ReportFailure struct {
+	Result string `json:"result-type"`
+	Host   string `json:"receiving-mx-hostname"`
+	Failed int64  `json:"failed-session-count"`
+}
+
+// Reports gives the days that are known, the latest first. hosts has the host of each server.
+func (c *Counts) Reports(organization string, hosts map[string]string) []Report {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []Report
+	for name, counts := range c.days {
+		start, err := time.Parse(time.DateOnly, name)
+		if err != nil {
+			continue // days are our own
+		}
+		out = append(out, Report{
+			Organization: organization, ID: name + "@" + organization, Policies: policies(counts, hosts),
+			Range: ReportRange{start, start.AddDate(0, 0, 1).Add(-time.Second)},
+		})
+	}
+	slices.SortFunc(out, func(a, b Report) int { return b.Range.Start.Compare(a.Range.Start) })
+	return out
+}
+
+func policies(counts map[countKey]int64, hosts map[string]string) []PolicyReport {
+	byPolicy := map[[2]string]*PolicyReport{}
+	for k, n := range counts {
+		p := byPolicy[[2]string{k.server, k.policy}]
+		if p == nil {
+			p = &PolicyReport{Policy: ReportPolicy{Type: k.policy, Domain: k.server, Hosts: []string{hosts[k.server]}}}
+			byPolicy[[2]string{k.server, k.policy}] = p
+		}
+		if k.result == Success {
+			p.Summary.Successful += n
+			continue
+		}
+		p.Summary.Failed += n
+		p.Failures = append(p.Failures, ReportFailure{Result: k.result, Host: hosts[k.server], Failed: n})
+	}
+	out := []PolicyReport{}
+	for _, p := range byPolicy {
+		slices.SortFunc(p.Failures, func(a, b ReportFailure) int { return cmp.Compare(a.Result, b.Result) })
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(a, b PolicyReport) int {
+		return cmp.Or(cmp.Compare(a.Policy.Domain, b.Policy.Domain), cmp.Compare(a.Policy.Type, b.Policy.Type))
+	})
+	return out
+}

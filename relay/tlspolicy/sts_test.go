@@ -1,0 +1,165 @@
+package tlspolicy_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"crossfade/dnswatch"
+	"crossfade/relay/resolver"
+	"crossfade/relay/smtpclient"
+	"crossfade/relay/tlspolicy"
+)
+
+// stsWorld is what record and web server of a domain say.
+type stsWorld struct {
+	id      string
+	records []string
+	dnsErr  error
+	policy  dnswatch.Policy
+	webErr  error
+	fetched int
+	now     time.Time
+}
+
+func (w *stsWorld) open(file string) *tlspolicy.STS {
+	return tlspolicy.NewSTS(tlspolicy.STSConfig{
+		File: file, Now: func() time.Time { return w.now },
+		LookupTXT: func(context.Context, string) (resolver.Answer[string], error) {
+			if w.dnsErr != nil {
+				return resolver.Answer[string]{}, w.dnsErr
+			}
+			records := w.records
+			if w.id != "" {
+				records = append([]string{"v=spf1 -all", "v=STSv1; id=" + w.id + ";"}, records...)
+			}
+			return resolver.Answer[string]{Records: records}, nil
+		},
+		Fetch: func(context.Context, string) (dnswatch.Policy, error) {
+			w.fetched++
+			return w.policy, w.webErr
+		},
+	})
+}
+
+// TestSTSPolicy: a policy that was fetched counts for its max_age, over a restart too, whatever becomes of its source.
+func TestSTSPolicy(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "mta-sts.json")
+	w := &stsWorld{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), policy: dnswatch.Policy{Mode: "enforce", MaxAge: 7 * 24 * time.Hour, MX: []string{"*.example.org"}}}
+	s := w.open(file)
+	look := func(what string, want bool, fetched int) {
+		t.Helper()
+		p, ok := s.Policy(t.Context(), "example.org")
+		if ok != want || ok && p.MaxAge != w.policy.MaxAge || w.fetched != fetched {
+			t.Errorf("%s: %+v, %t, fetched %d times", what, p, ok, w.fetched)
+		}
+	}
+	look("no record", false, 0)
+	w.id = "1"
+	look("too early to look again", false, 0)
+	w.now = w.now.Add(6 * time.Minute)
+	look("a record", true, 1)
+	w.now = w.now.Add(6 * time.Minute)
+	look("the same record", true, 1)
+	w.id, w.policy.Mode = "2", "testing"
+	look("another record, too early", true, 1)
+	w.now = w.now.Add(6 * time.Minute)
+	look("another record", true, 2)
+	if p, _ := s.Policy(t.Context(), "example.org"); p.Mode != "testing" {
+		t.Errorf("the new policy is not in force: %+v", p)
+	}
+	w.now, w.webErr = w.now.Add(25*time.Hour), errors.New("no answer")
+	look("a day later the web server is gone", true, 3)
+	s = w.open(file)
+	look("after a restart", true, 4)
+	w.now, w.id = w.now.Add(4*24*time.Hour), ""
+	look("the record is gone", true, 4)
+	w.now, w.dnsErr = w.now.Add(3*24*time.Hour), resolver.ErrTemporary
+	look("max_age is over", false, 4)
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if err := os.WriteFile(file, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.dnsErr, w.webErr, w.id = nil, nil, "3"
+	s = w.open(file)
+	look("a damaged file", true, 5)
+	w.records = []string{"v=STSv1; id=4"}
+	s = w.open("")
+	look("two records count as none", false, 5)
+}
+
+// TestSTSRule: enforce refuses, testing counts, none is nothing; only smtp:// needs it, and it does not fall back.
+func TestSTSRule(t *testing.T) {
+	s := newSite(t)
+	w := &stsWorld{id: "1", now: time.Now()}
+	for _, c := range []struct {
+		name, mode, mx, host string
+		trusted              bool
+		clear                bool
+		want                 string
+		tested               string
+	}{
+		{name: "right", mode: "enforce", mx: "mx.example.org", host: "mx.example.org", trusted: true},
+		{name: "wildcard", mode: "enforce", mx: "*.example.org", host: "mx.example.org", trusted: true},
+		{name: "not listed", mode: "enforce", mx: "mx2.example.org", host: "mx.example.org", trusted: true, want: "does not name this server"},
+		{name: "another name in the certificate", mode: "enforce", mx: "*.example.org", host: "mx9.example.org", trusted: true, want: "mx9.example.org"},
+		{name: "authority unknown", mode: "enforce", mx: "*.example.org", host: "mx.example.org", want: "unknown authority"},
+		{name: "no STARTTLS", mode: "enforce", mx: "*.example.org", host: "mx.example.org", trusted: true, clear: true, want: "does not offer STARTTLS"},
+		{name: "tested", mode: "testing", mx: "mx2.example.org", host: "mx.example.org", trusted: true, tested: "sts-policy-invalid"},
+		{name: "tested, authority unknown", mode: "testing", mx: "mx.example.org", host: "mx.example.org", tested: "certificate-not-trusted"},
+		{name: "none", mode: "none", host: "mx.example.org"},
+	} {
+		w.policy = dnswatch.Policy{Mode: c.mode, MaxAge: time.Hour, MX: []string{c.mx}}
+		var tested, results []string
+		server := tlspolicy.Server{STS: w.open(""), Domain: "example.org", Host: c.host, Failed: func(err error) { tested = append(tested, tlspolicy.Classify(err)) }}
+		if c.trusted {
+			server.Roots = s.ca.Pool()
+		}
+		sink := s.sink
+		if c.clear {
+			sink = s.clear
+		}
+		conn, err := dial(t, sink, c.host, smtpclient.Opportunistic, server.Rule, &results)
+		if c.want == "" && (err != nil || !conn.Encrypted() || conn.Verified() != (c.mode == "enforce")) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !errors.Is(err, smtpclient.ErrPolicy)) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if strings.Join(tested, " ") != c.tested {
+			t.Errorf("%s: tested %q", c.name, tested)
+		}
+		if conn != nil {
+			conn.Quit(t.Context())
+		}
+	}
+}
+
+// TestCounts: reports have the shape of RFC 8460, of today and yesterday.
+func TestCounts(t *testing.T) {
+	var c tlspolicy.Counts
+	now := time.Date(2026, 3, 3, 1, 0, 0, 0, time.UTC)
+	c.Add(now.AddDate(0, 0, -2), "backends.old.smtp", "", tlspolicy.Success)
+	c.Add(now.AddDate(0, 0, -1), "backends.old.smtp", "", tlspolicy.NoSTARTTLS)
+	for range 3 {
+		c.Add(now, "backends.new.smtp", tlspolicy.RuleSTS, tlspolicy.Success)
+	}
+	c.Add(now, "backends.new.smtp", tlspolicy.RuleSTS, tlspolicy.Expired)
+	got := c.Reports("mx.example.org", map[string]string{"backends.new.smtp": "new.internal", "backends.old.smtp": "old.internal"})
+	if len(got) != 2 || got[0].ID != "2026-03-03@mx.example.org" || !got[0].Range.End.Equal(time.Date(2026, 3, 3, 23, 59, 59, 0, time.UTC)) {
+		t.Fatalf("%+v", got)
+	}
+	p := got[0].Policies
+	if len(p) != 1 || p[0].Policy.Type != "sts" || p[0].Summary != (tlspolicy.ReportSummary{Successful: 3, Failed: 1}) || p[0].Failures[0] != (tlspolicy.ReportFailure{Result: "certificate-expired", Host: "new.internal", Failed: 1}) {
+		t.Errorf("%+v", p)
+	}
+	if y := got[1].Policies; len(y) != 1 || y[0].Policy.Type != "no-policy-found" || y[0].Summary.Failed != 1 {
+		t.Errorf("%+v", y)
+	}
+}
