@@ -116,20 +116,20 @@ func seal(lines []byte, first, last uint64, prev Head) (Block, error) {
 func (b *Block) describe(lines []byte) ([]byte, error) {
 	var keys []uint32
 	for line := range bytes.Lines(lines) {
-		e, err := ParseEntry(line)
+		g, err := glanceAt(line)
 		if err != nil {
 			return nil, err
 		}
 		b.Entries++
-		keys = append(keys, key(string(e.ID)))
-		if e.MessageID != "" {
-			keys = append(keys, key(plainMessageID(e.MessageID)))
+		keys = append(keys, key(g.id))
+		if g.messageID != "" {
+			keys = append(keys, key(plainMessageID(g.messageID)))
 		}
-		if b.From.IsZero() || e.At.Before(b.From) {
-			b.From = e.At
+		if b.From.IsZero() || g.at.Before(b.From) {
+			b.From = g.at
 		}
-		if e.At.After(b.To) {
-			b.To = e.At
+		if g.at.After(b.To) {
+			b.To = g.at
 		}
 	}
 	slices.Sort(keys)

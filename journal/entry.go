@@ -68,17 +68,6 @@ type Rcpt struct {
 	User string `json:"user,omitempty"` // as in Entry
 }
 
-// Line gives the entry as a line, with its line end.
-func (e Entry) Line() []byte {
-	b, err := json.Marshal(e)
-	if err != nil {
-		// No value of these types fails to be encoded but a time beyond the year
-		// 9999; the line still has to say which message it is about.
-		b, _ = json.Marshal(Entry{Kind: e.Kind, ID: e.ID, N: e.N, User: e.User, Reason: err.Error()})
-	}
-	return append(b, '\n')
-}
-
 // ParseEntry reads a line.
 func ParseEntry(line []byte) (Entry, error) {
 	var e Entry

@@ -3,8 +3,10 @@ package disk
 import (
 	"context"
 	"database/sql/driver"
+	"time"
 
 	"crossfade/journal"
+	"crossfade/queue"
 )
 
 // The outbox of the journal: one row for each transaction that has something to
@@ -84,6 +86,14 @@ func (s *Store) Forget(_ context.Context, last uint64) error {
 		_, err := s.db.run(sqlOutboxForget, last)
 		return err
 	}})
+}
+
+// outcomeLine is the line about an outcome.
+func (s *Store) outcomeLine(l *queue.Lease, it *queue.Item, o *queue.Outcome, now time.Time) []byte {
+	if s.opts.noJournal {
+		return nil
+	}
+	return journal.OutcomeLine(l, it, o, now)
 }
 
 // entryOf is what a line about a row says of the recipient.

@@ -74,7 +74,11 @@ func (s *Store) newPut(env *mail.Envelope, b *body, noticeOf mail.ID) *put {
 	e := *env
 	e.Size = b.size
 	e.Recipients = slices.Clone(env.Recipients)
-	return &put{env: &e, body: b, blob: encodeEnvelope(&e), line: journal.AcceptedLine(&e, noticeOf, s.opts.Now())}
+	p := &put{env: &e, body: b, blob: encodeEnvelope(&e)}
+	if !s.opts.noJournal {
+		p.line = journal.AcceptedLine(&e, noticeOf, s.opts.Now())
+	}
+	return p
 }
 
 // planPut writes a new message. A recipient that goes straight into memory is

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"crossfade/journal"
 	"crossfade/mail"
 	"crossfade/queue"
 )
@@ -132,7 +131,7 @@ func (s *Store) outcomeLines(l *queue.Lease, outcomes []queue.Outcome) [][]byte 
 	for i := range outcomes {
 		for k := range l.Items {
 			if l.Items[k].N == outcomes[i].N {
-				lines[i] = journal.OutcomeLine(l, &l.Items[k], &outcomes[i], s.opts.Now())
+				lines[i] = s.outcomeLine(l, &l.Items[k], &outcomes[i], s.opts.Now())
 			}
 		}
 	}

@@ -53,6 +53,7 @@ type Options struct {
 	earlyAck     bool                 // broken on purpose: answers before the commit
 	staleRoute   bool                 // broken on purpose: routes from a cache that is never updated
 	lateLines    bool                 // broken on purpose: lines of the journal are written a transaction later
+	noJournal    bool                 // to measure what the journal costs: nothing is noted
 	reserve      int64                // octets; negative: none
 	segmentSize  int64
 	sparse       int64 // segments of which less than 1/sparse is live are carried forward
