@@ -21,8 +21,14 @@ type talk struct {
 // patience bounds one reply.
 const patience = 20 * time.Second
 
-func dialTalk(addr string) (*talk, error) {
-	conn, err := net.Dial("tcp", addr)
+// stranger is where attackers come from: 127.0.0.1 is the address of a backend.
+const stranger = "127.0.0.9"
+
+func dialTalk(addr string) (*talk, error) { return dialFrom(stranger, addr) }
+
+func dialFrom(from, addr string) (*talk, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
+	conn, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}

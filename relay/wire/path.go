@@ -77,8 +77,10 @@ func hasWord(s []byte, word string) bool {
 	return false
 }
 
-// lineFlaw looks for what no command may hold: control characters, and bytes that
-// are not ASCII and not UTF-8 text either. high says that there is some of the latter.
+// lineFlaw looks for what no command may hold: control characters, bytes that are
+// not ASCII and not UTF-8 text either, and the separators of lines and paragraphs,
+// U+2028 and U+2029: an address stands in our trace header, which some programs
+// take apart at them. high says that there is something that is not ASCII.
 func lineFlaw(line []byte) (bad, high bool) {
 	for _, b := range line {
 		if b < ' ' || b == 0x7f {
@@ -93,8 +95,8 @@ func lineFlaw(line []byte) (bad, high bool) {
 		return true, true
 	}
 	for _, r := range string(line) {
-		if r >= 0x80 && r < 0xa0 {
-			return true, true // C1 controls
+		if r >= 0x80 && r < 0xa0 || r == 0x2028 || r == 0x2029 {
+			return true, true // C1 controls, line and paragraph separator
 		}
 	}
 	return false, true
