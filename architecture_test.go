@@ -27,7 +27,8 @@ var allowed = map[string][]string{
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay/submission": {},
-	"relay":            {"mail", "router", "queue", "relay/wire", "relay/smtpclient"},
+	"relay/limit":      {},
+	"relay":            {"mail", "router", "queue", "relay/limit", "relay/wire", "relay/smtpclient"},
 
 	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
 
@@ -51,7 +52,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 )
 
@@ -20,6 +17,8 @@ const (
 
 // Record is one line of the audit log.
 type Record struct {
+	Seq    uint64         `json:"seq,omitempty" doc:"Number of the line, without a gap; absent in lines from before the chain."`
+	Prev   string         `json:"prev,omitempty" doc:"SHA-256 of the line before."`
 	Time   time.Time      `json:"time"`
 	By     string         `json:"by" doc:"Name of the token."`
 	Role   Role           `json:"role,omitempty"`
@@ -30,119 +29,7 @@ type Record struct {
 	Result string         `json:"result" enum:"ok,failed,denied"`
 	Error  string         `json:"error,omitempty"`
 	Detail map[string]any `json:"detail,omitempty" doc:"What was asked for, and counts of what was done."`
-}
-
-// AuditLog is an append-only file of JSON lines. A record is on stable storage
-// when [AuditLog.Record] returns. It is safe for use by many goroutines.
-type AuditLog struct {
-	path string
-
-	mu     sync.Mutex
-	f      *os.File
-	failed error // of the last write: the file is opened anew before the next
-	closed bool
-}
-
-// OpenAuditLog opens the file, or makes it with the mode 0600. A line that a
-// crash cut short is ended, so that it spoils no other.
-func OpenAuditLog(path string) (*AuditLog, error) {
-	l := &AuditLog{path: path}
-	if err := l.open(); err != nil {
-		return nil, fmt.Errorf("opening the audit log: %w", err)
-	}
-	return l, nil
-}
-
-func (l *AuditLog) open() error {
-	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	err = endTornLine(f)
-	if err == nil {
-		err = syncDir(filepath.Dir(l.path))
-	}
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	l.f, l.failed = f, nil
-	return nil
-}
-
-// endTornLine appends a line end when the file's last line has none.
-func endTornLine(f *os.File) error {
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return err
-	}
-	var last [1]byte
-	if _, err := f.ReadAt(last[:], info.Size()-1); err != nil {
-		return err
-	}
-	if last[0] == '\n' {
-		return nil
-	}
-	if _, err := f.Write([]byte{'\n'}); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// Ready tells whether a record could be written now. Ask before a change is
-// made: a change that cannot be recorded is not made. After a failed write
-// the file is opened anew.
-func (l *AuditLog) Ready() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.ready()
-}
-
-func (l *AuditLog) ready() error {
-	if l.closed {
-		return errors.New("the audit log is closed")
-	}
-	if l.failed == nil {
-		return nil
-	}
-	l.f.Close() // its error says nothing new
-	if err := l.open(); err != nil {
-		l.failed = err
-		return fmt.Errorf("the audit log cannot be written: %w", err)
-	}
-	return nil
-}
-
-// Record appends r and syncs the file.
-func (l *AuditLog) Record(r Record) error {
-	line, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encoding a record of the audit log: %w", err)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.ready(); err != nil {
-		return err
-	}
-	_, err = l.f.Write(append(line, '\n'))
-	if err == nil {
-		err = l.f.Sync()
-	}
-	if err != nil {
-		l.failed = err
-		return fmt.Errorf("writing the audit log: %w", err)
-	}
-	return nil
-}
-
-// Close closes the file. Closing twice is allowed.
-func (l *AuditLog) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil
-	}
-	l.closed = true
-	return l.f.Close()
+	Sig    string         `json:"sig,omitempty" doc:"Ed25519 signature of the line without this member, by the installation's key."` // has to be the last
 }
 
 // AuditFilter selects records. Zero fields select all.

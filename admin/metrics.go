@@ -24,6 +24,7 @@ type Metrics struct {
 	Open          prometheus.Gauge       // SMTP connections open now
 	Turned        *prometheus.CounterVec // by reason: connections closed by a limit
 	Logins        *prometheus.CounterVec // by result: AUTH of clients
+	LimitedTotal  *prometheus.CounterVec // by limit: commands and messages refused or slowed by a limit for one client
 	AcceptedMsgs  prometheus.Counter     // messages answered with 250
 	AcceptedRcpts prometheus.Counter     // recipients of them
 	AcceptedBytes prometheus.Counter     // octets of them
@@ -68,6 +69,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Open:          prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "crossfade", Name: "smtp_connections_open", Help: "SMTP connections open now."}),
 		Turned:        prometheus.NewCounterVec(opts("smtp_connections_turned_away_total", "SMTP connections closed by a limit, by reason."), []string{"reason"}),
 		Logins:        prometheus.NewCounterVec(opts("smtp_logins_total", "Logins of SMTP clients, by result: granted, refused, or later for those that were not looked at."), []string{"result"}),
+		LimitedTotal:  prometheus.NewCounterVec(opts("smtp_limited_total", "Commands and messages that a limit for one client, sender or recipient refused or slowed, by limit."), []string{"limit"}),
 		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
 		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
 		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
@@ -95,7 +97,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		ServerTLS:     prometheus.NewCounterVec(opts("delivery_tls_total", "Connections for deliveries by server, by the policy that was found for it (tlsa, sts, no-policy-found), and by what became of TLS: success, or the failure as RFC 8460 names it."), []string{"server", "policy", "result"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.Connections, m.Open, m.Turned, m.Logins, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Connections, m.Open, m.Turned, m.Logins, m.LimitedTotal, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS,
 	} {
@@ -184,6 +186,21 @@ func okOrFailed(ok bool) string {
 		return "ok"
 	}
 	return "failed"
+}
+
+// Limited counts a limit for one client that was reached; limit is one of the
+// words of package relay/limit.
+func (m *Metrics) Limited(limit string) { m.LimitedTotal.WithLabelValues(limit).Inc() }
+
+// PresetLimits makes the series of limits appear with 0: the reasons for which
+// connections are turned away, and the limits of [Metrics.Limited].
+func (m *Metrics) PresetLimits(turnedAway, limited []string) {
+	for _, word := range turnedAway {
+		m.Turned.WithLabelValues(word)
+	}
+	for _, word := range limited {
+		m.LimitedTotal.WithLabelValues(word)
+	}
 }
 
 // Delivered counts what became of one recipient of a delivery attempt. A

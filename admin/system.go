@@ -62,6 +62,8 @@ type Reloaded struct {
 type AuditPage struct {
 	Records []Record `json:"records"`
 	Next    string   `json:"next,omitempty" doc:"Cursor of the next page, which may be empty of records; empty at the end."`
+	// Head is what to note in another place.
+	Head AuditHead `json:"head" doc:"The last line of the log: crossfade audit --log with --head checks that it is there still."`
 }
 
 // BackendList lists the routes.
@@ -200,7 +202,7 @@ func (s *Server) listAudit(_ context.Context, in *auditQuery) (*body[AuditPage],
 	if err != nil {
 		return nil, err
 	}
-	out := AuditPage{Records: append([]Record{}, records...)}
+	out := AuditPage{Records: append([]Record{}, records...), Head: s.cfg.Audit.Head()}
 	if next > 0 {
 		out.Next = strconv.FormatInt(next, 10)
 	}

@@ -402,6 +402,7 @@ func (t *sweeping) note(s *search) error {
 			apart{Dest: x.found.wire, DstValidity: x.found.validity}, x.m.meta.UID, x.found.uid); err != nil {
 			return err
 		}
+		t.p.crash("after-apart")
 		t.p.tally(func(r *Report, _ *Progress) { r.Adopted++ })
 		x.f.fresh.metas = slices.DeleteFunc(x.f.fresh.metas, func(m imapconn.Meta) bool { return m.UID == x.m.meta.UID })
 		t.p.log.Info("a message was moved on the side that is not read", "user", t.p.job.User, "folder", x.f.src.Name, "uid", x.m.meta.UID, "lies_in", nameOf(x.found.wire))

@@ -12,6 +12,8 @@ import (
 	"crossfade/backfill"
 	"crossfade/internal/mailtest/realtest"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/emersion/go-imap/v2"
 )
 
@@ -188,5 +190,57 @@ func TestKilledWhileLostCopiesAreNoted(t *testing.T) {
 	}
 	if got := holds(t, dst, user, false); got.count() != 20 || len(got["Elsewhere"]) != 10 {
 		t.Errorf("%d messages, %d in the other folder", got.count(), len(got["Elsewhere"]))
+	}
+}
+
+// TestKilledWhileMovesAreNoted: a phone on the side that is not read moved many messages there, some of them twice, and
+// the process is killed at each of them in turn, in sweeps and in passes from the reader's side. Each message is on
+// each side once, and the reader's folders stay as they are.
+func TestKilledWhileMovesAreNoted(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"settled forth", "settled back"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			src := realtest.StartDovecot(t, realtest.DovecotOptions{Layout: realtest.DotINBOX, MailFsync: "never"})
+			dst := realtest.StartDovecot(t, realtest.DovecotOptions{MailFsync: "never"})
+			put(t, src, user, "INBOX", letters(0, 20, 100)...)
+			put(t, src, user, "INBOX.Alt", letters(20, 30, 100)...)
+			l := newLedger(t)
+			job := jobOf(src, dst)
+			passOn(t, copier(t, l), job, "forth")
+			quiet(t, copier(t, l), job, "forth", "settled forth")
+			read := holds(t, dst, user, false)
+			kills := 0
+			for _, x := range []struct {
+				from, to string
+				nth      int
+			}{{"INBOX", "INBOX.Ablage", 1}, {"INBOX.Alt", "INBOX", 3}, {"INBOX.Ablage", "INBOX.Alt", 5}, {"INBOX", "INBOX.Ablage", 2}} {
+				var uids []imap.UID
+				for _, m := range src.Messages(t, user, x.from) {
+					if len(uids) < 6 {
+						uids = append(uids, imap.UID(m.UID))
+					}
+				}
+				moveMail(t, src, user, x.from, x.to, uids...)
+				for nth := x.nth; nth <= 6; nth += 2 {
+					if killedOn(t, how, src.IMAPAddr, dst.IMAPAddr, user, l.path, "after-apart", nth) {
+						kills++
+					}
+				}
+			}
+			if kills < 4 {
+				t.Errorf("killed %d times", kills)
+			}
+			c := copier(t, l)
+			for range 2 {
+				passOn(t, c, job, "settled forth")
+				passOn(t, c, job, "settled back")
+			}
+			quiet(t, c, job, "settled forth", "settled back")
+			same(t, read, holds(t, dst, user, false))
+			if diff := cmp.Diff(contents(t, dst, user), contents(t, src, user)); diff != "" {
+				t.Errorf("old has not each message once (-new +old):\n%s", diff)
+			}
+		})
 	}
 }

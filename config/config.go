@@ -47,8 +47,9 @@ type SMTP struct {
 	Listeners           []Listener     `yaml:"listeners" reload:"restart" doc:"More addresses, each with choices of its own, such as one on port 587 for the backends' submissions with tls: require."`
 	TLS                 SMTPTLS        `yaml:"tls" doc:"Certificate of the listeners: cert and key, or acme; without one, STARTTLS is not offered. docs/tls.md has the whole."`
 	MaxMessageSize      Size           `yaml:"max_message_size" reload:"restart" min:"64KiB" doc:"Largest message accepted, announced as SIZE (RFC 1870). At least 64KiB (RFC 5321, 4.5.3.1.7)."`
-	MaxConnections      int            `yaml:"max_connections" reload:"restart" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421."`
-	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" reload:"restart" min:"0" max:"1000000" doc:"Connections at once from one address; 0 means no limit."`
+	MaxConnections      int            `yaml:"max_connections" min:"1" max:"1000000" doc:"Connections at once, over all listeners; more get 421, strangers before others (smtp.limits.reserve). The process needs as many open files, and some hundred more."`
+	MaxConnectionsPerIP int            `yaml:"max_connections_per_ip" min:"0" max:"1000000" doc:"Connections at once from one IPv4 address or the /64 of an IPv6 address; more get 421. 0 means no limit."`
+	Limits              Limits         `yaml:"limits" doc:"What one client, sender or recipient may have of us. Each node counts for itself. The defaults do not bind a large provider; docs/limits.md has all limits in one table, with the reply, the metric and what to do."`
 	MaxRecipients       int            `yaml:"max_recipients" reload:"restart" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
 	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers, and to the outside where smart_host is set. Mail of theirs that goes round is parked with an explanation and not refused. Never an open relay to the world."`
 	SmartHost           SmartHost      `yaml:"smart_host" doc:"Where mail of trusted clients to addresses outside is sent on, and our own notifications to senders outside; off unless url is set. Nobody else may relay. Without it, clients are told 550 for addresses outside, and routing.outbound says who relays notifications."`
@@ -205,6 +206,7 @@ func Default() *Config {
 			MaxConnections:      1000,
 			MaxConnectionsPerIP: 50,
 			MaxRecipients:       1000,
+			Limits:              defaultLimits(),
 			SmartHost:           SmartHost{MaxConnections: 20},
 			TLS:                 SMTPTLS{MinVersion: "1.2"},
 			IdleTimeout:         Duration(5 * time.Minute),

@@ -340,15 +340,15 @@ func TestDiff(t *testing.T) {
 	}
 	after := mustParse(t, strings.Replace(minimal, "mx.", "mx2.", 1)+`
 store: ./elsewhere
-smtp: {listen: ["0.0.0.0:26"], max_connections: 5, trusted: []}
+smtp: {listen: ["0.0.0.0:26"], max_connections: 5, max_recipients: 5, trusted: []}
 admin: {listen: "127.0.0.1:9000", token_file: other}
 queue: {expire: 6d}
 routing: {unknown: reject}
 `)
-	if got, want := Diff(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "admin.listen", "admin.token_file", "queue.expire"}; !cmp.Equal(got, want) {
+	if got, want := Diff(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_recipients", "admin.listen", "admin.token_file", "queue.expire"}; !cmp.Equal(got, want) {
 		t.Errorf("Diff: %q", got)
 	}
-	if got, want := Changed(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "admin.listen", "admin.token_file", "routing.unknown", "queue.expire"}; !cmp.Equal(got, want) {
+	if got, want := Changed(before, after), []string{"hostname", "store", "smtp.listen", "smtp.max_connections", "smtp.max_recipients", "admin.listen", "admin.token_file", "routing.unknown", "queue.expire"}; !cmp.Equal(got, want) {
 		t.Errorf("Changed: %q", got)
 	}
 	login := mustParse(t, strings.Replace(minimal, `"smtp://old.internal"`, `"smtp://old.internal", imap: "imaps://h", imap_login: {user: m, password_env: E}`, 1))

@@ -179,6 +179,7 @@ func (k *checker) smtp() {
 	s := k.c.SMTP
 	k.listeners()
 	k.smtpTLS()
+	k.limits()
 	k.trusted("smtp.trusted", s.Trusted)
 	k.trusted("backends.old.sends_from", k.c.Backends.Old.SendsFrom)
 	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)

@@ -38,6 +38,7 @@ type DelivererConfig struct {
 	Jitter  func() float64 // in [0, 1)
 
 	renewEvery time.Duration // of a lease (20 s)
+	lookTime   time.Duration // of a look into a mailbox (30 s)
 }
 
 // DelivererMetrics are told what happens. Each may be nil; none may block.
@@ -103,6 +104,9 @@ func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
 	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 20 * time.Second
+	}
+	if cfg.lookTime <= 0 {
+		cfg.lookTime = lookTime
 	}
 	if cfg.renewEvery <= 0 {
 		cfg.renewEvery = defaultRenew

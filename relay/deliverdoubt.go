@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,13 @@ type Finder interface {
 // ErrUnsearchable says that nobody can look into a mailbox, now or later: the
 // configuration has no way to it.
 var ErrUnsearchable = errors.New("its mailbox cannot be looked into")
+
+// Searchable is what a Finder may be beside: it tells, without asking anybody, that
+// mailboxes of a side cannot be looked into, with [ErrUnsearchable]. Who has none waits
+// for no place then.
+type Searchable interface {
+	Searchable(side mail.Route) error
+}
 
 // Search names a delivery that may have arrived.
 type Search struct {
@@ -76,7 +84,7 @@ type DeliverDoubt struct {
 // The figures of looks.
 const (
 	firstLook    = 2 * time.Second // from a lost reply to the first look
-	longestLook  = 2 * time.Minute // one look
+	longestLook  = 2 * time.Minute // all looks for one lease, before others have their turn
 	longestGap   = time.Minute     // between looks
 	defaultDoubt = 5 * time.Minute
 	doubtPlaces  = 4 // looks at once, for each route
@@ -89,20 +97,44 @@ type deliverLooks struct {
 	ctx    context.Context // ends when the relay is told to end
 	work   context.Context
 	places map[mail.Route]chan struct{}
+	aside  map[mail.Route]chan struct{} // for looks that ask nobody
+	gates  *lookGates
 	wg     sync.WaitGroup
 }
 
 func newDeliverLooks(ctx, work context.Context, d *Deliverer) *deliverLooks {
-	k := &deliverLooks{d: d, ctx: ctx, work: work, places: map[mail.Route]chan struct{}{}}
+	k := &deliverLooks{d: d, ctx: ctx, work: work, places: map[mail.Route]chan struct{}{}, aside: map[mail.Route]chan struct{}{},
+		gates: newLookGates(d.cfg.Now)}
 	for route := range d.cfg.Backends {
-		k.places[route] = make(chan struct{}, doubtPlaces)
+		k.places[route], k.aside[route] = make(chan struct{}, doubtPlaces), make(chan struct{}, asidePlace)
 	}
 	return k
+}
+
+// unasked tells whether a look would ask nobody now: there is no way into the
+// mailboxes, or their server hangs.
+func (k *deliverLooks) unasked(route mail.Route, lease *queue.Lease) bool {
+	return k.searchable(route) != nil ||
+		!slices.ContainsFunc(lease.Items, func(item queue.Item) bool { return !k.gates.resting(k.search(lease, item, route)) })
+}
+
+// searchable gives [ErrUnsearchable] for a side that is known to be.
+func (k *deliverLooks) searchable(side mail.Route) error {
+	if k.d.cfg.Finder == nil || side != mail.Old && side != mail.New {
+		return fmt.Errorf("%w: there is no way to look into mailboxes on %s", ErrUnsearchable, side)
+	}
+	if f, ok := k.d.cfg.Finder.(Searchable); ok {
+		return f.Searchable(side)
+	}
+	return nil
 }
 
 // take takes a lease in doubt off a worker's hands.
 func (k *deliverLooks) take(w *deliverWorker, lease *queue.Lease) {
 	place := k.places[w.route]
+	if k.unasked(w.route, lease) {
+		place = k.aside[w.route]
+	}
 	select {
 	case place <- struct{}{}:
 	default:
@@ -126,7 +158,13 @@ func (k *deliverLooks) look(w *deliverWorker, lease *queue.Lease) {
 	x.mu.Lock() // the timer may run before the assignment is seen
 	x.timer = time.AfterFunc(k.d.cfg.renewEvery, x.renew)
 	x.mu.Unlock()
-	k.settle(w, lease, func(item queue.Item) deliverVerdict { return k.judge(x, item) })
+	began := time.Now()
+	k.settle(w, lease, func(item queue.Item) deliverVerdict {
+		if time.Since(began) > longestLook { // others have their turn
+			return deferred(k.d.cfg.Now(), true, "in doubt: its mailbox is asked when those before it are through")
+		}
+		return k.judge(x, item)
+	})
 }
 
 // settle records what verdict says of each item, which may take its time.
@@ -229,12 +267,20 @@ func (k *deliverLooks) reason(x *delivery, item queue.Item, f Found, err error) 
 }
 
 func (k *deliverLooks) find(ctx context.Context, lease *queue.Lease, item queue.Item, side mail.Route) (Found, error) {
-	if k.d.cfg.Finder == nil || side != mail.Old && side != mail.New {
-		return Found{}, fmt.Errorf("%w: there is no way to look into mailboxes on %s", ErrUnsearchable, side)
+	if err := k.searchable(side); err != nil {
+		return Found{}, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, longestLook, fmt.Errorf("the look took longer than %s", longestLook))
+	s := k.search(lease, item, side)
+	if err := k.gates.enter(s); err != nil {
+		return Found{}, err
+	}
+	// What an earlier look read is remembered, so a large mailbox gets through.
+	limit := min(max(k.d.cfg.Now().Sub(item.Doubt.Since)/2, k.d.cfg.lookTime), 4*k.d.cfg.lookTime)
+	lctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the look took longer than %s", limit))
 	defer cancel()
-	return k.d.cfg.Finder.Find(ctx, k.search(lease, item, side))
+	found, err := k.d.cfg.Finder.Find(lctx, s)
+	k.gates.leave(s, err != nil && lctx.Err() != nil && ctx.Err() == nil)
+	return found, err
 }
 
 func (k *deliverLooks) search(lease *queue.Lease, item queue.Item, side mail.Route) Search {

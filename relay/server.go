@@ -15,6 +15,7 @@ import (
 
 	"crossfade/mail"
 	"crossfade/queue"
+	"crossfade/relay/limit"
 	"crossfade/relay/wire"
 	"crossfade/router"
 
@@ -26,6 +27,9 @@ import (
 const (
 	DefaultMaxMessageSize = 50 << 20 // octets
 	DefaultMaxRecipients  = 1000     // RFC 5321, 4.5.3.1.8, asks for 100 and more
+	// DefaultMaxHeaderFields is ten times what the longest real headers have, and
+	// few enough for whatever looks at each of them.
+	DefaultMaxHeaderFields = 10000
 )
 
 // Limits bounds what one transaction may hold. A zero field has its default.
@@ -35,6 +39,9 @@ type Limits struct {
 	MaxMessageSize int64
 	// MaxRecipients is the number of accepted RCPT commands in one transaction.
 	MaxRecipients int
+	// MaxHeaderFields is the number of header fields of one message (10,000); a
+	// negative one is no limit.
+	MaxHeaderFields int
 	// ResolveTimeout bounds the work for one RCPT, both sides asked included
 	// (30 s).
 	ResolveTimeout time.Duration
@@ -48,6 +55,10 @@ type ServerMetrics struct {
 	// Refused is called for each refused MAIL, RCPT or message with the stage
 	// ("mail", "rcpt", "data") and the code of the reply.
 	Refused func(stage string, code int)
+	// Limited is called when a limit for one client is reached, with its name: a
+	// constant of package limit, "slowed" for a reply that was kept back, or
+	// "header_fields".
+	Limited func(name string)
 }
 
 // ServerConfig is what a Server is made of. Hostname, Router and Queue are
@@ -60,9 +71,13 @@ type ServerConfig struct {
 	// address is accepted for the old side.
 	Verifier *Verifier
 	Limits   Limits
-	// Wire bounds connections, commands and waiting times. The Server fills in
+	// Guard bounds connections, rates and unknown recipients of clients; nil: one
+	// with 1,000 connections at once, 50 of each host, and no rates. It is not
+	// asked about the messages of trusted clients when its settings say so.
+	Guard *limit.Guard
+	// Wire bounds commands and waiting times. The Server fills in
 	// what follows from this configuration: host name, extensions, postmaster,
-	// TLS, overload (unless given) and logger.
+	// TLS, door, overload (unless given) and logger.
 	Wire wire.Config
 	// Side tells which of the two mail systems a client's address belongs to;
 	// empty: none, or both. Nil knows nobody. A message that comes back to the
@@ -97,7 +112,8 @@ type Server struct {
 	wire wire.Config
 	smtp *smtp.Server
 	log  *slog.Logger
-	by   string // of our Received header: "HOSTNAME (Crossfade)"
+	loud *slog.Logger // for what strangers can make us write: it is bounded
+	by   string       // of our Received header: "HOSTNAME (Crossfade)"
 	sick rate.Sometimes
 	// loops are those that strangers hand over, and that are parked. Anybody can
 	// write a header, so they are bounded.
@@ -128,8 +144,12 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Guard == nil {
+		cfg.Guard = limit.New(limit.Settings{PerHost: 50, Ours: cfg.Wire.Trusted})
+	}
 	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark, sick: rate.Sometimes{Interval: time.Second}}
 	s.loops = rate.NewLimiter(rate.Every(time.Hour/strangeLoops), strangeLoops)
+	s.loud = slog.New(limit.Quiet(s.log.Handler()))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wire = s.wireConfig()
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
@@ -140,7 +160,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.smtp.MaxLineLength = 0 // lines are bounded by wire
 	s.smtp.EnableSMTPUTF8 = true
 	s.smtp.EnableDSN = true
-	s.smtp.ErrorLog = libraryLog{s.log}
+	s.smtp.ErrorLog = libraryLog{s.loud}
 	return s, nil
 }
 
@@ -150,6 +170,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.MaxRecipients <= 0 {
 		l.MaxRecipients = DefaultMaxRecipients
+	}
+	if l.MaxHeaderFields == 0 {
+		l.MaxHeaderFields = DefaultMaxHeaderFields
 	}
 	if l.ResolveTimeout <= 0 {
 		l.ResolveTimeout = 30 * time.Second
@@ -167,8 +190,9 @@ func (s *Server) wireConfig() wire.Config {
 	w.Postmaster = "postmaster@" + s.cfg.Hostname
 	w.TLS = s.cfg.TLS
 	if w.Counts == nil {
-		w.Counts = &wire.Counts{} // the limits are of the server, not of one listener
+		w.Counts = &wire.Counts{}
 	}
+	w.Door = s.cfg.Guard // the limits are of the server, not of one listener
 	if w.MaxBody == 0 {
 		// Somebody who sends on and on after the limit is not a mail server.
 		w.MaxBody = 2*s.cfg.Limits.MaxMessageSize + 1<<20
@@ -177,7 +201,7 @@ func (s *Server) wireConfig() wire.Config {
 		w.Overload = s.overload
 	}
 	if w.Logger == nil {
-		w.Logger = s.log
+		w.Logger = s.loud
 	}
 	return w
 }

@@ -11,7 +11,7 @@ import (
 
 	"crossfade/mail"
 	"crossfade/queue"
-	"crossfade/relay/wire"
+	"crossfade/relay/limit"
 	"crossfade/router"
 )
 
@@ -125,7 +125,7 @@ func TestHugeHeader(t *testing.T) {
 }
 
 func TestConnectionLimits(t *testing.T) {
-	s := newSite(t, router.PolicyReject, inWire(wire.Config{MaxConnsPerIP: 2}))
+	s := newSite(t, router.PolicyReject, func(c *ServerConfig) { c.Guard = limit.New(limit.Settings{PerHost: 2}) })
 	one, two := s.hello(), s.hello()
 	s.dial().want("421")
 	two.cmd("QUIT", "221")

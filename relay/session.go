@@ -11,6 +11,7 @@ import (
 
 	"crossfade/mail"
 	"crossfade/queue"
+	"crossfade/relay/limit"
 	"crossfade/relay/wire"
 	"crossfade/router"
 
@@ -58,7 +59,7 @@ func (s *session) Logout() error {
 		return nil
 	}
 	info := s.conn.Info()
-	s.srv.log.LogAttrs(s.srv.ctx, level, "connection ended", slog.Uint64("conn", info.Number), slog.Any("peer", info.Remote),
+	s.srv.loud.LogAttrs(s.srv.ctx, level, "connection ended", slog.Uint64("conn", info.Number), slog.Any("peer", info.Remote),
 		slog.String("helo", info.Helo), slog.String("tls", tlsName(info.TLS)), slog.Int("messages", s.messages),
 		slog.Int("refused", s.refused), slog.Duration("time", time.Since(info.Start)))
 	return nil
@@ -79,6 +80,9 @@ func (s *session) Mail(from string, opts *smtp.MailOptions) error {
 	}
 	if !addr.IsASCII() && !opts.UTF8 {
 		return s.refuse("mail", from, errNeedUTF8)
+	}
+	if err := s.mayMail(addr); err != nil {
+		return s.refuse("mail", from, err)
 	}
 	if err := s.srv.cfg.Queue.Room(opts.Size); err != nil {
 		return s.refuse("mail", from, putError(err))
@@ -128,7 +132,7 @@ func (s *session) refuse(stage, what string, err error) error {
 	}
 	if s.srv.log.Enabled(s.srv.ctx, level) {
 		info := s.conn.Info()
-		s.srv.log.LogAttrs(s.srv.ctx, level, "refused "+stage, slog.Uint64("conn", info.Number), slog.Any("peer", info.Remote),
+		s.srv.loud.LogAttrs(s.srv.ctx, level, "refused "+stage, slog.Uint64("conn", info.Number), slog.Any("peer", info.Remote),
 			slog.String("from", s.from()), slog.String("given", what), slog.Int("code", reply.Code), slog.String("reason", err.Error()))
 	}
 	return out
@@ -160,7 +164,7 @@ func (s *session) Rcpt(to string, opts *smtp.RcptOptions) error {
 	if err != nil {
 		return s.refuse("rcpt", to, err)
 	}
-	rcpts, err := s.resolve(addr)
+	rcpts, err := s.recipients(addr)
 	if err != nil {
 		return s.refuse("rcpt", to, err)
 	}
@@ -191,7 +195,7 @@ func (s *session) resolve(addr mail.Address) ([]mail.Recipient, error) {
 	case res.Status == router.NotOurs && s.srv.mayRelay(s.conn.Info(), addr):
 		return []mail.Recipient{{Addr: addr, Hint: mail.Out}}, nil
 	case res.Status == router.NotOurs:
-		return nil, mail.Replyf(550, mail.Enhanced{5, 7, 1}, "relaying denied")
+		return nil, errRelaying
 	case res.Status == router.Known:
 		return res.Recipients, nil
 	case res.Policy == router.PolicyReject:
@@ -210,7 +214,10 @@ func (s *session) resolve(addr mail.Address) ([]mail.Recipient, error) {
 	return res.Recipients, nil
 }
 
-var errNoUser = mail.Replyf(550, mail.Enhanced{5, 1, 1}, "no such user here")
+var (
+	errNoUser   = mail.Replyf(550, mail.Enhanced{5, 1, 1}, "no such user here")
+	errRelaying = mail.Replyf(550, mail.Enhanced{5, 7, 1}, "relaying denied")
+)
 
 // add takes a recipient into the envelope, or merges it with one that is there.
 func (s *session) add(r mail.Recipient) {
@@ -315,6 +322,7 @@ func (s *session) setClient(env *mail.Envelope, info wire.Info) {
 // received writes the event line of an accepted message.
 func (s *session) received(env *mail.Envelope) {
 	s.messages++
+	s.srv.cfg.Guard.Accepted(env.Client.Addr.Addr(), s.given)
 	wait := time.Since(s.body.ended)
 	if f := s.srv.cfg.Metrics.Received; f != nil {
 		f(env.Size, len(env.Recipients), wait)
@@ -336,6 +344,8 @@ func (s *session) bodyError(err error) error {
 	switch body := s.body.err; {
 	case body == nil || body == io.EOF:
 		return putError(err)
+	case errors.Is(body, errHeaderFields):
+		return s.limited(limit.HeaderFields, body)
 	case errors.As(body, &reply) || errors.As(body, &lib):
 		return body
 	default:

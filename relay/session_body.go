@@ -47,7 +47,10 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	b.from = s.srv.side(info.Remote.Addr())
 	ours := b.from != "" || s.srv.trusts(info)
 	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
-	b.scan = headerScan{own: s.srv.by, ours: ours, take: s.srv.loops.Allow, line: buf.line[:0], text: buf.text[:0]}
+	b.scan = headerScan{
+		own: s.srv.by, ours: ours, take: s.srv.loops.Allow, maxFields: s.srv.cfg.Limits.MaxHeaderFields,
+		line: buf.line[:0], text: buf.text[:0],
+	}
 }
 
 // release gives the buffers back.

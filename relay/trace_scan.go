@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 
 	"crossfade/mail"
@@ -23,6 +24,9 @@ var (
 	// one without a sender to tell would be lost.
 	errLoopLater = mail.Replyf(451, mail.Enhanced{4, 4, 6}, "mail loop: the message came through here before, and too many do so now")
 	errHeader    = mail.Replyf(552, mail.Enhanced{5, 3, 4}, "the message header is larger than %d octets", maxHeader)
+	// Refused for good: no real message has as many, and a temporary refusal would
+	// only be tried again for days.
+	errHeaderFields = mail.Replyf(554, mail.Enhanced{5, 6, 0}, "the message has too many header fields")
 )
 
 // headerScan reads the header of a message as it streams by, in pieces of any
@@ -39,6 +43,8 @@ type headerScan struct {
 	// take tells whether a stranger's message that was here before may be taken in, to
 	// be parked; nil: no.
 	take      func() bool
+	maxFields int // 0: no bound
+	fields    int
 	size      int // octets of header so far
 	hops      int
 	ownHops   int
@@ -118,6 +124,9 @@ func (h *headerScan) endLine() error {
 			return h.finish()
 		}
 		return nil
+	}
+	if h.fields++; h.maxFields > 0 && h.fields > h.maxFields {
+		return fmt.Errorf("%w: more than %d", errHeaderFields, h.maxFields)
 	}
 	name := bytes.TrimRight(line[:colon], " \t")
 	switch {

@@ -17,9 +17,11 @@ type auditCmd struct {
 	Out       string   `type:"path" placeholder:"DIR" help:"Write the signed result into a directory: audit.json, audit.html, and both for each user."`
 	NoLook    bool     `help:"Do not look into the mailboxes: the journal and the queue alone."`
 	Check     []string `type:"path" placeholder:"FILE" help:"Check signed files instead, of audits or of backfill verify; needs no relay. Again for several."`
-	Key       string   `placeholder:"PUB" help:"With --check: the public key that has to have signed them."`
 	Settle    bool     `help:"Say of users whose mailbox was made anew that it is well as it is: what was lost in it is not asked for any more. Needs --reason."`
 	Reason    string   `placeholder:"TEXT" help:"With --settle: why. It is in every audit from then on."`
+	Log       []string `type:"path" placeholder:"FILE" help:"Check the log of what operators did (audit.jsonl) instead, and say the first line that is not what was written; needs no relay. Again for files that were put aside, the oldest first."`
+	Head      string   `placeholder:"NUMBER:SHA256" help:"With --log: a line that was noted elsewhere and has to be there."`
+	Key       string   `placeholder:"PUB" help:"With --check and --log: the public key that has to have signed."`
 	PublicKey bool     `help:"Print the public key of the installation."`
 	jsonFlag
 }
@@ -27,12 +29,18 @@ type auditCmd struct {
 // Run makes an audit, or checks one.
 func (c *auditCmd) Run(a *app) error {
 	switch {
+	case len(c.Log) > 0 && (len(c.Check) > 0 || len(c.Addresses) > 0 || c.PublicKey):
+		return usageError(errors.New("audit: --log needs files only"), "leave addresses, --check and --public-key out")
+	case len(c.Log) > 0:
+		return c.checkLog(a)
+	case c.Head != "":
+		return usageError(errors.New("audit: --head is for --log"), "")
 	case len(c.Check) > 0 && (len(c.Addresses) > 0 || c.PublicKey):
 		return usageError(errors.New("audit: --check needs files only"), "leave addresses and --public-key out")
 	case len(c.Check) > 0:
 		return c.check(a)
 	case c.Key != "":
-		return usageError(errors.New("audit: --key is for --check"), "--public-key prints the key of this installation")
+		return usageError(errors.New("audit: --key is for --check and --log"), "--public-key prints the key of this installation")
 	case c.Settle != (c.Reason != "") || c.Settle && len(c.Addresses) == 0:
 		return usageError(errors.New("audit: --settle needs users and --reason"), "as in: crossfade audit --settle --reason 'restored from the backup of Monday' ann@example.org")
 	}

@@ -14,7 +14,7 @@ import (
 
 	"crossfade/mail"
 	"crossfade/relay"
-	"crossfade/relay/wire"
+	"crossfade/relay/limit"
 	"crossfade/router"
 )
 
@@ -112,7 +112,7 @@ func startUs(t *testing.T, l net.Listener, change func(c *relay.ServerConfig)) *
 		t.Fatal(err)
 	}
 	q := &store{kept: map[string][]stored{}}
-	c := relay.ServerConfig{Hostname: "mx.example.org", Router: r, Queue: q, Wire: wire.Config{MaxConns: -1, MaxConnsPerIP: -1}}
+	c := relay.ServerConfig{Hostname: "mx.example.org", Router: r, Queue: q, Guard: limit.New(limit.Settings{})}
 	if change != nil {
 		change(&c)
 	}

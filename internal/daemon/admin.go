@@ -19,14 +19,15 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	if created {
 		d.log.Info("a token for the admin API was made", "file", d.cfg.Admin.TokenFile)
 	}
-	if d.audit, err = admin.OpenAuditLog(auditPath(d.cfg)); err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
 	if err := d.registry.Register(admin.NewStateCollector(d.store, d.store, d.log)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
 	d.audits = &audits{d: d, asks: make(chan asked, 1)}
-	if _, err := d.audits.key(ctx); err != nil {
+	counts, err := admin.NewAPIMetrics(d.registry)
+	if err != nil {
+		return err
+	}
+	if err := d.openAuditLog(ctx, counts); err != nil {
 		return err
 	}
 	nodes := d.nodesAPI()
@@ -41,10 +42,6 @@ func (d *Daemon) openAdmin(ctx context.Context) (err error) {
 	}
 	if err := d.registry.Register(newPaceCollector(d.conductor)); err != nil {
 		return fmt.Errorf("metrics: %w", err)
-	}
-	counts, err := admin.NewAPIMetrics(d.registry)
-	if err != nil {
-		return err
 	}
 	cfg := admin.Config{
 		TokenStore: tokenBook{d.store}, Hosts: append([]string{d.cfg.Hostname}, d.cfg.Admin.Hosts...), TLS: d.adminTLS(), Refused: counts.Refuse,
@@ -121,6 +118,8 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	if d.lookup != nil {
 		d.lookup.Update(answers)
 	}
+	d.guard.Update(guardSettings(d.cfg, cfg.SMTP))
+	d.warnOfFiles(cfg)
 	d.mailboxes.sides.Store(sides)
 	d.retune(cfg)
 	d.reloadTokens(cfg)

@@ -109,7 +109,10 @@ func TestAdminSpeaksTLS(t *testing.T) {
 // TestAdminAddress: what is not a loopback address needs TLS or a word of the
 // operator, in the configuration and when it is bound.
 func TestAdminAddress(t *testing.T) {
-	d := &Daemon{cfg: parse(t, t.TempDir(), reloadConfig)}
+	d, err := New(parse(t, t.TempDir(), reloadConfig), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for addr, ok := range map[net.Addr]bool{
 		&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}: true, &net.TCPAddr{IP: net.IPv4(127, 9, 9, 9)}: true, &net.TCPAddr{IP: net.IPv6loopback}: true,
 		&net.TCPAddr{IP: net.IPv4zero}: false, &net.TCPAddr{IP: net.IPv6unspecified}: false, &net.TCPAddr{}: false,
@@ -185,7 +188,11 @@ func TestTokensLive(t *testing.T) {
 			t.Error("a revoked token is still valid")
 		}
 	})
-	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+	log, err := admin.CheckAuditLog([]string{filepath.Join(dir, "data", "audit.jsonl")}, "", admin.AuditHead{})
+	if err != nil || log.Bad != nil || log.Lines != 4 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made and revoked
+		t.Errorf("the audit log: %+v %v %v", log, log.Bad, err)
+	}
+	err = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}

@@ -26,6 +26,7 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
+	"crossfade/relay/limit"
 	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -67,6 +68,7 @@ type Daemon struct {
 	verifier  *relay.Verifier
 	users     *submission.Users // nil: nobody can log in
 	server    *relay.Server
+	guard     *limit.Guard
 	relaysOut atomic.Bool // a smart host is configured
 	deliverer *relay.Deliverer
 	mailboxes *mailboxes
@@ -106,6 +108,8 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
+	d.warnOfFiles(cfg)
+	d.metrics.PresetLimits(limit.TurnedAway(), limit.Limited())
 	if d.tls, err = openTLS(cfg, log, d.metrics.Renewed); err != nil {
 		return nil, err
 	}

@@ -58,15 +58,30 @@ func (f *finder) Find(ctx context.Context, s relay.Search) (relay.Found, error) 
 	return out, nil
 }
 
-// account says how to log in to the mailbox of a recipient.
-func (f *finder) account(ctx context.Context, s relay.Search) (imapconn.Account, error) {
+// Searchable implements relay.Searchable.
+func (f *finder) Searchable(side mail.Route) error {
+	_, err := f.side(side)
+	return err
+}
+
+// side gives the mailboxes of a side, when they can be looked into.
+func (f *finder) side(r mail.Route) (imapSide, error) {
 	sides := f.boxes.sides.Load()
 	side := sides.new
-	if s.Side == mail.Old {
+	if r == mail.Old {
 		side = sides.old
 	}
 	if side.server.Address == "" || !side.mailbox.IsZero() {
-		return imapconn.Account{}, fmt.Errorf("%w: backends.%s has no imap", relay.ErrUnsearchable, s.Side)
+		return side, fmt.Errorf("%w: backends.%s has no imap", relay.ErrUnsearchable, r)
+	}
+	return side, nil
+}
+
+// account says how to log in to the mailbox of a recipient.
+func (f *finder) account(ctx context.Context, s relay.Search) (imapconn.Account, error) {
+	side, err := f.side(s.Side)
+	if err != nil {
+		return imapconn.Account{}, err
 	}
 	key := s.User
 	if key == "" {

@@ -15,6 +15,7 @@ import (
 	"crossfade/mail"
 	"crossfade/queue"
 	"crossfade/relay"
+	"crossfade/relay/limit"
 	"crossfade/relay/smtpclient"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -152,12 +153,18 @@ func routerConfig(cfg *config.Config, log *slog.Logger) router.Config {
 func (d *Daemon) openRelay() (err error) {
 	d.verifier = relay.NewVerifier(relay.VerifierConfig{Old: d.backends[mail.Old], New: d.backends[mail.New], Logger: d.log})
 	smtp := d.cfg.SMTP
+	d.guard = limit.New(guardSettings(d.cfg, smtp))
 	d.relaysOut.Store(smtp.SmartHost.Enabled())
 	d.server, err = relay.NewServer(relay.ServerConfig{
 		Hostname: d.cfg.Hostname, Router: d.router, Queue: d.store, Verifier: d.verifier,
-		Limits: relay.Limits{MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients},
+		Limits: relay.Limits{
+			MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients, MaxHeaderFields: noLimitAt0(smtp.Limits.HeaderFields),
+		},
+		Guard: d.guard,
 		Wire: wire.Config{
-			MaxConns: smtp.MaxConnections, MaxConnsPerIP: noLimitAt0(smtp.MaxConnectionsPerIP),
+			// The guard counts unknown recipients, over connections.
+			MaxRcptErrors: -1,
+			BodyRate:      int64(smtp.Limits.BodyRate), FruitlessTimeout: time.Duration(smtp.Limits.Fruitless),
 			IdleTimeout: time.Duration(smtp.IdleTimeout), BodyTimeout: time.Duration(smtp.DataTimeout), Trusted: trusts(trustedNetworks(d.cfg)),
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook, Login: d.countLogin},
 			Auth:    d.loginCheck(),
@@ -168,7 +175,7 @@ func (d *Daemon) openRelay() (err error) {
 		ClientCert: d.tls.clients.counts, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
-			Refused:  d.metrics.Refused,
+			Refused:  d.metrics.Refused, Limited: d.metrics.Limited,
 		},
 	})
 	if err != nil {

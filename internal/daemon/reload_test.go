@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"net"
+	"net/textproto"
 	"slices"
 	"strings"
 	"testing"
@@ -77,5 +79,60 @@ func TestReloadTwice(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestReloadLimits: limits of senders follow a reload, for connections that are
+// open too.
+func TestReloadLimits(t *testing.T) {
+	dir := t.TempDir()
+	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	select {
+	case <-d.Started():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", d.SMTPAddrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := textproto.NewConn(conn)
+	say := func(line string, want int) {
+		t.Helper()
+		if line != "" {
+			if _, err := r.Cmd("%s", line); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, text, err := r.ReadResponse(want); err != nil {
+			t.Fatalf("%q: %d %s: %v", line, code, text, err)
+		}
+	}
+	say("", 220)
+	say("EHLO c.example", 250)
+	say("MAIL FROM:<a@b.example>", 250)
+	say("RSET", 250)
+	limited := strings.Replace(reloadConfig, `smtp: {`, `smtp: {limits: {exempt: [], host: {messages: 1/d}}, `, 1)
+	if later, err := d.Reload(ctx, parse(t, dir, limited)); err != nil || len(later) > 0 {
+		t.Fatal(later, err)
+	}
+	say("MAIL FROM:<a@b.example>", 250)
+	say("RSET", 250)
+	say("MAIL FROM:<a@b.example>", 450)
+	if _, err := d.Reload(ctx, parse(t, dir, reloadConfig)); err != nil {
+		t.Fatal(err)
+	}
+	say("MAIL FROM:<a@b.example>", 250)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -58,7 +58,7 @@ func benchServers(b *testing.B, f func(b *testing.B, addr string)) {
 			}
 			if way != "bare" {
 				lib.MaxLineLength = 0
-				l = NewListener(l, Config{MaxConnsPerIP: -1})
+				l = NewListener(l, Config{})
 			}
 			served := make(chan struct{})
 			go func() { defer close(served); _ = lib.Serve(l) }()

@@ -171,7 +171,7 @@ func (c *Conn) tooMuch() bool {
 // is over, and the library, if it still reads, gets io.ErrUnexpectedEOF.
 func (c *Conn) moreBody() bool {
 	if err := c.fillBody(); err != nil {
-		c.endFor(err, "body_timeout")
+		c.endFor(err, c.lateBody())
 		return false
 	}
 	return true
@@ -296,7 +296,8 @@ func (c *Conn) skipChunk(reply string) {
 		return
 	}
 	kept := c.tx
-	c.tx = transaction{bdat: true, chunk: kept.chunk, until: c.bodyEnd()}
+	c.tx = transaction{bdat: true, chunk: kept.chunk}
+	c.bodyBegins()
 	c.discardChunk()
 	if c.phase == phaseDone {
 		return

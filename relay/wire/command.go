@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"strings"
+	"time"
 )
 
 // command takes the client's next command line. It answers it, or feeds it to
@@ -65,8 +66,25 @@ func (c *Conn) mayGoOn() bool {
 	case c.count.noise > cfg.MaxNoise:
 		c.cutOff("noise", "421 4.7.0 "+cfg.Hostname+" too many commands without a message, closing connection")
 		return false
+	case c.fruitless():
+		c.cutOff("fruitless", "421 4.7.0 "+cfg.Hostname+" too long without a message, closing connection")
+		return false
 	}
 	return true
+}
+
+// fruitless tells of a client that is there for too long without a message.
+// Chunks of a message have the times of a body.
+func (c *Conn) fruitless() bool {
+	d := c.l.cfg.FruitlessTimeout
+	if d <= 0 || c.tx.bdat {
+		return false
+	}
+	since := c.start
+	if c.fruit.After(since) {
+		since = c.fruit
+	}
+	return time.Since(since) > d
 }
 
 // peekLine returns the next command line with its line end; it stays in the
@@ -77,7 +95,10 @@ func (c *Conn) peekLine() (raw []byte, ok bool) {
 	seen := 0
 	fresh := true
 	for {
-		in := c.buf.in[c.r:c.w]
+		var in []byte // the buffer may be away
+		if c.r < c.w {
+			in = c.buf.in[c.r:c.w]
+		}
 		if i := bytes.IndexByte(in[seen:], '\n'); i >= 0 {
 			c.lineAt, c.lineLen = c.r, seen+i+1
 			if c.lineLen > limit {
@@ -222,6 +243,7 @@ func (c *Conn) hello(extended bool, cmd cmdLine) {
 
 func (c *Conn) rset() {
 	if c.tx.begun {
+		c.count.noise++ // MAIL and RSET by turns bring no message nearer either
 		c.pass(askedReset, "RSET\r\n")
 		return
 	}

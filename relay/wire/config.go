@@ -48,18 +48,20 @@ type Config struct {
 	// Overload is asked before the greeting. A text that is not empty, such as
 	// "4.3.1 no space left", is sent with 421 and the connection is closed.
 	Overload func() string
-	// Trusted names the peers that MaxConnsPerIP does not bind, such as the
-	// backends' own outbound hosts.
+	// Trusted names the peers that are ours, such as the backends' own outbound
+	// hosts. The guard does not use it; it is here for what stands above.
 	Trusted func(netip.Addr) bool
 
-	// Counts are shared by listeners that share the next two limits; nil: each
-	// listener has its own.
+	// Counts are shared by listeners that share MaxHandshakes; nil: each listener
+	// has its own.
 	Counts *Counts
-	// MaxConns bounds the connections in all (default 1,000).
-	MaxConns int
-	// MaxConnsPerIP bounds the connections of one IPv4 address or one IPv6 /64
-	// network (default 50).
-	MaxConnsPerIP int
+	// Door says which connections may come in; nil lets everybody in. Listeners
+	// that share a Door share its limits.
+	Door Door
+	// GreetDelay is how long the guard waits before it greets a client; a client
+	// that speaks first is sent away. It is asked once for each connection, in its
+	// own goroutine and when its address is known; nil, or 0, greets at once.
+	GreetDelay func(netip.Addr) time.Duration
 	// MaxCommand bounds a command line, CRLF included, in bytes (default 2,048,
 	// at most 8,192; RFC 5321, 4.5.3.1.4, asks for 512 and more with parameters).
 	MaxCommand int
@@ -91,6 +93,17 @@ type Config struct {
 	// BodyTimeout is how long a whole message body may take, from the reply to DATA
 	// or the first BDAT to its end, however steadily it comes (default none).
 	BodyTimeout time.Duration
+	// BodyRate is the least number of bytes of a message that have to come in a
+	// minute, on average since its beginning and not counting the first BodyGrace
+	// (default none).
+	BodyRate int64
+	// BodyGrace is how long a message may come slower than BodyRate (default:
+	// DataTimeout). A shorter one costs two system calls for each message.
+	BodyGrace time.Duration
+	// FruitlessTimeout is how long a connection may go on without a message that is
+	// taken, since its begin or the last one. It is looked at between two commands
+	// and so does not cut a message (default none).
+	FruitlessTimeout time.Duration
 	// WriteTimeout is how long the client may take to accept replies (default 1 min).
 	WriteTimeout time.Duration
 
@@ -98,6 +111,18 @@ type Config struct {
 	Metrics Metrics
 	// Logger may be nil.
 	Logger *slog.Logger
+}
+
+// Door decides about connections. Its methods are called from many goroutines
+// and must not block.
+type Door interface {
+	// Enter is asked whether a connection may come in. A reason, a short fixed word
+	// for the metrics, turns it away with 421 and text, which begins with an
+	// enhanced status code. The zero address is that of a client who is not known
+	// yet, below a PROXY listener; Enter is asked again when he is, after Leave.
+	Enter(client netip.Addr) (reason, text string)
+	// Leave takes off what one Enter without a reason has counted.
+	Leave(client netip.Addr)
 }
 
 // Metrics are hooks for counters. They are called from many goroutines and must
@@ -108,10 +133,11 @@ type Metrics struct {
 	Opened func()
 	Closed func()
 	// Refused is called when a connection is ended by the guard, with a short
-	// fixed word: "conns", "conns_per_ip", "overload", "errors", "noise", "idle",
-	// "body_timeout", "body_size", "messages", "tls_injection", "other_protocol",
-	// "shutdown", "bdat_syntax", "line_length",
-	// "proxy_header", "logins", "login_later", "no_certificate".
+	// fixed word: "overload", "errors", "noise", "idle", "fruitless",
+	// "body_timeout", "body_rate", "body_size", "messages", "tls_injection",
+	// "other_protocol", "early_talker", "shutdown", "bdat_syntax", "line_length",
+	// "write_timeout", "proxy_header", "handshakes",
+	// "logins", "login_later", "no_certificate", or a word of the Door.
 	Refused func(reason string)
 	// Message is called when the guard refuses a message because of its bytes,
 	// with "bare_newline" or "line_length".
@@ -158,7 +184,7 @@ func (c Config) withDefaults() Config {
 		field *int
 		byDef int
 	}{
-		{&c.MaxConns, 1000}, {&c.MaxConnsPerIP, 50}, {&c.MaxHandshakes, 256}, {&c.MaxCommand, 2048}, {&c.MaxLine, 64 << 10},
+		{&c.MaxHandshakes, 256}, {&c.MaxCommand, 2048}, {&c.MaxLine, 64 << 10},
 		{&c.MaxMessages, noLimit}, {&c.MaxErrors, 20}, {&c.MaxRcptErrors, 100}, {&c.MaxNoise, 100},
 	} {
 		switch {
@@ -178,6 +204,9 @@ func (c Config) withDefaults() Config {
 		if *t.field <= 0 {
 			*t.field = t.byDef
 		}
+	}
+	if c.BodyGrace <= 0 {
+		c.BodyGrace = c.DataTimeout
 	}
 	return c
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,14 +48,18 @@ type Conn struct {
 	number uint64
 	start  time.Time
 	remote netip.AddrPort
-	ipKey  netip.Addr // what the connection counts against; guarded by l.mu
+
+	inside   bool       // the Door has counted it, guarded by l.mu
+	insideAs netip.Addr // under this address
 
 	phase phase
 	asked asked
-	buf   *buffers // nil when the connection is over
-	r, w  int      // bytes of the client not yet used: buf.in[r:w]
-	feed  []byte   // bytes that the library gets before anything else
-	lost  bool     // a write failed
+	buf   *buffers     // nil while nothing is under way: before the greeting, between two commands, at the end
+	held  atomic.Int32 // 1: buf is set; for tests and counts
+	wait  waiter
+	r, w  int    // bytes of the client not yet used: buf.in[r:w]
+	feed  []byte // bytes that the library gets before anything else
+	lost  bool   // a write failed
 
 	helo  string
 	esmtp bool
@@ -74,11 +79,14 @@ type Conn struct {
 	count    counters
 	lineAt   int // where the peeked command line is in buf.in, and how long it is
 	lineLen  int
+	fruit    time.Time // of the last message that was taken
 
 	mu      sync.Mutex
 	waiting bool // in a read that Shutdown may interrupt
 	readBy  time.Time
 	writeBy time.Time
+	// readSlow: readBy is about the rate of a body and not about a pause.
+	readSlow bool
 
 	closeOnce sync.Once
 	closeErr  error
@@ -96,6 +104,7 @@ type transaction struct {
 	chunk   int64     // bytes of it still to come
 	size    int64     // its size
 	body    int64     // bytes of the body so far, as sent
+	since   time.Time // when the body began; zero: it has not
 	until   time.Time // when the body has to be over; zero: no limit
 	broken  error     // what Read says in phaseBroken
 	verdict string
@@ -179,7 +188,6 @@ func (c *Conn) Read(p []byte) (int, error) {
 // open greets the client, or says why not. It is the first thing that happens in
 // the connection's own goroutine.
 func (c *Conn) open() {
-	c.buf = pool.Get().(*buffers)
 	c.phase = phaseCommand
 	cfg := &c.l.cfg
 	if _, known := c.raw.(*net.TCPConn); !known {
@@ -191,9 +199,9 @@ func (c *Conn) open() {
 			c.end("")
 			return
 		}
-		if !c.l.admit(c) {
+		if reason, text := c.l.admit(c); reason != "" {
 			c.lost = cfg.TLSUse == TLSImplicit
-			c.refuseConn("conns_per_ip", "421 4.7.0 too many connections, try again later")
+			c.refuseConn(reason, "421 "+oneLine(text))
 			return
 		}
 	}
@@ -206,6 +214,12 @@ func (c *Conn) open() {
 			return
 		}
 	}
+	if cfg.GreetDelay != nil {
+		if d := cfg.GreetDelay(c.remote.Addr()); d > 0 && !c.hush(d) {
+			return
+		}
+	}
+	c.hold()
 	c.put("220 ")
 	c.put(cfg.Hostname)
 	c.put(" ")
@@ -222,6 +236,7 @@ func (c *Conn) refuseConn(reason, reply string) {
 
 // cutOff is refuseConn for a client that may well be sending.
 func (c *Conn) cutOff(reason, reply string) {
+	c.hold()
 	c.say(reply)
 	c.flush()
 	c.linger()
@@ -263,26 +278,23 @@ func (c *Conn) end(reply string) {
 		return
 	}
 	if reply != "" {
+		c.hold()
 		c.say(reply)
 	}
-	c.flush()
+	if c.buf != nil {
+		c.flush()
+	}
 	c.phase = phaseDone
 	c.feed, c.last = nil, nil
-	b := c.buf
-	c.buf = nil
-	b.out, b.line, b.rep = b.out[:0], b.line[:0], b.rep[:0]
-	if cap(b.out) <= 64<<10 {
-		pool.Put(b)
-	}
+	c.letGo()
 }
 
 // endFor ends the connection as the failure of a read or write demands.
 func (c *Conn) endFor(err error, timeoutReason string) {
-	var ne net.Error
 	switch {
 	case errors.Is(err, errShutdown):
 		c.refuseConn("shutdown", "421 4.3.2 "+c.l.cfg.Hostname+" is shutting down, try again later")
-	case errors.As(err, &ne) && ne.Timeout():
+	case isTimeout(err):
 		c.refuseConn(timeoutReason, "421 4.4.2 "+c.l.cfg.Hostname+" waited too long, closing connection")
 	default:
 		c.end("")
@@ -310,7 +322,7 @@ func (c *Conn) fillCommand(fresh bool) error {
 	}
 	c.waiting = !c.tx.bdat
 	c.mu.Unlock()
-	err := c.fill()
+	err := c.fillIdle()
 	c.mu.Lock()
 	c.waiting = false
 	c.mu.Unlock()
@@ -339,8 +351,20 @@ func (c *Conn) fillBody() error {
 	if c.flush(); c.lost {
 		return errLost
 	}
-	c.armRead(c.l.cfg.DataTimeout)
-	return c.fill()
+	for {
+		c.armRead(c.l.cfg.DataTimeout)
+		err := c.fill()
+		if err == nil || !c.readSlow || !isTimeout(err) || c.lateBody() == "body_rate" {
+			return err
+		}
+		// The deadline is moved in steps; the bytes since then have bought more time.
+		c.readBy = time.Time{}
+	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 func (c *Conn) fill() error {
@@ -371,10 +395,43 @@ func (c *Conn) armRead(d time.Duration) {
 	if end := c.tx.until; !end.IsZero() && end.Before(want) {
 		want = end
 	}
+	slow := false
+	if end := c.slowest(); !end.IsZero() && end.Before(want) {
+		want, slow = end, true
+	}
 	if off := want.Sub(c.readBy); off < 0 || off > d/8 {
-		c.readBy = want
+		c.readBy, c.readSlow = want, slow
 		_ = c.raw.SetReadDeadline(want)
 	}
+}
+
+// slowest is when a body that comes no faster than it must is late; zero: never.
+func (c *Conn) slowest() time.Time {
+	rate := c.l.cfg.BodyRate
+	if rate <= 0 || c.tx.since.IsZero() {
+		return time.Time{}
+	}
+	allowed := c.l.cfg.BodyGrace + time.Duration(float64(c.tx.body)/float64(rate)*float64(time.Minute))
+	if allowed < 0 || allowed > maxAllowance {
+		return time.Time{}
+	}
+	return c.tx.since.Add(allowed)
+}
+
+// maxAllowance is beyond what any body may take.
+const maxAllowance = 30 * 24 * time.Hour
+
+// bodyBegins sets the times of a body that begins now.
+func (c *Conn) bodyBegins() {
+	c.tx.since, c.tx.until = time.Now(), c.bodyEnd()
+}
+
+// lateBody is the word for a read of a body that ran into its deadline.
+func (c *Conn) lateBody() string {
+	if end := c.slowest(); !end.IsZero() && !time.Now().Before(end) {
+		return "body_rate"
+	}
+	return "body_timeout"
 }
 
 // bodyEnd is when a body that begins now has to be over.

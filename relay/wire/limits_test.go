@@ -7,65 +7,79 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
-// TestMaxConns: over the limit there is a 421 and nothing else, and a place that
-// becomes free can be taken.
-func TestMaxConns(t *testing.T) {
-	refused := make(chan string, 10)
-	s := start(t, Config{MaxConns: 2, Metrics: Metrics{Refused: func(r string) { refused <- r }}})
-	a, b := s.dial(), s.dial()
-	a.want("220 ")
-	b.want("220 ")
-	c := s.dial()
-	c.want("421 4.7.0", "<eof>")
-	if r := <-refused; r != "conns" {
-		t.Errorf("refused for %s", r)
-	}
-	_ = a.conn.Close()
-	eventually(t, "a place is free", func() bool { return s.l.Len() == 1 })
-	s.dial().want("220 ")
+// testDoor lets in so many connections of each address.
+type testDoor struct {
+	limit int
+
+	mu    sync.Mutex
+	count map[netip.Addr]int
+	left  int
 }
 
-// TestMaxConnsPerIP: counted for plain connections at Accept, for others (a PROXY
-// listener) when their address can be known; trusted peers are not counted.
-func TestMaxConnsPerIP(t *testing.T) {
+func (d *testDoor) Enter(a netip.Addr) (reason, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.count == nil {
+		d.count = map[netip.Addr]int{}
+	}
+	if d.count[a] >= d.limit {
+		return "full", "4.7.0 the house is full"
+	}
+	d.count[a]++
+	return "", ""
+}
+
+func (d *testDoor) Leave(a netip.Addr) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left++
+	if d.count[a]--; d.count[a] == 0 {
+		delete(d.count, a)
+	}
+}
+
+func (d *testDoor) empty() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.count) == 0
+}
+
+// TestDoor: who is turned away has a 421 and nothing else, a place that becomes
+// free can be taken, and listeners that share a door share its places. Below a
+// PROXY listener the address is known later.
+func TestDoor(t *testing.T) {
 	for _, wrapped := range []bool{false, true} {
-		inner, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+		refused := make(chan string, 10)
+		door := &testDoor{limit: 2}
+		listen := func() *server {
+			inner, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if wrapped {
+				inner = &countingListener{inner, make(chan int, 100)}
+			}
+			return startOn(t, inner, Config{Door: door, Metrics: Metrics{Refused: func(r string) { refused <- r }}})
 		}
-		if wrapped {
-			inner = &countingListener{inner, make(chan int, 100)}
-		}
-		s := startOn(t, inner, Config{MaxConnsPerIP: 1})
-		a := s.dial()
+		one, two := listen(), listen()
+		a, b := one.dial(), two.dial()
 		a.want("220 ")
-		b := s.dial()
-		b.want("421 4.7.0", "<eof>")
-		a.send("QUIT\r\n")
-		a.want("221 ", "<eof>")
-		eventually(t, "the place is free", func() bool { return s.l.Len() == 0 })
-		s.dial().want("220 ")
-	}
-	s := start(t, Config{MaxConnsPerIP: 1, Trusted: netip.Addr.IsLoopback})
-	s.dial().want("220 ")
-	s.dial().want("220 ")
-}
-
-func TestNetwork(t *testing.T) {
-	for in, want := range map[string]string{
-		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7",
-		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::", "fe80::1%eth0": "fe80::",
-	} {
-		if got := network(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
-			t.Errorf("%s counts as %s, want %s", in, got, want)
+		b.want("220 ")
+		c := one.dial()
+		c.want("421 4.7.0 the house is full", "<eof>")
+		if r := <-refused; r != "full" {
+			t.Errorf("refused for %s", r)
 		}
-	}
-	if network(netip.Addr{}).IsValid() {
-		t.Error("an unknown address counts")
+		_ = a.conn.Close()
+		b.send("QUIT\r\n")
+		b.want("221 ", "<eof>")
+		eventually(t, "all places are free", func() bool { return door.empty() && one.l.Len() == 0 && two.l.Len() == 0 })
+		one.dial().want("220 ")
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +21,8 @@ type Listener struct {
 	ehloLogin string
 
 	closing atomic.Bool
+	stop    chan struct{} // closed when closing is set
+	once    sync.Once
 
 	mu     sync.Mutex
 	conns  map[*Conn]struct{}
@@ -29,81 +30,6 @@ type Listener struct {
 	// gone is closed when the listener is closing and the last connection went.
 	gone     chan struct{}
 	goneOnce sync.Once
-}
-
-// Counts are the connections that MaxConns and MaxConnsPerIP bound, and the
-// handshakes that MaxHandshakes does. Listeners that share them share the limits.
-type Counts struct {
-	mu    sync.Mutex
-	total int
-	perIP map[netip.Addr]int
-
-	shaking chan struct{} // a token for each handshake under way
-}
-
-// beginHandshake takes one of limit places, and waits for one for a while.
-func (n *Counts) beginHandshake(limit int, wait time.Duration) bool {
-	if limit == noLimit {
-		limit = 1 << 20
-	}
-	n.mu.Lock()
-	if n.shaking == nil {
-		n.shaking = make(chan struct{}, limit)
-	}
-	n.mu.Unlock()
-	select {
-	case n.shaking <- struct{}{}:
-		return true
-	default:
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case n.shaking <- struct{}{}:
-		return true
-	case <-t.C:
-		return false
-	}
-}
-
-func (n *Counts) endHandshake() { <-n.shaking }
-
-// open counts a connection; false when there are limit already.
-func (n *Counts) open(limit int) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.total >= limit {
-		return false
-	}
-	n.total++
-	return true
-}
-
-// openIP counts a connection of one network.
-func (n *Counts) openIP(key netip.Addr, limit int) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.perIP[key] >= limit {
-		return false
-	}
-	if n.perIP == nil {
-		n.perIP = make(map[netip.Addr]int)
-	}
-	n.perIP[key]++
-	return true
-}
-
-// close takes a connection, and its network where it was counted, off.
-func (n *Counts) close(key netip.Addr) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.total--
-	if !key.IsValid() {
-		return
-	}
-	if n.perIP[key]--; n.perIP[key] <= 0 {
-		delete(n.perIP, key)
-	}
 }
 
 // NewListener guards the connections of inner as cfg says. It starts nothing;
@@ -120,6 +46,7 @@ func NewListener(inner net.Listener, cfg Config) *Listener {
 		ehloTLS:   cfg.ehloReply("STARTTLS"),
 		ehloLogin: cfg.ehloReply("AUTH PLAIN LOGIN"),
 		conns:     make(map[*Conn]struct{}),
+		stop:      make(chan struct{}),
 		gone:      make(chan struct{}),
 	}
 }
@@ -142,14 +69,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 		c := &Conn{raw: raw, net: raw, l: l, start: time.Now()}
 		// Only a bare TCP connection knows its peer without reading: below a PROXY
 		// listener RemoteAddr waits for the header.
-		tcp, known := raw.(*net.TCPConn)
-		if known {
+		if tcp, known := raw.(*net.TCPConn); known {
 			c.remote = addrPort(tcp.RemoteAddr())
 		}
-		if reason := l.add(c, known); reason != "" {
+		if reason, text := l.add(c); reason != "" {
 			callWith(l.cfg.Metrics.Refused, reason)
-			l.cfg.Logger.Debug("smtp connection refused", "reason", reason, "remote", c.remote)
-			l.turnAway(raw)
+			l.cfg.Logger.Info("smtp connection refused", "reason", reason, "remote", c.remote)
+			l.turnAway(raw, text)
 			continue
 		}
 		call(l.cfg.Metrics.Opened)
@@ -157,83 +83,68 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-const tooManyConns = "421 4.7.0 too many connections, try again later\r\n"
-
 // turnAway answers without a buffer, a goroutine or the library: a fresh socket
 // takes these bytes without blocking, the deadline is for what is no socket.
-func (l *Listener) turnAway(raw net.Conn) {
+func (l *Listener) turnAway(raw net.Conn, text string) {
 	if l.cfg.TLSUse != TLSImplicit { // there a reply in clear would be no TLS record
 		_ = raw.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		_, _ = raw.Write([]byte(tooManyConns))
+		_, _ = raw.Write([]byte("421 " + oneLine(text) + "\r\n"))
 	}
 	_ = raw.Close()
 }
 
-// add takes c into the list, or says which limit is in the way.
-func (l *Listener) add(c *Conn, known bool) (reason string) {
+// add takes c into the list, or says why not.
+func (l *Listener) add(c *Conn) (reason, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing.Load() {
-		return "shutdown"
+		return "shutdown", "4.3.2 shutting down, try again later"
 	}
-	if !l.cfg.Counts.open(l.cfg.MaxConns) {
-		return "conns"
-	}
-	if known && !l.countIP(c) {
-		l.cfg.Counts.close(netip.Addr{})
-		return "conns_per_ip"
+	if reason, text = l.enter(c); reason != "" {
+		return reason, text
 	}
 	l.number++
 	c.number = l.number
 	l.conns[c] = struct{}{}
-	return ""
+	return "", ""
 }
 
-// admit counts c against its address, for connections whose address was not
-// known when they were accepted.
-func (l *Listener) admit(c *Conn) bool {
+// admit asks again for a connection whose address was not known when it was
+// accepted.
+func (l *Listener) admit(c *Conn) (reason, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, listed := l.conns[c]; !listed {
-		return false // closed meanwhile: do not count what nobody will discount
+		return "closed", "4.4.2 closed" // meanwhile: do not count what nobody will discount
 	}
-	return l.countIP(c)
+	l.leave(c)
+	return l.enter(c)
 }
 
-// countIP is called with l.mu held.
-func (l *Listener) countIP(c *Conn) bool {
-	key := network(c.remote.Addr())
-	if !key.IsValid() || (l.cfg.Trusted != nil && l.cfg.Trusted(c.remote.Addr())) {
-		return true
+// enter and leave are called with l.mu held.
+func (l *Listener) enter(c *Conn) (reason, text string) {
+	if l.cfg.Door == nil {
+		return "", ""
 	}
-	if !l.cfg.Counts.openIP(key, l.cfg.MaxConnsPerIP) {
-		return false
+	addr := c.remote.Addr()
+	if reason, text = l.cfg.Door.Enter(addr); reason == "" {
+		c.inside, c.insideAs = true, addr
 	}
-	c.ipKey = key
-	return true
+	return reason, text
 }
 
-// network is what one customer of a provider holds: an IPv4 address, or the /64
-// of an IPv6 address.
-func network(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if !a.Is6() {
-		return a
+func (l *Listener) leave(c *Conn) {
+	if c.inside {
+		c.inside = false
+		l.cfg.Door.Leave(c.insideAs)
 	}
-	p, err := a.Prefix(64)
-	if err != nil {
-		return a
-	}
-	return p.Addr()
 }
 
 func (l *Listener) remove(c *Conn) {
 	l.mu.Lock()
 	_, listed := l.conns[c]
 	delete(l.conns, c)
-	if listed {
-		l.cfg.Counts.close(c.ipKey)
-	}
+	l.leave(c)
 	last := len(l.conns) == 0 && l.closing.Load()
 	l.mu.Unlock()
 	if listed {
@@ -258,6 +169,7 @@ func (l *Listener) Len() int {
 // be called more than once. smtp.Server.Serve returns net.ErrClosed.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.closing.Store(true)
+	l.once.Do(func() { close(l.stop) })
 	err := l.inner.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil

@@ -75,7 +75,7 @@ func TestProxyHeaderOfStrangers(t *testing.T) {
 // The limit of an address binds the client behind the load balancer, and not the
 // load balancer.
 func TestProxyLimits(t *testing.T) {
-	s := behind(t, "127.0.0.0/8", Config{MaxConnsPerIP: 1})
+	s := behind(t, "127.0.0.0/8", Config{Door: &testDoor{limit: 1}})
 	for _, c := range []struct{ ip, want string }{{"203.0.113.1", "220 "}, {"203.0.113.2", "220 "}, {"203.0.113.1", "421 4.7.0"}} {
 		p := s.dial()
 		p.send("PROXY TCP4 " + c.ip + " 127.0.0.1 4660 25\r\n")

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"strconv"
+	"time"
 )
 
 // replyState is about the reply of the library that is being written.
@@ -33,14 +34,23 @@ func (c *Conn) fail(line string) {
 
 // flush sends what there is to say.
 func (c *Conn) flush() {
-	if len(c.buf.out) == 0 || c.lost {
+	if c.buf == nil || len(c.buf.out) == 0 || c.lost {
 		return
 	}
 	c.armWrite()
 	if _, err := c.net.Write(c.buf.out); err != nil {
 		c.lost = true
+		c.notTaken(err)
 	}
 	c.buf.out = c.buf.out[:0]
+}
+
+// notTaken tells of a client that would not take its replies.
+func (c *Conn) notTaken(err error) {
+	if isTimeout(err) {
+		callWith(c.l.cfg.Metrics.Refused, "write_timeout")
+		c.l.cfg.Logger.Info("smtp connection ended", "reason", "write_timeout", "remote", c.remote, "conn", c.number)
+	}
 }
 
 // Write takes the replies of the library. They answer the command that it has
@@ -211,7 +221,7 @@ func (c *Conn) dataDone(code int) (ok bool) {
 	}
 	c.asked = askedBody
 	c.phase = phaseBody
-	c.tx.until = c.bodyEnd()
+	c.bodyBegins()
 	c.settle.reset(c.tx.bdat, c.l.cfg.MaxLine)
 	return true
 }
@@ -227,6 +237,9 @@ func (c *Conn) bodyDone(ok bool) {
 	c.count.messages++
 	if ok {
 		c.count = counters{messages: c.count.messages}
+		if c.l.cfg.FruitlessTimeout > 0 {
+			c.fruit = time.Now()
+		}
 	}
 	c.flush() // a client must not wait for the verdict while its next command runs
 }

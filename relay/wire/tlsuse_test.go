@@ -76,7 +76,7 @@ func TestTLSImplicit(t *testing.T) {
 
 // TestTLSImplicitRefusals: what cannot be said inside TLS is not said in clear.
 func TestTLSImplicitRefusals(t *testing.T) {
-	full := start(t, withTLS(t, Config{TLSUse: TLSImplicit, MaxConns: 1}))
+	full := start(t, withTLS(t, Config{TLSUse: TLSImplicit, Door: &testDoor{limit: 1}}))
 	full.dial().upgrade()
 	if got := full.dial().reply(); got != "<eof>" {
 		t.Errorf("over the limit: %q", got)

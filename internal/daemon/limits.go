@@ -1,0 +1,44 @@
+package daemon
+
+import (
+	"slices"
+	"time"
+
+	"crossfade/config"
+	"crossfade/relay/limit"
+)
+
+// guardSettings are the limits of smtp. Who is trusted is that of the start.
+func guardSettings(start *config.Config, smtp config.SMTP) limit.Settings {
+	l := smtp.Limits
+	rate := func(r config.Rate) limit.Rate { return limit.Rate(r) }
+	return limit.Settings{
+		Ours:        trusts(slices.Concat(trustedNetworks(start), l.Exempt)),
+		Connections: smtp.MaxConnections, Reserve: l.Reserve.Percent,
+		PerHost: smtp.MaxConnectionsPerIP, PerNetwork: l.Network.AtOnce,
+		Host:         limit.Rates{Connections: rate(l.Host.Connections), Messages: rate(l.Host.Messages), Recipients: rate(l.Host.Recipients)},
+		Network:      limit.Rates{Connections: rate(l.Network.Connections), Messages: rate(l.Network.Messages), Recipients: rate(l.Network.Recipients)},
+		SenderDomain: limit.Rates{Messages: rate(l.SenderDomain.Messages), Recipients: rate(l.SenderDomain.Recipients)},
+		Recipient:    rate(l.Recipient.Messages),
+		Failed: limit.Failed{
+			SlowAfter: l.Failed.SlowAfter, Delay: time.Duration(l.Failed.Delay), MaxDelay: time.Duration(l.Failed.MaxDelay), CutAfter: l.Failed.CutAfter,
+		},
+	}
+}
+
+// ownFiles is what the relay has open beside connections of clients: the store,
+// deliveries, IMAP connections, listeners, logs.
+func ownFiles(cfg *config.Config) int {
+	b := cfg.Backends
+	return 200 + b.Old.MaxConnections + b.New.MaxConnections + cfg.SMTP.SmartHost.MaxConnections +
+		b.Old.MaxIMAPConnections + b.New.MaxIMAPConnections
+}
+
+// warnOfFiles says when there cannot be as many connections as are configured.
+func (d *Daemon) warnOfFiles(cfg *config.Config) {
+	have, need := openFiles(), cfg.SMTP.MaxConnections+ownFiles(cfg)
+	if have > 0 && have < uint64(need) {
+		d.log.Warn("smtp.max_connections needs more open files than this process may have: raise the limit (LimitNOFILE= in the systemd unit, ulimit -n), or lower the number",
+			"open_files", have, "needed", need)
+	}
+}
