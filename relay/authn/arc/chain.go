@@ -29,12 +29,11 @@ type set struct {
 	fields  [3]*dkim.Field
 	results string // of the AAR, behind the instance
 
-	ams, as     *dkim.Signature
-	amsErr      error // the AMS cannot be read: it does not verify
-	cv          string
-	amsDigest   []byte
-	sealDigest  []byte
-	bodyMatches bool
+	ams, as    *dkim.Signature
+	amsErr     error // the AMS cannot be read: it does not verify
+	cv         string
+	amsDigest  []byte
+	sealDigest []byte
 }
 
 // chain is what a header says of a chain, with every digest that needs the
@@ -199,10 +198,7 @@ func (c *chain) digest(f *dkim.Fields) {
 			_, _ = before.Write(field.Relaxed())
 		}
 		if s.amsErr == nil {
-			h := sha256.New()
-			f.WriteSigned(h, s.ams.Header, s.ams.Signed)
-			s.fields[fieldAMS].WriteUnsigned(h, s.ams.Header, s.ams.Tags)
-			s.amsDigest = h.Sum(nil)
+			s.amsDigest = f.Digest(s.fields[fieldAMS], s.ams)
 		}
 	}
 	for _, s := range c.sets {

@@ -55,17 +55,6 @@ func (f *folder) add(w string) {
 // end gives the field, to which more may be added yet.
 func (f *folder) end() string { return f.b.String() + "\r\n" }
 
-// Field is an Authentication-Results field with one result, with its CRLF (RFC
-// 8601, 2.2).
-func Field(authservID, method string) string {
-	f := newFolder("Authentication-Results")
-	f.word(authservID + ";")
-	for w := range strings.FieldsSeq(method) {
-		f.word(w)
-	}
-	return f.end()
-}
-
 // Results gives what an AAR says of what was found out here: the results of all
 // Authentication-Results fields of one authserv-id among header lines, in one
 // (RFC 8617, 4.1.1). It is empty when there are none.

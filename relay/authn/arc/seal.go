@@ -16,7 +16,8 @@ import (
 	"crossfade/relay/authn/dkim"
 )
 
-// SealerConfig is what a Sealer works with. All but MaxHeader and Now is needed.
+// SealerConfig is what a Sealer works with. Domain, Selector and Key
+// are needed.
 type SealerConfig struct {
 	// Domain and Selector are where the public key is published.
 	Domain, Selector string
@@ -25,6 +26,9 @@ type SealerConfig struct {
 	// MaxHeader is how much of a header is looked at, in octets; zero is
 	// [dkim.DefaultMaxHeader]. A message with more is not sealed.
 	MaxHeader int
+	// Budget bounds what is held of the headers of all messages; nil does not.
+	// Messages for which there is no room are not sealed.
+	Budget *dkim.Budget
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -77,8 +81,11 @@ type Sealing struct {
 
 // Begin begins with a message.
 func (s *Sealer) Begin() *Sealing {
-	return &Sealing{s: s, header: dkim.Header{Max: s.cfg.MaxHeader}, body: dkim.NewBodyHash(dkim.Relaxed)}
+	return &Sealing{s: s, header: dkim.Header{Max: s.cfg.MaxHeader, Budget: s.cfg.Budget}, body: dkim.NewBodyHash(dkim.Relaxed)}
 }
+
+// Close lets go of what is held. It is called last, and always.
+func (x *Sealing) Close() { x.header.Release() }
 
 // Write takes the next octets of the message as it will be sent on, below what
 // goes on top of it, with CRLF line ends.
@@ -98,6 +105,7 @@ func (x *Sealing) Write(p []byte) {
 // look reads the header when it is over, and keeps digests of it.
 func (x *Sealing) look() {
 	x.looked = true
+	defer x.header.Release() // digests are all that is kept
 	fields, err := x.header.Fields()
 	switch {
 	case err != nil:

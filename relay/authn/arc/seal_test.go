@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"crossfade/relay/authn/dkim"
 )
@@ -206,5 +207,21 @@ func TestVouched(t *testing.T) {
 		if _, ok := r.Vouched("sender.example", func(string) bool { return true }); ok {
 			t.Errorf("%s: a chain that fails vouches", c.name)
 		}
+	}
+}
+
+// TestCostOfSealing prints what sealing one message costs.
+func TestCostOfSealing(t *testing.T) {
+	k := testKeys()
+	for _, c := range []struct {
+		name string
+		key  crypto.Signer
+	}{{"RSA-1024", k.small}, {"RSA-2048", k.usual}, {"Ed25519", k.ed}} {
+		const n = 20
+		began := time.Now()
+		for range n {
+			mustSeal(t, plainMessage, "one.example", "s1", c.key, Result{Status: None})
+		}
+		t.Logf("%s: %s for a message", c.name, (time.Since(began) / n).Round(10*time.Microsecond))
 	}
 }

@@ -1,7 +1,6 @@
 package arc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +29,9 @@ type Config struct {
 	// MaxHeader is how much of a header is looked at, in octets; zero is
 	// [dkim.DefaultMaxHeader]. A chain in a larger one fails.
 	MaxHeader int
+	// Budget bounds what is held of the headers of all messages; nil does not. Chains
+	// for which there is no room are TempError.
+	Budget *dkim.Budget
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -63,8 +65,11 @@ type Verification struct {
 
 // Begin begins with a message.
 func (v *Verifier) Begin() *Verification {
-	return &Verification{v: v, header: dkim.Header{Max: v.cfg.MaxHeader}}
+	return &Verification{v: v, header: dkim.Header{Max: v.cfg.MaxHeader, Budget: v.cfg.Budget}}
 }
+
+// Close lets go of what is held. It is called last, and always.
+func (x *Verification) Close() { x.header.Release() }
 
 // Write takes the next octets of the message, which has CRLF line ends.
 func (x *Verification) Write(p []byte) {
@@ -85,7 +90,12 @@ func (x *Verification) Write(p []byte) {
 // look reads the header when it is over.
 func (x *Verification) look() {
 	x.looked = true
+	defer x.header.Release() // digests are all that is kept
 	fields, err := x.header.Fields()
+	if errors.Is(err, dkim.ErrHeaderBusy) {
+		x.chain, x.err = &chain{}, err
+		return
+	}
 	if x.chain, x.err = collect(fields); x.err != nil || x.chain.count == 0 {
 		return
 	}
@@ -125,6 +135,9 @@ func (x *Verification) Finish(ctx context.Context) Result {
 	}
 	r := Result{Status: None, Sets: x.chain.count, Ended: x.chain.ended, OldestPass: -1}
 	switch {
+	case errors.Is(x.err, dkim.ErrHeaderBusy):
+		r.Status, r.Reason = TempError, x.err.Error()
+		return r
 	case x.err != nil:
 		r.Status, r.Reason = Fail, x.err.Error()
 		return r
@@ -207,21 +220,7 @@ func (x *Verification) covers(s *set) error {
 	if s.ams.Expired(x.v.cfg.Now()) {
 		return errors.New("it has expired")
 	}
-	body := x.bodies[s.ams.Body]
-	if s.ams.Limit < 0 {
-		if !bytes.Equal(body.Sum(), s.ams.BodyHash) {
-			return errors.New("the body has been changed")
-		}
-		return nil
-	}
-	sum, ok := body.SumOf(s.ams.Limit)
-	if !ok {
-		return errors.New("the body is shorter than l=")
-	}
-	if !bytes.Equal(sum, s.ams.BodyHash) {
-		return errors.New("the body has been changed")
-	}
-	return nil
+	return s.ams.CheckBody(x.bodies[s.ams.Body])
 }
 
 // keyring has the keys of one message.

@@ -2,6 +2,7 @@ package arc
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"crossfade/relay/authn/dkim"
 )
 
 // swap replaces something that has to be there.
@@ -509,4 +512,48 @@ func FuzzVerify(f *testing.F) {
 		_ = Results(more, "one.example")
 		_ = resultWords(more)
 	})
+}
+
+// TestBudget: headers share a bound; beyond it nothing is judged, sealed or
+// kept.
+func TestBudget(t *testing.T) {
+	msg := chained(t, 1)
+	budget := dkim.NewBudget(20 << 10) // two headers of 8 KiB
+	v, err := NewVerifier(Config{LookupTXT: testZone(t).lookup, Budget: budget, Now: func() time.Time { return testNow }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealer(SealerConfig{Domain: "one.example", Selector: "s1", Budget: budget, Key: func() crypto.Signer { return testKeys().small }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second, third, sealing := v.Begin(), v.Begin(), v.Begin(), s.Begin()
+	first.Write([]byte(msg[:10]))
+	second.Write([]byte(msg[:10]))
+	third.Write([]byte(msg))
+	sealing.Write([]byte(msg))
+	if r := third.Finish(t.Context()); r.Status != TempError || r.Sets != 0 {
+		t.Errorf("without room: %+v", r)
+	}
+	if _, err := sealing.Seal(Result{Status: None}, "x; none"); !errors.Is(err, ErrNotSealed) || !strings.Contains(err.Error(), "at once") {
+		t.Errorf("sealed without room: %v", err)
+	}
+	first.Write([]byte(msg[10:]))
+	if used := budget.Used(); used != 8<<10 {
+		t.Errorf("%d octets are held when one header is over", used)
+	}
+	if r := first.Finish(t.Context()); r.Status != Pass {
+		t.Errorf("with room: %+v", r)
+	}
+	second.Close() // as when a message breaks off
+	second.Close()
+	if used := budget.Used(); used != 0 {
+		t.Errorf("%d octets are held at the end", used)
+	}
+	fourth := v.Begin()
+	fourth.Write([]byte("X: " + strings.Repeat("y", 15<<10)))
+	fourth.Write([]byte(strings.Repeat("y", 15<<10)))
+	if fourth.Close(); budget.Used() != 0 {
+		t.Errorf("%d octets are held for a large header", budget.Used())
+	}
 }

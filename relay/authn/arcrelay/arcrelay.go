@@ -1,10 +1,10 @@
 // Package arcrelay joins ARC (package arc) to the relay's server, by two
-// inspectors of messages. A [Judge] verifies the chain of what strangers send and
-// puts the result on top in an Authentication-Results field of its own (RFC 8601,
-// 2.2, allows several); it stands before the inspector that enforces DMARC, which
-// may ask it whether a trusted sealer vouches ([Judgement.Vouched]). A [Seal]
-// stands last and seals the message with everything that the inspectors before it
-// found out.
+// inspectors of messages. A [Judge] verifies the chain of what strangers send. It
+// stands before the inspector that judges senders and writes
+// Authentication-Results, which finds it by [Find], has the result from it
+// ([Judgement.Method]) and may ask it whether a trusted sealer vouches for the
+// message ([Judgement.Vouched]). A [Seal] stands last and seals the message with
+// everything that the inspectors before it found out.
 //
 // What is sealed is what a backend gets, in which all that the relay adds stands
 // above: ARC set, Authentication-Results and other trace lines, our Received, then
@@ -28,10 +28,9 @@ import (
 	"crossfade/relay/authn/arc"
 )
 
-// JudgeConfig is what a Judge works with. Verifier and AuthservID are needed.
+// JudgeConfig is what a Judge works with. Verifier is needed.
 type JudgeConfig struct {
-	Verifier   *arc.Verifier
-	AuthservID string // of the Authentication-Results field: our host name
+	Verifier *arc.Verifier
 	// Trusted tells which sealers are believed when they say that a message passed
 	// DMARC; nil believes nobody.
 	Trusted func(domain string) bool
@@ -45,8 +44,8 @@ type Judge struct{ cfg JudgeConfig }
 
 // NewJudge makes a Judge.
 func NewJudge(cfg JudgeConfig) (*Judge, error) {
-	if cfg.Verifier == nil || cfg.AuthservID == "" {
-		return nil, errors.New("arc: judging needs a verifier and the name that results are given in")
+	if cfg.Verifier == nil {
+		return nil, errors.New("arc: judging needs a verifier")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -79,9 +78,9 @@ func (x *Judgement) Sent(p []byte) { x.work.Write(p) }
 func (x *Judgement) Kept([]byte) {}
 
 // Close implements [relay.Inspection].
-func (x *Judgement) Close() {}
+func (x *Judgement) Close() { x.work.Close() }
 
-// End implements [relay.Inspection]. It has no error.
+// End implements [relay.Inspection]. It puts nothing on top, and has no error.
 func (x *Judgement) End(ctx context.Context, _ string) (string, error) {
 	x.result, x.ended = x.work.Finish(ctx), true
 	if f := x.j.cfg.Judged; f != nil {
@@ -91,8 +90,12 @@ func (x *Judgement) End(ctx context.Context, _ string) (string, error) {
 		x.j.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "the chain of ARC does not pass", slog.String("id", x.id),
 			slog.String("result", string(r.Status)), slog.String("reason", r.Reason), slog.Int("sets", r.Sets))
 	}
-	return arc.Field(x.j.cfg.AuthservID, x.result.Method(x.client)), nil
+	return "", nil
 }
+
+// Method is the result as it stands in Authentication-Results. It is called after
+// End.
+func (x *Judgement) Method() string { return x.result.Method(x.client) }
 
 // Result is what was found. It is false before End.
 func (x *Judgement) Result() (arc.Result, bool) { return x.result, x.ended }
@@ -132,7 +135,7 @@ const (
 // SealConfig is what a Seal works with. Sealer and AuthservID are needed.
 type SealConfig struct {
 	Sealer     *arc.Sealer
-	AuthservID string // as the Judge has it: what others found out is not sealed
+	AuthservID string // of our Authentication-Results: what others found out is not sealed
 	// Done is told of each outcome. It must not block. It may be nil.
 	Done   func(Outcome)
 	Logger *slog.Logger // nil discards
@@ -171,7 +174,7 @@ type sealing struct {
 
 func (x *sealing) Sent([]byte)   {}
 func (x *sealing) Kept(p []byte) { x.work.Write(p) }
-func (x *sealing) Close()        {}
+func (x *sealing) Close()        { x.work.Close() }
 
 // End gives the lines of the set. A message that cannot be sealed goes on as it
 // is.

@@ -44,12 +44,14 @@ func (x *finding) Sent([]byte) {}
 func (x *finding) Kept([]byte) {}
 func (x *finding) Close()      {}
 func (x *finding) End(context.Context, string) (string, error) {
+	method := ""
 	if x.judgement != nil {
+		method = ";\r\n\t" + x.judgement.Method()
 		if by, ok := x.judgement.Vouched("sender.example"); ok {
 			x.f.vouched = append(x.f.vouched, by)
 		}
 	}
-	return "Authentication-Results: mx.example.org;\r\n\tspf=pass smtp.mailfrom=ann@sender.example;\r\n\tdmarc=pass (p=none) header.from=sender.example\r\nX-Verdict: good\r\n", nil
+	return "Authentication-Results: mx.example.org;\r\n\tspf=pass smtp.mailfrom=ann@sender.example;\r\n\tdmarc=pass (p=none) header.from=sender.example" + method + "\r\nX-Verdict: good\r\n", nil
 }
 
 type site struct {
@@ -108,7 +110,7 @@ func (s *site) inspectors(t *testing.T) []relay.Inspector {
 	if err != nil {
 		t.Fatal(err)
 	}
-	judge, err := NewJudge(JudgeConfig{Verifier: v, AuthservID: "mx.example.org", Trusted: func(d string) bool { return d == "one.example" }, Judged: func(r arc.Status) {
+	judge, err := NewJudge(JudgeConfig{Verifier: v, Trusted: func(d string) bool { return d == "one.example" }, Judged: func(r arc.Status) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.judged = append(s.judged, r)
@@ -255,7 +257,7 @@ func TestSealedEndToEnd(t *testing.T) {
 	got := s.through(t, sent...)
 	for i, c := range cases {
 		jobs = append(jobs, realtest.DKIMPyJob{Op: "verify", Message: []byte(got[i])})
-		order := []string{"ARC-Seal: i=%d;", "\r\nARC-Message-Signature: i=%d;", "\r\nARC-Authentication-Results: i=%d; mx.example.org; ", "\r\nAuthentication-Results: mx.example.org;\r\n\tspf=pass", "\r\nX-Verdict: good\r\nAuthentication-Results: mx.example.org; arc=", "\r\nReceived: from", "\r\nFrom:"}
+		order := []string{"ARC-Seal: i=%d;", "\r\nARC-Message-Signature: i=%d;", "\r\nARC-Authentication-Results: i=%d; mx.example.org; ", "\r\nAuthentication-Results: mx.example.org;\r\n\tspf=pass", "\r\nX-Verdict: good\r\nReceived: from", "\r\nFrom:"}
 		rest := got[i]
 		for n, what := range order {
 			if n < 3 {
@@ -295,7 +297,7 @@ func TestNotSealedEndToEnd(t *testing.T) {
 	failed := s.seal(t, strings.Replace(s.seal(t, message, "one.example"), "Subject: one", "Subject: two", 1), "two.example") // says cv=fail
 	got := s.through(t, "Subject: no From\r\n\r\nx\r\n", failed)
 	for i, m := range got {
-		if strings.HasPrefix(m, "ARC-") || !strings.Contains(m, "\r\nAuthentication-Results: mx.example.org; arc=") {
+		if strings.HasPrefix(m, "ARC-") || !strings.HasPrefix(m, "Authentication-Results: mx.example.org;") {
 			t.Errorf("message %d:\n%s", i, m)
 		}
 	}

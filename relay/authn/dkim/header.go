@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 )
 
 // DefaultMaxHeader is how much of a header is looked at, in octets. Real ones
@@ -14,17 +15,43 @@ const DefaultMaxHeader = 256 << 10
 var (
 	// ErrHeaderSize is a header that is larger than what is looked at.
 	ErrHeaderSize = errors.New("the header is too large to be looked at")
+	// ErrHeaderBusy is a header for which a [Budget] has no room.
+	ErrHeaderBusy = errors.New("too many messages are looked at at once")
 	// ErrHeaderForm is a line in the header that is no field. What follows is read
 	// as header by some and as body by others, so that nothing can be said of it.
 	ErrHeaderForm = errors.New("a line of the header is not a header field")
 )
 
+// Budget bounds what all headers that are being collected hold together. The
+// zero value has no room at all.
+type Budget struct {
+	max  int64
+	used atomic.Int64
+}
+
+// NewBudget makes a budget of so many octets.
+func NewBudget(octets int64) *Budget { return &Budget{max: octets} }
+
+// Used is what is held now, in octets.
+func (b *Budget) Used() int64 { return b.used.Load() }
+
+func (b *Budget) take(n int64) bool {
+	if b == nil || b.used.Add(n) <= b.max {
+		return true
+	}
+	b.used.Add(-n)
+	return false
+}
+
 // Header collects the header of a message that streams by. The zero value is
-// ready for use.
+// ready for use. One with a Budget has to be released.
 type Header struct {
 	// Max bounds the octets that are kept; zero is [DefaultMaxHeader].
 	Max int
+	// Budget bounds the octets of many headers; nil does not.
+	Budget *Budget
 
+	held int64 // of the budget
 	buf  []byte
 	line int // where the present line begins in buf
 	over bool
@@ -43,6 +70,10 @@ func (h *Header) Write(p []byte) (body []byte) {
 			h.stop(ErrHeaderSize)
 			return nil
 		}
+		if !h.grow(n) {
+			h.stop(ErrHeaderBusy)
+			return nil
+		}
 		h.buf = append(h.buf, p[:n]...)
 		p = p[n:]
 		if i >= 0 {
@@ -53,6 +84,33 @@ func (h *Header) Write(p []byte) (body []byte) {
 		return nil
 	}
 	return p
+}
+
+// firstHeld is what is asked of the budget at first: most headers need no more.
+const firstHeld = 8 << 10
+
+// grow makes room for n octets more.
+func (h *Header) grow(n int) bool {
+	want := len(h.buf) + n
+	if want <= cap(h.buf) {
+		return true
+	}
+	want = max(want, min(2*cap(h.buf), h.max()), firstHeld)
+	if !h.Budget.take(int64(want) - h.held) {
+		return false
+	}
+	h.held = int64(want)
+	h.buf = append(make([]byte, 0, want), h.buf...)
+	return true
+}
+
+// Release gives back what was asked of the budget, when nothing of the header is
+// kept any more. It may be called more than once.
+func (h *Header) Release() {
+	if h.Budget != nil {
+		h.Budget.used.Add(-h.held)
+	}
+	h.held, h.buf, h.over = 0, nil, true
 }
 
 // Over tells whether the header has ended.
@@ -110,7 +168,7 @@ func fieldName(name []byte) bool {
 }
 
 // Fields gives the fields of a header that has ended, in their order, and lets go
-// of them. With an error ([ErrHeaderSize], [ErrHeaderForm]) they are those before
+// of them. With an error ([ErrHeaderSize], [ErrHeaderForm], [ErrHeaderBusy]) they are those before
 // what could not be taken.
 func (h *Header) Fields() (*Fields, error) {
 	f := &Fields{byName: map[string][]int{}}
