@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay/submission": {},
+	"relay/milter":     {"mail", "relay", "relay/wire"},
 	"relay/limit":      {},
 	"relay":            {"mail", "router", "queue", "relay/limit", "relay/wire", "relay/smtpclient"},
 
@@ -52,7 +53,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},

@@ -25,6 +25,8 @@ type Metrics struct {
 	Turned        *prometheus.CounterVec // by reason: connections closed by a limit
 	Logins        *prometheus.CounterVec // by result: AUTH of clients
 	LimitedTotal  *prometheus.CounterVec // by limit: commands and messages refused or slowed by a limit for one client
+	Filter        *prometheus.CounterVec // by result: messages that the content filter looked at
+	FilterTime    prometheus.Histogram
 	AcceptedMsgs  prometheus.Counter     // messages answered with 250
 	AcceptedRcpts prometheus.Counter     // recipients of them
 	AcceptedBytes prometheus.Counter     // octets of them
@@ -70,6 +72,8 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Turned:        prometheus.NewCounterVec(opts("smtp_connections_turned_away_total", "SMTP connections closed by a limit, by reason."), []string{"reason"}),
 		Logins:        prometheus.NewCounterVec(opts("smtp_logins_total", "Logins of SMTP clients, by result: granted, refused, or later for those that were not looked at."), []string{"result"}),
 		LimitedTotal:  prometheus.NewCounterVec(opts("smtp_limited_total", "Commands and messages that a limit for one client, sender or recipient refused or slowed, by limit."), []string{"limit"}),
+		Filter:        prometheus.NewCounterVec(opts("filter_messages_total", "Messages for the content filter, by result: passed, refused, put_off, too_large (not looked at) or failed (it could not be asked)."), []string{"result"}),
+		FilterTime:    prometheus.NewHistogram(histogram("filter_seconds", "Time that a message waited for the content filter.", prometheus.ExponentialBuckets(0.001, 2, 16))),
 		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
 		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
 		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
@@ -97,7 +101,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		ServerTLS:     prometheus.NewCounterVec(opts("delivery_tls_total", "Connections for deliveries by server, by the policy that was found for it (tlsa, sts, no-policy-found), and by what became of TLS: success, or the failure as RFC 8460 names it."), []string{"server", "policy", "result"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.Connections, m.Open, m.Turned, m.Logins, m.LimitedTotal, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.LimitedTotal, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS,
 	} {
@@ -163,6 +167,12 @@ func (m *Metrics) ConnOpened() {
 
 // ConnClosed is the end of a connection that ConnOpened counted.
 func (m *Metrics) ConnClosed() { m.Open.Dec() }
+
+// Filtered counts a message that the content filter was to look at, and the time that it waited.
+func (m *Metrics) Filtered(result string, waited time.Duration) {
+	m.Filter.WithLabelValues(result).Inc()
+	m.FilterTime.Observe(waited.Seconds())
+}
 
 // LoggedIn counts a login of an SMTP client.
 func (m *Metrics) LoggedIn(result string) { m.Logins.WithLabelValues(result).Inc() }

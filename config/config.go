@@ -53,6 +53,7 @@ type SMTP struct {
 	MaxRecipients       int            `yaml:"max_recipients" reload:"restart" min:"1" max:"100000" doc:"Recipients of one message; more get 452. Senders may rely on 100 (RFC 5321, 4.5.3.1.8)."`
 	Trusted             []netip.Prefix `yaml:"trusted" reload:"restart" doc:"Networks (CIDR) of the backends' own outbound mail, which may send to any domain of ours without the checks made for strangers, and to the outside where smart_host is set. Mail of theirs that goes round is parked with an explanation and not refused. Never an open relay to the world."`
 	SmartHost           SmartHost      `yaml:"smart_host" doc:"Where mail of trusted clients to addresses outside is sent on, and our own notifications to senders outside; off unless url is set. Nobody else may relay. Without it, clients are told 550 for addresses outside, and routing.outbound says who relays notifications."`
+	Filter              Scanner        `yaml:"filter" doc:"The organisation's own content filter, which looks at each message before it is accepted: Rspamd, SpamAssassin and others that speak the milter protocol. docs/filter.md says what it may do."`
 	UsersFile           string         `yaml:"users_file" reload:"restart" path:"yes" doc:"File of those who may submit mail with a password, on the listeners that say auth: lines NAME:HASH with bcrypt hashes, as crossfade password NAME prints them. It is read again when it changes."`
 	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that name their client in a PROXY header, version 1 or 2. Each connection from them must begin with one, and nobody else's may; limits and trust are those of the client that it names."`
 	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
@@ -208,6 +209,7 @@ func Default() *Config {
 			MaxRecipients:       1000,
 			Limits:              defaultLimits(),
 			SmartHost:           SmartHost{MaxConnections: 20},
+			Filter:              defaultScanner(),
 			TLS:                 SMTPTLS{MinVersion: "1.2"},
 			IdleTimeout:         Duration(5 * time.Minute),
 			DataTimeout:         Duration(time.Hour),

@@ -58,6 +58,8 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 	}
 	out = append(out, checkLookup(cfg)...)
 	out = append(out, checkTLS(cfg)...)
+	out = append(out, checkLogins(cfg)...)
+	out = append(out, checkFilter(ctx, cfg)...)
 	return append(out, checkIMAP(ctx, cfg, user)...)
 }
 

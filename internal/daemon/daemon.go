@@ -27,6 +27,7 @@ import (
 	"crossfade/queue"
 	"crossfade/relay"
 	"crossfade/relay/limit"
+	"crossfade/relay/milter"
 	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -67,6 +68,7 @@ type Daemon struct {
 	backends  map[mail.Route]*relay.Backend
 	verifier  *relay.Verifier
 	users     *submission.Users // nil: nobody can log in
+	filter    *milter.Filter    // nil: there is no scanner
 	server    *relay.Server
 	guard     *limit.Guard
 	relaysOut atomic.Bool // a smart host is configured
@@ -101,12 +103,12 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	}
 	d := &Daemon{cfg: cfg, live: cfg, log: log, opts: opts, started: make(chan struct{}), events: &admin.Events{}}
 	var err error
-	if err := d.openLogins(); err != nil {
-		return nil, err
-	}
 	d.registry = prometheus.NewRegistry()
 	if d.metrics, err = admin.NewMetrics(d.registry); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	if err := errors.Join(d.openLogins(), d.openFilter()); err != nil {
+		return nil, err
 	}
 	d.warnOfFiles(cfg)
 	d.metrics.PresetLimits(limit.TurnedAway(), limit.Limited())

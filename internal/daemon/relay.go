@@ -169,7 +169,7 @@ func (d *Daemon) openRelay() (err error) {
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook, Login: d.countLogin},
 			Auth:    d.loginCheck(),
 		},
-		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
+		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(), Inspectors: d.filterInspector(),
 		TLS:        func() *tls.Config { return d.tls.offer(false) },
 		AskTLS:     func() *tls.Config { return d.tls.offer(true) },
 		ClientCert: d.tls.clients.counts, Logger: d.log,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"crossfade/config"
 	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 )
@@ -19,6 +20,21 @@ func (d *Daemon) openLogins() (err error) {
 		return fmt.Errorf("smtp.users_file: %w", err)
 	}
 	return nil
+}
+
+// checkLogins reads the file of those who may log in.
+func checkLogins(cfg *config.Config) []Finding {
+	if cfg.SMTP.UsersFile == "" {
+		return nil
+	}
+	f := Finding{What: "smtp.users_file " + cfg.SMTP.UsersFile, Hint: "docs/submission.md says how the file is made"}
+	users, err := submission.Open(cfg.SMTP.UsersFile, nil)
+	if err != nil {
+		f.Text = err.Error()
+		return []Finding{f}
+	}
+	f.OK, f.Hint, f.Text = true, "", fmt.Sprintf("%d users may submit mail", users.Len())
+	return []Finding{f}
 }
 
 // loginCheck is what listeners ask about a login; nil when nobody can log in.

@@ -66,6 +66,9 @@ func TestSubmission(t *testing.T) {
 	}
 	var log lockedBuffer
 	cfg := parse(t, dir, strings.NewReplacer("OUT", sinks["OUT"].Addr(), "OLD", sinks["OLD"].Addr(), "mx.crt", files.Cert, "mx.key", files.Key).Replace(submissionConfig))
+	if f := checkLogins(cfg); len(f) != 1 || !f[0].OK || f[0].Text != "1 users may submit mail" {
+		t.Errorf("check says %+v", f)
+	}
 	d, err := New(cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -128,5 +131,74 @@ func TestSubmission(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "user=printer") || !strings.Contains(log.String(), "smtp login refused") {
 		t.Errorf("the log tells neither who sent nor who guessed:\n%s", log.String())
+	}
+}
+
+// TestFilter: a real Rspamd refuses, marks and passes mail of strangers; when it
+// is gone mail is put off, and /readyz says so.
+func TestFilter(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	sink, err := mailtest.NewSink(mailtest.SinkConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sink.Close() })
+	scanner, stop := realtest.StartRspamd(t)
+	cfg := parse(t, dir, strings.NewReplacer("127.0.0.1:1", sink.Addr(), `listen: ["127.0.0.1:0"]}`, `listen: ["127.0.0.1:0"], filter: {milter: "inet:`+scanner+`"}}`).Replace(reloadConfig)+"routing: {unknown: old}\n")
+	var log lockedBuffer
+	d, err := New(cfg, slog.New(slog.NewTextHandler(&log, nil)), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	select {
+	case <-d.Started():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	const dataRefused = 26
+	send := func(body string) (string, int) {
+		return realtest.Swaks(t, ctx, d.SMTPAddrs()[0].String(), "--from", "a@far.test", "--to", "ann@example.org", "--body", body)
+	}
+	const gtube = "JS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+	if out, status := send("X" + gtube); status != dataRefused || !strings.Contains(out, "554 5.7.1 Gtube pattern") {
+		t.Errorf("spam: status %d\n%s", status, out)
+	}
+	if out, status := send("Y" + gtube); status != 0 {
+		t.Errorf("suspected spam: status %d\n%s", status, out)
+	}
+	if out, status := send("a letter"); status != 0 {
+		t.Errorf("a letter: status %d\n%s", status, out)
+	}
+	got, err := sink.Wait(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range got {
+		if marked := strings.HasPrefix(string(m.Body), "X-Spam: Yes\r\n"); marked != strings.Contains(string(m.Body), "GTUBE") {
+			t.Errorf("delivered:\n%s", m.Body)
+		}
+	}
+	for _, want := range []bool{true, false} {
+		if !want {
+			stop()
+		}
+		if f := checkFilter(ctx, cfg); len(f) != 1 || f[0].OK != want {
+			t.Errorf("check says %+v", f)
+		}
+	}
+	if out, status := send("a letter"); status != dataRefused || !strings.Contains(out, "451 4.7.1") {
+		t.Errorf("without a scanner: status %d\n%s", status, out)
+	}
+	if w := strings.Join(d.warnings(), "\n"); !strings.Contains(w, "mail is put off") {
+		t.Errorf("readyz says nothing of it: %q", w)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

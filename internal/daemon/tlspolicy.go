@@ -124,7 +124,9 @@ func (d *Daemon) TLSReports() []tlspolicy.Report {
 }
 
 // warnings are what needs an operator though mail is taken.
-func (d *Daemon) warnings() []string { return append(d.tls.book.Warnings(), d.policies.warnings()...) }
+func (d *Daemon) warnings() []string {
+	return slices.Concat(d.tls.book.Warnings(), d.policies.warnings(), d.filterWarnings())
+}
 
 // checkPolicies has a check look at what is published too. What cannot be found out is an error of the connection.
 func checkPolicies(cfg *config.Config, r mail.Route, t *smtpclient.Target) (*tlsPolicies, error) {
