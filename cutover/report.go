@@ -3,10 +3,15 @@ package cutover
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/router"
 )
+
+// reportsAtOnce is how many users a report reads at a time.
+const reportsAtOnce = 16
 
 // historyRead is how many changes of a user a report looks at.
 const historyRead = 1000
@@ -72,21 +77,42 @@ func (c *Conductor) Report(ctx context.Context, wave string) (MoveReport, error)
 	if err == nil && wave != "" && len(users) == 0 {
 		err = ErrNoWave
 	}
-	for _, u := range users {
-		if err != nil {
-			break
-		}
-		var x UserReport
-		var moved bool
-		if x, moved, err = c.reportOn(ctx, u, live); err == nil && (moved || wave != "") {
-			r.Users = append(r.Users, x)
-		}
+	if err == nil {
+		r.Users, err = c.reportOnAll(ctx, users, live, wave != "")
 	}
 	if err != nil {
 		return r, fmt.Errorf("cutover report: %w", err)
 	}
 	r.sum()
 	return r, nil
+}
+
+// reportOnAll reports on users, in their order; all says that on those too who never
+// began. Several are read at once: each costs two round trips to the store.
+func (c *Conductor) reportOnAll(ctx context.Context, users []router.User, live map[string]Status, all bool) ([]UserReport, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	reports, moved := make([]UserReport, len(users)), make([]bool, len(users))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(reportsAtOnce, len(users)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(users) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				var err error
+				if reports[i], moved[i], err = c.reportOn(ctx, users[i], live); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	out := []UserReport{}
+	for i, x := range reports {
+		if moved[i] || all {
+			out = append(out, x)
+		}
+	}
+	return out, context.Cause(ctx)
 }
 
 // reportOn says how the move of one user went; moved is false when he never began.

@@ -1,9 +1,12 @@
 package cutover
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,6 +153,57 @@ func TestPlanOfAWave(t *testing.T) {
 		}
 		if _, err := c.PlanMoves(t.Context(), nil, "none"); !errors.Is(err, ErrNoWave) {
 			t.Errorf("a wave that is none: %v", err)
+		}
+	})
+}
+
+// farTable answers after a while, and counts.
+type farTable struct {
+	*table
+	lag   time.Duration
+	reads atomic.Int64
+	fails error
+}
+
+func (t *farTable) LoadLedger(ctx context.Context, user string) (map[string][]byte, error) {
+	t.reads.Add(1)
+	time.Sleep(t.lag)
+	return t.table.LoadLedger(ctx, user)
+}
+
+func (t *farTable) History(ctx context.Context, user string, limit int) ([]router.Change, error) {
+	t.reads.Add(1)
+	time.Sleep(t.lag)
+	if t.fails != nil {
+		return nil, t.fails
+	}
+	return t.table.History(ctx, user, limit)
+}
+
+// TestReportOfMany: users are read several at once, and reported in their order; an error ends it.
+func TestReportOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var users []router.User
+		for i := range 5000 {
+			users = append(users, router.User{Address: fmt.Sprintf("u%04d@example.org", i), State: router.StateNew, Wave: "w"})
+		}
+		tab := &farTable{table: newTable(users...), lag: time.Millisecond}
+		c := New(Config{Table: tab, Requests: tab, Copier: &copier{}, Mailboxes: mailboxes{}})
+		began := time.Now()
+		rep, err := c.Report(t.Context(), "w")
+		if err != nil || len(rep.Users) != 5000 || tab.reads.Load() != 10000 {
+			t.Fatalf("%d users, %d reads, %v", len(rep.Users), tab.reads.Load(), err)
+		}
+		if !slices.IsSortedFunc(rep.Users, func(a, b UserReport) int { return strings.Compare(a.User, b.User) }) {
+			t.Error("they are not in the order of the table")
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("10,000 reads of a millisecond took %s", took)
+		}
+		tab.fails = errors.New("away")
+		before := tab.reads.Load()
+		if _, err := c.Report(t.Context(), "w"); err == nil || !strings.Contains(err.Error(), "away") || tab.reads.Load()-before > 100 {
+			t.Errorf("%v, %d reads behind it", err, tab.reads.Load()-before)
 		}
 	})
 }
