@@ -137,7 +137,8 @@ func auditError(err error) error {
 		return &Problem{Type: ProblemNoAudit, Title: "no such audit", Status: http.StatusNotFound, Detail: err.Error(), Hint: "POST /v1/audits (crossfade audit) makes one"}
 	case errors.Is(err, audit.ErrUnknown):
 		return &Problem{Type: ProblemNoMessage, Title: "no such message", Status: http.StatusNotFound, Detail: err.Error(),
-			Hint: "the journal begins when this version was first started; audit.keep may have removed what is older"}
+			Hint: "a queue id is in our answer to the sender (queued as), in our Received field, in the log and in crossfade queue list, a Message-ID in the message's header; " +
+				"the journal begins when this version was first started, and audit.keep may have removed what is older"}
 	case errors.Is(err, ErrNothingToSettle):
 		return refused(ProblemRefused, err.Error(), "crossfade audit ADDRESS looks anew")
 	case errors.Is(err, ErrAuditing):

@@ -1,8 +1,12 @@
 package audit
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -123,11 +127,48 @@ func (d *Document) At(i int, k seal.Key) (*Document, error) {
 
 // Encode gives the text of the file.
 func (d *Document) Encode() ([]byte, error) {
-	data, err := json.MarshalIndent(d, "", " ")
+	var b bytes.Buffer
+	err := d.Write(&b)
+	return b.Bytes(), err
+}
+
+// Write writes the text of the file, one user at a time: there may be very many.
+func (d *Document) Write(w io.Writer) error {
+	head := *d
+	head.Users = []Account{}
+	data, err := json.MarshalIndent(&head, "", " ")
 	if err != nil {
-		return nil, fmt.Errorf("encode an audit: %w", err)
+		return fmt.Errorf("encode an audit: %w", err)
 	}
-	return append(data, '\n'), nil
+	// No text and nothing deeper begins a line like that.
+	before, behind, ok := bytes.Cut(data, []byte("\n \"users\": []"))
+	if !ok {
+		return errors.New("encode an audit: it has no users")
+	}
+	out := bufio.NewWriterSize(w, 64<<10)
+	out.Write(before) // the first error is that of Flush
+	out.WriteString("\n \"users\": [")
+	for i := range d.Users {
+		text, err := json.MarshalIndent(&d.Users[i], "  ", " ")
+		if err != nil {
+			return fmt.Errorf("encode an audit: %s: %w", d.Users[i].User, err)
+		}
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		out.WriteString("\n  ")
+		out.Write(text)
+	}
+	if len(d.Users) > 0 {
+		out.WriteString("\n ")
+	}
+	out.WriteByte(']')
+	out.Write(behind)
+	out.WriteByte('\n')
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("write an audit: %w", err)
+	}
+	return nil
 }
 
 // Read reads a document, and says whether it is what was signed. key is the public

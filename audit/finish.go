@@ -191,6 +191,9 @@ func (e *Ending) windows(ctx context.Context) (Condition, error) {
 		c.Status, c.Text = StatusNotYet, fmt.Sprintf("%d windows are open, the last one until %s", open, last.UTC().Format(time.RFC3339))
 	}
 	if early > 0 {
+		if open == 0 {
+			c.Text = "not all windows have begun"
+		}
 		c.Status = StatusNotYet
 		c.Evidence = append(c.Evidence, fmt.Sprintf("%d users have not flipped yet: their windows have not begun", early))
 	}
@@ -209,7 +212,7 @@ func (e *Ending) stragglers(ctx context.Context) (Condition, error) {
 	case s.At.IsZero():
 		c.Text = "none was found"
 	default:
-		c.Text = fmt.Sprintf("the last one came %s ago; none for %s is wanted", time.Since(s.At).Round(time.Minute), e.Quiet)
+		c.Text = fmt.Sprintf("the last one came %s ago; none for %s is wanted", span(time.Since(s.At)), span(e.Quiet))
 		c.Evidence = []string{fmt.Sprintf("%s: for %s, from %s", s.At.UTC().Format(time.RFC3339), s.User, s.From)}
 		if time.Since(s.At) < e.Quiet {
 			c.Status = StatusNotYet
@@ -234,8 +237,8 @@ func (e *Ending) audit(ctx context.Context) (Condition, error) {
 		c.Text = "none was made"
 		return c, nil
 	}
-	age := time.Since(d.Issued).Round(time.Minute)
-	c.Text = fmt.Sprintf("the last one is %s old: %d accepted, %d delivered, %d missing", age, d.Total.Accepted, d.Total.Delivered, d.Total.missing())
+	age := time.Since(d.Issued)
+	c.Text = fmt.Sprintf("the last one is %s old: %d accepted, %d delivered, %d missing", span(age), d.Total.Accepted, d.Total.Delivered, d.Total.missing())
 	switch {
 	case !d.Clean:
 		c.Evidence = append(c.Evidence, "it is not clean")
@@ -317,11 +320,11 @@ func (e *Ending) strangers(ctx context.Context) (Condition, error) {
 	if err != nil {
 		return c, fmt.Errorf("read the journal: %w", err)
 	}
-	c.Text = fmt.Sprintf("nobody who is in no table got mail in the last %s", e.Quiet)
+	c.Text = fmt.Sprintf("nobody who is in no table got mail in the last %s", span(e.Quiet))
 	if len(found) == 0 {
 		return c, nil
 	}
-	c.Status, c.Text = StatusNotYet, fmt.Sprintf("%d addresses in no table got mail in the last %s", len(found), e.Quiet)
+	c.Status, c.Text = StatusNotYet, fmt.Sprintf("%d addresses in no table got mail in the last %s", len(found), span(e.Quiet))
 	for i, user := range slices.Sorted(maps.Keys(found)) {
 		if i == shownNames {
 			c.Evidence = append(c.Evidence, fmt.Sprintf("and %d more", len(found)-i))
@@ -331,4 +334,17 @@ func (e *Ending) strangers(ctx context.Context) (Condition, error) {
 		c.Evidence = append(c.Evidence, fmt.Sprintf("%s: %d messages, the last one %s to %s", user, g.n, g.last.At.Format(time.RFC3339), g.last.Route))
 	}
 	return c, nil
+}
+
+// span gives a time in words, roughly.
+func span(d time.Duration) string {
+	switch days := int(d / (24 * time.Hour)); {
+	case days > 1:
+		return fmt.Sprintf("%d days", days)
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", int(d.Hours()))
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", int(d.Minutes()))
+	}
+	return fmt.Sprintf("%d seconds", int(d.Seconds()))
 }

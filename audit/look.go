@@ -255,14 +255,19 @@ func (k *looking) madeSince(at time.Time) bool {
 	return slices.ContainsFunc(k.anew, func(a backfill.Anew) bool { return !a.At.Before(at) })
 }
 
-// String says in words what a look found.
+// String says in words what a look found; what it says nothing of is 0.
 func (l Look) String() string {
 	if l.Error != "" {
 		return "not looked at: " + l.Error
 	}
-	text := fmt.Sprintf("%d there, %d deleted by the user, %d gone, %d on the other side only, %d twice", l.There, l.Deleted, l.Gone, l.Behind, l.Twice)
-	if l.Missing > 0 {
-		text += fmt.Sprintf(", %d missing since the mailbox was made anew", l.Missing)
+	text := fmt.Sprintf("%d there", l.There)
+	for _, x := range []struct {
+		n    int
+		what string
+	}{{l.Deleted, "deleted by the user"}, {l.Gone, "gone"}, {l.Behind, "on the other side only"}, {l.Missing, "missing since the mailbox was made anew"}, {l.Twice, "twice"}} {
+		if x.n > 0 {
+			text += fmt.Sprintf(", %d %s", x.n, x.what)
+		}
 	}
 	if l.Unknown > 0 {
 		text += fmt.Sprintf(", %d not known: the other side cannot be looked into: %s", l.Unknown, l.Other)

@@ -1,10 +1,13 @@
 package audit
 
 import (
+	"bufio"
 	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"strconv"
 	"sync"
 	"time"
@@ -43,6 +46,13 @@ type pageDifference struct {
 // Page gives the document as a page for people, which needs nothing but itself.
 // file is the name of the JSON file beside it.
 func (d *Document) Page(file string) ([]byte, error) {
+	var b bytes.Buffer
+	err := d.WritePage(&b, file)
+	return b.Bytes(), err
+}
+
+// WritePage writes the page, row by row.
+func (d *Document) WritePage(w io.Writer, file string) error {
 	t := &d.Total
 	p := pageData{Document: d, Style: certificate.Style(), File: file, Left: t.Accepted + t.Found,
 		Right: t.Delivered + t.Swept + t.Bounced + t.Queued + t.Parked + t.Removed + t.Withdrawn + t.Left}
@@ -60,13 +70,13 @@ func (d *Document) Page(file string) ([]byte, error) {
 	}
 	tmpl, err := pageTemplate()
 	if err != nil {
-		return nil, fmt.Errorf("the template of the audit: %w", err)
+		return fmt.Errorf("the template of the audit: %w", err)
 	}
-	var b bytes.Buffer
-	if err := tmpl.Execute(&b, p); err != nil {
-		return nil, fmt.Errorf("make the page of an audit: %w", err)
+	out := bufio.NewWriterSize(w, 64<<10)
+	if err := errors.Join(tmpl.Execute(out, p), out.Flush()); err != nil {
+		return fmt.Errorf("make the page of an audit: %w", err)
 	}
-	return b.Bytes(), nil
+	return nil
 }
 
 // All gives the differences, those that a look found among them.

@@ -161,7 +161,21 @@ func (r *run) run(ctx context.Context) (*Document, error) {
 		}
 	}
 	r.quiet()
+	if err := r.strangers(); err != nil {
+		return nil, err
+	}
 	return r.document()
+}
+
+// strangers refuses users who were asked for and of whom nothing is known: an audit
+// without them would look clean.
+func (r *run) strangers() error {
+	for _, user := range r.req.Users {
+		if !slices.ContainsFunc(r.users, func(a Account) bool { return a.User == user }) {
+			return fmt.Errorf("audit: %s is in no table, and neither the journal nor the queue tells of mail for this address: is it written as in `crossfade user list`?", user)
+		}
+	}
+	return nil
 }
 
 func (r *run) readQueue(ctx context.Context) error {

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -368,6 +369,9 @@ func TestDocument(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if whole, err := json.MarshalIndent(d, "", " "); err != nil || string(data) != string(whole)+"\n" {
+			t.Errorf("written user by user it is\n%s\nwant\n%s", data, whole)
+		}
 		back, result, err := Read(data, w.a.Key.Public())
 		if err != nil || !result.OK() || !back.Clean {
 			t.Fatalf("%+v, %v", result, err)
@@ -406,6 +410,12 @@ func TestSomeUsers(t *testing.T) {
 	d := w.run(Request{Users: []string{"ann@example.org"}})
 	if len(d.Users) != 1 || !d.Clean || d.Total.Accepted != 1 {
 		t.Fatalf("%+v", d)
+	}
+	if d := w.run(Request{Users: []string{"quiet@example.org"}}); len(d.Users) != 1 || !d.Clean {
+		t.Errorf("who got no mail: %+v", d)
+	}
+	if d, err := w.a.Run(t.Context(), Request{Users: []string{"ann@example.org", "anm@example.org"}}, nil); err == nil || !strings.Contains(err.Error(), "anm@example.org is in no table") {
+		t.Errorf("a user who is none: %+v, %v", d, err)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -170,16 +171,15 @@ func (c *auditCmd) write(a *app, client *admin.Client, doc *audit.Document) erro
 }
 
 func writeAudit(doc *audit.Document, dir, base string) error {
-	data, err := doc.Encode()
-	if err != nil {
-		return err
-	}
-	page, err := doc.Page(base + ".json")
-	if err != nil {
-		return err
-	}
-	for name, data := range map[string][]byte{base + ".json": data, base + ".html": page} {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+	for name, write := range map[string]func(io.Writer) error{
+		base + ".json": doc.Write,
+		base + ".html": func(w io.Writer) error { return doc.WritePage(w, base+".json") },
+	} {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err == nil {
+			err = errors.Join(write(f), f.Close())
+		}
+		if err != nil {
 			return fmt.Errorf("writing the audit: %w", err)
 		}
 	}
@@ -215,6 +215,11 @@ func (a *app) printAudit(d *audit.Document) error {
 			}
 			fmt.Fprintf(a.stdout, "  %s %s: %s: %s\n", clean(d.Users[i].User), x.ID, x.Kind, clean(x.Text))
 		}
+	}
+	if d.Clean {
+		fmt.Fprintln(a.stdout, "clean: all that was accepted is accounted for")
+	} else {
+		fmt.Fprintln(a.stdout, "NOT CLEAN: see above and below, and docs/audit.md for what each word means")
 	}
 	for _, g := range d.Journal.Gaps {
 		fmt.Fprintf(a.stdout, "the journal is not whole: %s\n", clean(g.Text))

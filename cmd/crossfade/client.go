@@ -38,6 +38,9 @@ func (a *app) client() (*admin.Client, error) {
 		}
 		if url == "" {
 			url, certFile = urlOf(cfg.Admin), cfg.Admin.TLS.Cert
+			if strings.HasSuffix(url, ":0") {
+				return nil, usageError(fmt.Errorf("%s: admin.listen leaves the port to the relay (0)", a.flags.Config), "its log says which one it took: name it with --url")
+			}
 		}
 		if tokenFile == "" && token == "" {
 			tokenFile = cfg.Admin.TokenFile

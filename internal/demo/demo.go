@@ -103,7 +103,7 @@ func (s *show) run(ctx context.Context) error {
 	s.say("the relay is up: SMTP on %s, API on %s, store in %s", s.daemon.SMTPAddrs()[0], s.daemon.AdminURL(), s.cfg.Store)
 	err := s.migrate(ctx)
 	if s.o.Keep && ctx.Err() == nil {
-		s.say("left running; the token is in %s; end with Ctrl-C", s.cfg.Admin.TokenFile)
+		s.say("left running; look around with crossfade COMMAND --url %s --token-file %s (audit, why, finish, status); end with Ctrl-C", s.daemon.AdminURL(), s.cfg.Admin.TokenFile)
 		<-ctx.Done()
 	}
 	stopDaemon()
