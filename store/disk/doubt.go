@@ -37,7 +37,8 @@ func (s *Store) InDoubt() []DoubtfulDelivery {
 //	Unix milliseconds of the claim uint64 | 10 zero | CRC-32C of octets 1 to 59
 //
 // It is written and not synced: it is for a process that was killed, and the
-// kernel keeps it then. Slots of another boot are void.
+// kernel keeps it then. So that a machine that loses its power forgets little, it
+// is synced every second, beside everything else. Slots of another boot are void.
 const (
 	slotSize   = 64
 	firstSlots = 1024
@@ -53,6 +54,7 @@ type doubtFile struct {
 	boot  int64
 	slots int
 	spare []int
+	news  bool // a dot was permitted since the last sync
 }
 
 func openDoubt(dir string) (*os.File, error) {
@@ -127,7 +129,10 @@ func (d *doubtFile) note(id mail.ID, n int, l lane, at int64) (int, error) {
 }
 
 // sending notes that the final dot may follow.
-func (d *doubtFile) sending(slots []int) error { return d.set(slots, slotSent) }
+func (d *doubtFile) sending(slots []int) error {
+	d.news = true
+	return d.set(slots, slotSent)
+}
 
 func (d *doubtFile) set(slots []int, state byte) error {
 	for _, slot := range slots {

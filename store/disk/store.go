@@ -48,6 +48,7 @@ type Options struct {
 	CrashPoint func(name string)
 
 	sync         func(*os.File) error // of body files
+	syncDoubt    func(*os.File) error // of the note of deliveries under way
 	beforeCommit func() error         // a commit that fails
 	write        func(*os.File) error // before a write to a segment
 	earlyAck     bool                 // broken on purpose: answers before the commit
@@ -204,6 +205,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	s.wg.Go(s.clock)
 	s.wg.Go(s.collector)
 	s.wg.Go(s.keeper)
+	s.wg.Go(s.syncDoubts)
 	s.wg.Go(s.findMisfiled)
 	return s, nil
 }
