@@ -106,7 +106,7 @@ func trySeal(t testing.TB, msg, domain, selector string, key crypto.Signer, r Re
 		x.Write(rest[:n])
 		rest = rest[n:]
 	}
-	return x.Seal(r, strings.Replace(testResults, "one.example", domain, 1))
+	return x.Seal(r, strings.Replace(testResults, "one.example", domain, 1), "")
 }
 
 // verify judges a message that comes in small pieces.

@@ -76,6 +76,7 @@ type Sealing struct {
 	before hash.Hash // of those, as a seal covers them
 	head   hash.Hash // of the header fields that are signed
 	signed []string  // their names
+	guard  []string  // names that are signed once more than there are fields of them
 	body   *dkim.BodyHash
 }
 
@@ -115,7 +116,7 @@ func (x *Sealing) look() {
 		x.err = notSealed("the message has no From")
 		return
 	}
-	x.signed = signedNames(fields)
+	x.signed, x.guard = signedNames(fields)
 	x.head = sha256.New()
 	fields.WriteSigned(x.head, dkim.Relaxed, x.signed)
 	c, err := collect(fields)
@@ -149,16 +150,16 @@ var more = []string{
 // are signed.
 const maxOfOneName = 10
 
-// signedNames gives what goes into h=.
-func signedNames(f *dkim.Fields) []string {
-	var names []string
+// signedNames gives what goes into h= of the fields that are there, and the names
+// that go into it once more behind them.
+func signedNames(f *dkim.Fields) (names, guard []string) {
 	for _, name := range once {
 		n := f.Count(name)
 		for range min(n, maxOfOneName) {
 			names = append(names, name)
 		}
 		if n > 0 && n <= maxOfOneName {
-			names = append(names, name)
+			guard = append(guard, name)
 		}
 	}
 	for _, name := range more {
@@ -166,16 +167,37 @@ func signedNames(f *dkim.Fields) []string {
 			names = append(names, name)
 		}
 	}
-	return names
+	return names, guard
 }
 
-// Seal gives the header lines of a new set, which go on top of the message, with
-// nothing of what was signed changed. chain is what the Verifier found, and results
+// signAbove adds to what is signed the fields that go on top of the message: those
+// of names of which no field may be added. A scanner may write another Subject.
+func (x *Sealing) signAbove(above string) error {
+	var h dkim.Header
+	h.Write([]byte(above))
+	h.Close()
+	fields, err := h.Fields()
+	if err != nil {
+		return notSealed("what goes on top: %v", err)
+	}
+	var names []string
+	for _, name := range x.guard {
+		for range fields.Count(name) {
+			names = append(names, name)
+		}
+	}
+	fields.WriteSigned(x.head, dkim.Relaxed, names)
+	x.signed = append(append(x.signed, names...), x.guard...)
+	return nil
+}
+
+// Seal gives the header lines of a new set, which go on top of everything. chain is what the Verifier found, and results
 // an authserv-id with the results of all that was found out here, as in
-// Authentication-Results ([Results]). A chain that fails is sealed as failed once
-// (RFC 8617, 5.1.2), one that has ended or is full or could not be judged is left
-// as it is. It is called once.
-func (x *Sealing) Seal(chain Result, results string) (string, error) {
+// Authentication-Results ([Results]). above has the header lines that go between
+// the set and the message. A chain that fails is sealed as failed once (RFC 8617,
+// 5.1.2), one that has ended or is full or could not be judged is left as it is. It
+// is called once.
+func (x *Sealing) Seal(chain Result, results, above string) (string, error) {
 	if !x.looked {
 		x.header.Close()
 		x.look()
@@ -197,6 +219,14 @@ func (x *Sealing) Seal(chain Result, results string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := x.signAbove(above); err != nil {
+		return "", err
+	}
+	return x.set(aar, chain.Status)
+}
+
+// set makes the signatures.
+func (x *Sealing) set(aar string, status Status) (string, error) {
 	key := x.s.cfg.Key()
 	if key == nil {
 		return "", errors.New("arc: there is no key to seal with")
@@ -205,12 +235,12 @@ func (x *Sealing) Seal(chain Result, results string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if chain.Status != Pass {
+	if status != Pass {
 		x.before = sha256.New()
 	}
 	_, _ = x.before.Write(relaxed(aar))
 	_, _ = x.before.Write(relaxed(ams))
-	as, err := x.sign(asName, x.sealTags(key, chain.Status), key, x.before)
+	as, err := x.sign(asName, x.sealTags(key, status), key, x.before)
 	if err != nil {
 		return "", err
 	}

@@ -43,7 +43,7 @@ func TestSealedFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "from:from:to:to:subject:subject:date:date:message-id:message-id:mime-version:mime-version:list-id:dkim-signature:dkim-signature"
+	want := "from:to:subject:date:message-id:mime-version:list-id:dkim-signature:dkim-signature:from:to:subject:date:message-id:mime-version"
 	if got := strings.Join(ams.Signed, ":"); got != want {
 		t.Errorf("signed: %s", got)
 	}
@@ -139,7 +139,7 @@ func TestNotSealed(t *testing.T) {
 	for _, results := range []string{"", " ", "x; " + strings.Repeat("y", 2000), "x; spf=päss", "x; a\x00b"} {
 		x := s.Begin()
 		x.Write([]byte(plainMessage))
-		if lines, err := x.Seal(Result{Status: None}, results); lines != "" || !errors.Is(err, ErrNotSealed) {
+		if lines, err := x.Seal(Result{Status: None}, results, ""); lines != "" || !errors.Is(err, ErrNotSealed) {
 			t.Errorf("results %.20q: %q, %v", results, lines, err)
 		}
 	}
@@ -223,5 +223,30 @@ func TestCostOfSealing(t *testing.T) {
 			mustSeal(t, plainMessage, "one.example", "s1", c.key, Result{Status: None})
 		}
 		t.Logf("%s: %s for a message", c.name, (time.Since(began) / n).Round(10*time.Microsecond))
+	}
+}
+
+// TestSealWithFieldsAbove: what a scanner puts on top belongs to the message.
+func TestSealWithFieldsAbove(t *testing.T) {
+	z := testZone(t)
+	s, err := NewSealer(SealerConfig{Domain: "one.example", Selector: "s1", Key: func() crypto.Signer { return testKeys().small }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, above := range []string{
+		"Subject: [spam] A letter\r\n", "Authentication-Results: one.example; none\r\nFrom: other@b.example\r\nX-Spam: 1\r\nFrom: third@b.example,\r\n\tfourth@b.example\r\n", "Cc: new@b.example\r\nList-Id: <l>\r\n",
+	} {
+		x := s.Begin()
+		x.Write([]byte(plainMessage))
+		lines, err := x.Seal(Result{Status: None}, testResults, above)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := verify(t, z, lines+above+plainMessage); r.Status != Pass {
+			t.Errorf("%q: %+v", above, r)
+		}
+		if r := verify(t, z, lines+"Subject: more\r\n"+above+plainMessage); r.Status != Fail {
+			t.Errorf("%q: a field that is added later: %+v", above, r)
+		}
 	}
 }

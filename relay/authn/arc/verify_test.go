@@ -535,7 +535,7 @@ func TestBudget(t *testing.T) {
 	if r := third.Finish(t.Context()); r.Status != TempError || r.Sets != 0 {
 		t.Errorf("without room: %+v", r)
 	}
-	if _, err := sealing.Seal(Result{Status: None}, "x; none"); !errors.Is(err, ErrNotSealed) || !strings.Contains(err.Error(), "at once") {
+	if _, err := sealing.Seal(Result{Status: None}, "x; none", ""); !errors.Is(err, ErrNotSealed) || !strings.Contains(err.Error(), "at once") {
 		t.Errorf("sealed without room: %v", err)
 	}
 	first.Write([]byte(msg[10:]))

@@ -10,9 +10,8 @@
 // above: ARC set, Authentication-Results and other trace lines, our Received, then
 // the message as it is stored. The message signature covers fields of the stored
 // header, without those that the relay removed from it (forged
-// Authentication-Results), and the body; no field that is added on top is of a name
-// that is signed, but for From and its like, of which one more than there are is
-// signed so that nobody can add one. The seal covers the chain.
+// Authentication-Results), those of the same names that are put on top, and the
+// body. The seal covers the chain.
 //
 // Neither ever refuses a message.
 package arcrelay
@@ -183,7 +182,7 @@ func (x *sealing) End(ctx context.Context, above string) (string, error) {
 	if !ok {
 		return "", nil
 	}
-	lines, err := x.work.Seal(result, arc.Results(above, x.s.cfg.AuthservID))
+	lines, err := x.work.Seal(result, arc.Results(above, x.s.cfg.AuthservID), above)
 	outcome := Sealed
 	switch {
 	case errors.Is(err, arc.ErrNotSealed):

@@ -51,7 +51,7 @@ func (x *finding) End(context.Context, string) (string, error) {
 			x.f.vouched = append(x.f.vouched, by)
 		}
 	}
-	return "Authentication-Results: mx.example.org;\r\n\tspf=pass smtp.mailfrom=ann@sender.example;\r\n\tdmarc=pass (p=none) header.from=sender.example" + method + "\r\nX-Verdict: good\r\n", nil
+	return "Authentication-Results: mx.example.org;\r\n\tspf=pass smtp.mailfrom=ann@sender.example;\r\n\tdmarc=pass (p=none) header.from=sender.example" + method + "\r\nSubject: [new] one\r\nX-Verdict: good\r\n", nil
 }
 
 type site struct {
@@ -219,7 +219,7 @@ func (s *site) seal(t *testing.T, msg, domain string) string {
 	}
 	x := sealer.Begin()
 	x.Write([]byte(msg))
-	lines, err := x.Seal(check.Finish(t.Context()), domain+"; spf=fail; dmarc=pass header.from=sender.example")
+	lines, err := x.Seal(check.Finish(t.Context()), domain+"; spf=fail; dmarc=pass header.from=sender.example", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestSealedEndToEnd(t *testing.T) {
 	got := s.through(t, sent...)
 	for i, c := range cases {
 		jobs = append(jobs, realtest.DKIMPyJob{Op: "verify", Message: []byte(got[i])})
-		order := []string{"ARC-Seal: i=%d;", "\r\nARC-Message-Signature: i=%d;", "\r\nARC-Authentication-Results: i=%d; mx.example.org; ", "\r\nAuthentication-Results: mx.example.org;\r\n\tspf=pass", "\r\nX-Verdict: good\r\nReceived: from", "\r\nFrom:"}
+		order := []string{"ARC-Seal: i=%d;", "\r\nARC-Message-Signature: i=%d;", "\r\nARC-Authentication-Results: i=%d; mx.example.org; ", "\r\nAuthentication-Results: mx.example.org;\r\n\tspf=pass", "\r\nSubject: [new] one\r\nX-Verdict: good\r\nReceived: from", "\r\nFrom:"}
 		rest := got[i]
 		for n, what := range order {
 			if n < 3 {
