@@ -41,9 +41,14 @@ type AuditsAPI interface {
 	// Settle takes an operator's word that a user's mailbox, which the last audit found
 	// to be made anew, is well as it is; ErrNoAudit, ErrNothingToSettle.
 	Settle(ctx context.Context, user, by, reason string) (audit.Settled, error)
+	SealsAPI
+}
+
+// SealsAPI is the key of the installation.
+type SealsAPI interface {
 	// PublicKey checks what was signed.
 	PublicKey(ctx context.Context) (string, error)
-	// Sign signs members of a document with the key of the installation.
+	// Sign signs members of a document.
 	Sign(ctx context.Context, document any, members ...string) (*seal.Signature, error)
 }
 
