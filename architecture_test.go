@@ -55,13 +55,14 @@ var allowed = map[string][]string{
 
 	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
+	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
 	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "audit", "cutover", "queue"},
 
-	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "admin", "relay/submission"},
+	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "internal/systemd", "admin", "relay/submission"},
 }
 
 // testOnly may be imported by tests and by the demo alone.

@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"crossfade/config"
 	"crossfade/internal/daemon"
+	"crossfade/internal/systemd"
 )
 
 type serveCmd struct{}
@@ -26,13 +28,69 @@ func (c *serveCmd) Run(a *app) error {
 	for _, w := range cfg.Warnings() {
 		log.Warn("configuration: " + w)
 	}
+	manager, err := systemd.FromEnv()
+	if err != nil {
+		return err
+	}
 	read := func() (*config.Config, error) { return config.Load(a.flags.Config) }
-	d, err := daemon.New(cfg, log, daemon.Options{Version: readBuild().Version, Reload: read})
+	d, err := daemon.New(cfg, log, daemon.Options{Version: readBuild().Version, Reload: read, Sockets: manager.Sockets()})
 	if err != nil {
 		return usageError(err, "crossfade check -c "+a.flags.Config)
 	}
-	go reloadOnHangup(a.ctx, d, read, log)
+	s := &service{manager: manager, d: d, log: log}
+	go s.reloadOnHangup(a.ctx, read)
+	go s.tell(a.ctx)
 	return d.Run(a.ctx)
+}
+
+// service is a running relay and the service manager that started it.
+type service struct {
+	manager *systemd.Manager
+	d       *daemon.Daemon
+	log     *slog.Logger
+}
+
+// startTime is what the manager is asked for, again and again, while a Redis is
+// waited for.
+const startTime = time.Minute
+
+// tell keeps the service manager informed until ctx ends.
+func (s *service) tell(ctx context.Context) {
+	for started := false; !started; {
+		s.notify(systemd.Extend(startTime))
+		select {
+		case <-ctx.Done():
+			s.notify(systemd.Stopping)
+			return
+		case <-s.d.Started():
+			started = true
+		case <-time.After(startTime / 3):
+		}
+	}
+	s.notify(systemd.Ready)
+	var alive <-chan time.Time
+	if every := s.manager.Watchdog(); every > 0 {
+		tick := time.NewTicker(every / 3)
+		defer tick.Stop()
+		alive = tick.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			s.notify(systemd.Stopping)
+			return
+		case <-alive:
+			if s.d.Healthy() == nil {
+				s.notify(systemd.Alive)
+			}
+		}
+	}
+}
+
+func (s *service) notify(notices ...string) {
+	if err := s.manager.Notify(notices...); err != nil {
+		s.log.Warn("the service manager does not listen", "err", err)
+	}
 }
 
 // config reads the file named by -c.
@@ -61,14 +119,14 @@ func logger(c config.Log, w io.Writer) *slog.Logger {
 
 // reloadOnHangup puts the file into force again at each SIGHUP. What is wrong
 // with it is logged, and the running configuration stays.
-func reloadOnHangup(ctx context.Context, d *daemon.Daemon, read func() (*config.Config, error), log *slog.Logger) {
+func (s *service) reloadOnHangup(ctx context.Context, read func() (*config.Config, error)) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	select {
 	case <-ctx.Done():
 		return
-	case <-d.Started():
+	case <-s.d.Started():
 	}
 	for {
 		select {
@@ -76,12 +134,14 @@ func reloadOnHangup(ctx context.Context, d *daemon.Daemon, read func() (*config.
 			return
 		case <-hup:
 		}
+		s.notify(systemd.Reloading, fmt.Sprintf("MONOTONIC_USEC=%d", systemd.Monotonic()))
 		cfg, err := read()
 		if err == nil {
-			_, err = d.Reload(ctx, cfg)
+			_, err = s.d.Reload(ctx, cfg)
 		}
+		s.notify(systemd.Ready)
 		if err != nil {
-			log.Error("reload: the running configuration stays", "err", err)
+			s.log.Error("reload: the running configuration stays", "err", err)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 // listenAdmin binds the address of the API. What the configuration promised is
 // looked at again with the address that came of it: localhost may lead elsewhere.
 func (d *Daemon) listenAdmin() (net.Listener, error) {
-	l, err := net.Listen("tcp", d.cfg.Admin.Listen)
+	l, err := d.bind("admin", 0, net.ListenConfig{}, d.cfg.Admin.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("admin.listen: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,9 @@ type Options struct {
 	// Reload reads the configuration file again, for POST /v1/reload; nil: it
 	// cannot be reloaded.
 	Reload func() (*config.Config, error)
+	// Sockets are listening sockets that take the place of addresses of the
+	// configuration, by name: smtp, admin, socketmap, tcp_table, http.
+	Sockets map[string][]*os.File
 	// CrashPoint is for tests: see disk.Options and backfill.Copier.
 	CrashPoint func(name string)
 }
@@ -215,6 +219,9 @@ func (d *Daemon) stop(p *parts) {
 
 // open makes what needs the store, and binds the addresses.
 func (d *Daemon) open(ctx context.Context) (err error) {
+	if err = d.checkSockets(); err != nil {
+		return err
+	}
 	if err = d.openStore(ctx); err != nil {
 		return err
 	}
@@ -255,8 +262,8 @@ func (d *Daemon) listen() error {
 	// Every wait for a client has a deadline of our own: keep-alive probes would
 	// only cost system calls on each connection.
 	lc := net.ListenConfig{KeepAlive: -1}
-	for _, at := range d.cfg.SMTP.Listening() {
-		l, err := lc.Listen(context.Background(), "tcp", at.Address)
+	for i, at := range d.cfg.SMTP.Listening() {
+		l, err := d.bind("smtp", i, lc, at.Address)
 		if err != nil {
 			return fmt.Errorf("smtp.listen: %w (is another mail server running there? ports below 1024 need a capability)", err)
 		}

@@ -149,8 +149,11 @@ func (d *Daemon) openLookup() error {
 		addresses []string
 		serve     func(context.Context, net.Listener) error
 	}{{"socketmap", l.Socketmap, d.lookup.ServeSocketmap}, {"tcp_table", l.TCPTable, tcpTable}, {"http", l.HTTP, d.lookup.ServeHTTP}} {
-		for _, address := range kind.addresses {
-			ln, err := listenLookup(address, l.SocketMode)
+		for i, address := range kind.addresses {
+			ln, err := d.passed(kind.name, i)
+			if ln == nil && err == nil {
+				ln, err = listenLookup(address, l.SocketMode)
+			}
 			if err != nil {
 				return fmt.Errorf("lookup.%s: %w", kind.name, err)
 			}
