@@ -33,7 +33,15 @@ type unitWorld struct {
 	api     string
 }
 
-func newUnitWorld(t *testing.T, smtp string) *unitWorld {
+// TestAsService starts the program as systemd does.
+func TestAsService(t *testing.T) {
+	program := binary(t)
+	t.Run("SocketActivation", func(t *testing.T) { socketActivation(t, newUnitWorld(t, program, "127.0.0.1:3")) }) // which nobody here may bind
+	t.Run("WrongSockets", func(t *testing.T) { wrongSockets(t, newUnitWorld(t, program, "127.0.0.1:0")) })
+	t.Run("LowPort", func(t *testing.T) { lowPort(t, program) })
+}
+
+func newUnitWorld(t *testing.T, program, smtp string) *unitWorld {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "crossfade-unit-") // t.TempDir is below a directory that others cannot enter
 	if err != nil {
@@ -41,7 +49,7 @@ func newUnitWorld(t *testing.T, smtp string) *unitWorld {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &unitWorld{t: t, dir: dir, smtp: smtp, api: fmt.Sprintf("127.0.0.1:%d", realtest.FreePort(t))}
-	text, err := os.ReadFile(binary(t))
+	text, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,10 +135,9 @@ func greets(t *testing.T, addr string) {
 	}
 }
 
-// TestSocketActivation starts the program as systemd does: with sockets that it did not
+// socketActivation starts it with sockets that it did not
 // bind, as a user without rights, and a manager that wants to know how it is.
-func TestSocketActivation(t *testing.T) {
-	w := newUnitWorld(t, "127.0.0.1:3") // which nobody here may bind
+func socketActivation(t *testing.T, w *unitWorld) {
 	var files []*os.File
 	var addrs []string
 	for range 2 {
@@ -193,11 +200,10 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// TestWrongSockets: sockets that nothing would serve are refused, and so is an API in
+// wrongSockets: sockets that nothing would serve are refused, and so is an API in
 // clear text on an address that others reach, whoever bound it.
-func TestWrongSockets(t *testing.T) {
+func wrongSockets(t *testing.T, w *unitWorld) {
 	for names, want := range map[string]string{"smpt": "one of smtp, admin", "smtp:smtp": "1 addresses", "admin": "would cross the network readable"} {
-		w := newUnitWorld(t, "127.0.0.1:0")
 		var files []*os.File
 		for range strings.Split(names, ":") {
 			l, err := net.Listen("tcp", "0.0.0.0:0")
@@ -221,17 +227,17 @@ func TestWrongSockets(t *testing.T) {
 	}
 }
 
-// TestLowPort: a user without rights serves port 25 with CAP_NET_BIND_SERVICE alone, which
+// lowPort: a user without rights serves port 25 with CAP_NET_BIND_SERVICE alone, which
 // the unit gives, with memory that is never both writable and executable; without the
 // capability he is told what is missing.
-func TestLowPort(t *testing.T) {
+func lowPort(t *testing.T, program string) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can give and take rights")
 	}
 	if start, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(start)) != "1024" {
 		t.Skipf("ports from %s on are free for everybody here", bytes.TrimSpace(start))
 	}
-	w := newUnitWorld(t, "127.77.12.25:25")
+	w := newUnitWorld(t, program, "127.77.12.25:25")
 	cmd, out := w.command(nil)
 	if err := cmd.Run(); err == nil || !strings.Contains(out.String(), "need a capability") {
 		t.Errorf("without the capability: %v\n%s", err, out)
@@ -285,7 +291,7 @@ func TestUnit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		text = bytes.ReplaceAll(text, []byte("/usr/bin/crossfade"), []byte(binary(t)))
+		text = bytes.ReplaceAll(text, []byte("/usr/bin/crossfade"), []byte(os.Args[0]))
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
