@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"relay/smtpclient": {"mail"},
 	"relay/tlspolicy":  {"dnswatch", "relay/resolver", "relay/smtpclient"},
 	"relay/resolver":   {},
+	"relay/authn":      {"mail", "relay/resolver"},
 	"relay/authn/dkim": {},
 	"relay/authn/arc":  {"relay/authn/dkim"},
 	"relay/submission": {},
@@ -53,7 +54,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "relay/authn", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},

@@ -56,6 +56,9 @@ type SMTP struct {
 	Filter              Scanner        `yaml:"filter" doc:"The organisation's own content filter, which looks at each message before it is accepted: Rspamd, SpamAssassin and others that speak the milter protocol. docs/filter.md says what it may do."`
 	UsersFile           string         `yaml:"users_file" reload:"restart" path:"yes" doc:"File of those who may submit mail with a password, on the listeners that say auth: lines NAME:HASH with bcrypt hashes, as crossfade password NAME prints them. It is read again when it changes."`
 	ProxyProtocol       []netip.Prefix `yaml:"proxy_protocol" reload:"restart" doc:"Networks (CIDR) of load balancers that name their client in a PROXY header, version 1 or 2. Each connection from them must begin with one, and nobody else's may; limits and trust are those of the client that it names."`
+	Authentication      Authentication `yaml:"authentication" doc:"Who really sent a message: SPF, DKIM and DMARC of mail from strangers; see docs/authentication.md."`
+	Resolvers           []string       `yaml:"resolvers" reload:"restart" doc:"DNS resolvers that the relay asks, about those who send to it and about servers that it sends to, by address, with a port where it is not 53, in the order in which they are asked: [127.0.0.1, \"[2001:db8::53]:53\"]. The word system stands for those of /etc/resolv.conf, as an empty list does. A resolver on this machine answers fastest; DNSBL operators refuse public ones."`
+	ResolversValidate   bool           `yaml:"resolvers_validate" reload:"restart" doc:"Believe these resolvers about DNSSEC although they are not on this machine: they validate, and nobody can change their answers on the way. Those on a loopback address are believed always."`
 	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
 	DataTimeout         Duration       `yaml:"data_timeout" reload:"restart" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
 }
@@ -210,6 +213,7 @@ func Default() *Config {
 			Limits:              defaultLimits(),
 			SmartHost:           SmartHost{MaxConnections: 20},
 			Filter:              defaultScanner(),
+			Authentication:      defaultAuthentication(),
 			TLS:                 SMTPTLS{MinVersion: "1.2"},
 			IdleTimeout:         Duration(5 * time.Minute),
 			DataTimeout:         Duration(time.Hour),

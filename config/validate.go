@@ -185,6 +185,7 @@ func (k *checker) smtp() {
 	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)
 	k.smartHost()
 	k.scanner()
+	k.resolvers()
 	for i, network := range s.ProxyProtocol {
 		key := fmt.Sprintf("smtp.proxy_protocol[%d]", i)
 		k.network(key, network)

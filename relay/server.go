@@ -59,6 +59,9 @@ type ServerMetrics struct {
 	// constant of package limit, "slowed" for a reply that was kept back, or
 	// "header_fields".
 	Limited func(name string)
+	// Forged is called with the number of Authentication-Results fields in our name
+	// that were taken out of an accepted message.
+	Forged func(fields int)
 }
 
 // ServerConfig is what a Server is made of. Hostname, Router and Queue are
@@ -119,6 +122,8 @@ type Server struct {
 	// write a header, so they are bounded.
 	loops *rate.Limiter
 
+	ownResults string // our name as forgedFilter compares it
+
 	// ctx ends when Shutdown has run out of patience.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -147,7 +152,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Guard == nil {
 		cfg.Guard = limit.New(limit.Settings{PerHost: 50, Ours: cfg.Wire.Trusted})
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark, sick: rate.Sometimes{Interval: time.Second}}
+	s := &Server{cfg: cfg, log: cfg.Logger, by: cfg.Hostname + " " + traceMark, sick: rate.Sometimes{Interval: time.Second}, ownResults: skeleton(cfg.Hostname)}
 	s.loops = rate.NewLimiter(rate.Every(time.Hour/strangeLoops), strangeLoops)
 	s.loud = slog.New(limit.Quiet(s.log.Handler()))
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -327,6 +327,7 @@ func (s *session) received(env *mail.Envelope) {
 	if f := s.srv.cfg.Metrics.Received; f != nil {
 		f(env.Size, len(env.Recipients), wait)
 	}
+	s.noteForged(env)
 	if !s.srv.log.Enabled(s.srv.ctx, slog.LevelInfo) {
 		return
 	}
@@ -334,6 +335,19 @@ func (s *session) received(env *mail.Envelope) {
 		slog.String("from", "<"+env.From.String()+">"), slog.Int("rcpts", len(env.Recipients)), slog.Int64("size", env.Size),
 		slog.String("msgid", env.MessageID), slog.Any("peer", env.Client.Addr), slog.String("helo", env.Client.Helo), slog.String("user", s.conn.Info().User),
 		slog.Int("settled", s.conn.LineEndsSettled()), slog.Duration("wait", wait))
+}
+
+// noteForged counts the results in our name that the message came with, and says
+// who sent it.
+func (s *session) noteForged(env *mail.Envelope) {
+	if s.body.forged == nil || s.body.forged.removed == 0 {
+		return
+	}
+	if f := s.srv.cfg.Metrics.Forged; f != nil {
+		f(s.body.forged.removed)
+	}
+	s.srv.log.LogAttrs(s.srv.ctx, slog.LevelInfo, "forged Authentication-Results were taken out", slog.String("id", string(env.ID)),
+		slog.Int("fields", s.body.forged.removed), slog.Any("peer", env.Client.Addr), slog.String("from", "<"+env.From.String()+">"))
 }
 
 // bodyError says what a failed Put means: what the body's reader said comes

@@ -23,9 +23,11 @@ type bodyReader struct {
 	scan headerScan
 	from mail.Route // the side whose server the client is
 
-	looks inspections
-	ctx   context.Context
-	log   *slog.Logger
+	forged *forgedFilter // nil: the message is of our own systems
+	rest   []byte        // what stays of it and did not fit, for the next Read
+	looks  inspections
+	ctx    context.Context
+	log    *slog.Logger
 
 	buf   *bodyBuffers
 	err   error // sticky
@@ -47,6 +49,9 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	b.from = s.srv.side(info.Remote.Addr())
 	ours := b.from != "" || s.srv.trusts(info)
 	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
+	if !ours {
+		b.forged = &forgedFilter{own: s.srv.ownResults}
+	}
 	b.scan = headerScan{
 		own: s.srv.by, ours: ours, take: s.srv.loops.Allow, maxFields: s.srv.cfg.Limits.MaxHeaderFields,
 		line: buf.line[:0], text: buf.text[:0],
@@ -74,31 +79,58 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		b.head = b.head[n:]
 		return n, nil
 	}
-	if b.err != nil {
-		return 0, b.err
+	for len(b.rest) == 0 && b.err == nil {
+		n, err := b.r.Read(p)
+		out := b.take(p[:n], err)
+		if b.err != nil && b.err != io.EOF {
+			return 0, b.err
+		}
+		n = copy(p, out)
+		b.rest = append(b.rest[:0], out[n:]...)
+		if n > 0 || len(p) == 0 {
+			return n, b.end()
+		}
 	}
-	n, err := b.r.Read(p)
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, b.end()
+}
+
+// end is the error behind what was given last.
+func (b *bodyReader) end() error {
+	if len(b.rest) > 0 {
+		return nil
+	}
+	b.done = b.err == io.EOF
+	return b.err
+}
+
+// take looks at the next octets, and gives what stays of them. An error of the
+// message is in b.err then.
+func (b *bodyReader) take(p []byte, err error) (out []byte) {
 	if errors.Is(err, wire.ErrTooLarge) {
 		err = errTooBig
 	}
-	if scanErr := b.look(p[:n], err); scanErr != nil {
-		b.err = scanErr
-		return 0, scanErr
+	if b.err = b.look(p, err); b.err != nil {
+		return nil
 	}
-	b.looks.sent(p[:n])
-	b.looks.kept(p[:n])
-	if err != nil {
-		b.ended = time.Now()
-		if errors.Is(err, io.EOF) {
-			if refused := b.endInspections(); refused != nil {
-				b.err = refused
-				return 0, refused
-			}
-			b.done = true
+	end := errors.Is(err, io.EOF)
+	b.looks.sent(p)
+	out = p
+	if b.forged != nil {
+		out = b.forged.next(p, end)
+	}
+	b.looks.kept(out)
+	if err == nil {
+		return out
+	}
+	b.ended = time.Now()
+	if b.err = err; end {
+		if b.err = b.endInspections(); b.err == nil {
+			b.err = io.EOF
 		}
-		b.err = err
 	}
-	return n, err
+	return out
 }
 
 // look scans the header as far as it goes.

@@ -29,6 +29,7 @@ import (
 	"crossfade/relay"
 	"crossfade/relay/limit"
 	"crossfade/relay/milter"
+	"crossfade/relay/resolver"
 	"crossfade/relay/submission"
 	"crossfade/relay/wire"
 	"crossfade/router"
@@ -65,6 +66,7 @@ type Daemon struct {
 	once    sync.Once
 
 	metrics   *admin.Metrics
+	resolver  *resolver.Resolver // for what the relay looks up about strangers
 	registry  *prometheus.Registry
 	events    *admin.Events
 	store     store
@@ -92,6 +94,7 @@ type Daemon struct {
 	closeJournal func() error
 	tls          *ourTLS
 	policies     *tlsPolicies
+	authMetrics  *admin.AuthMetrics
 
 	smtpListeners []net.Listener
 	adminListener net.Listener
@@ -116,6 +119,9 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	}
 	d.warnOfFiles(cfg)
 	d.metrics.PresetLimits(limit.TurnedAway(), limit.Limited())
+	if err := d.openResolver(); err != nil {
+		return nil, err
+	}
 	if d.tls, err = openTLS(cfg, log, d.metrics.Renewed); err != nil {
 		return nil, err
 	}
@@ -124,11 +130,7 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		return nil, err
 	}
 	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
-	res, err := newResolver(cfg)
-	if err != nil {
-		return nil, err
-	}
-	d.policies = newTLSPolicies(res, stsFile(cfg), log)
+	d.policies = newTLSPolicies(d.resolver, stsFile(cfg), log)
 	d.policies.counted = d.metrics.TLSFared
 	d.backends, err = d.newBackends(cfg)
 	return d, err

@@ -105,7 +105,7 @@ func (w *world) configure(smtp, api string) {
 	w.write("crossfade.yaml", fmt.Sprintf(`hostname: mx.%s
 domains: [%s]
 store: ./data
-smtp: {listen: [%q], max_connections_per_ip: 0}
+smtp: {listen: [%q], resolvers: ["127.0.0.1:1"], max_connections_per_ip: 0}
 admin: {listen: %q, token_file: ./admin.token}
 backends:
   old:

@@ -122,7 +122,7 @@ func TestRealDoubtBehindPostfix(t *testing.T) {
 	w.write("crossfade.yaml", fmt.Sprintf(`hostname: mx.%[1]s
 domains: [%[1]s]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"]}
+smtp: {listen: ["127.0.0.1:0"], resolvers: ["127.0.0.1:1"]}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old:

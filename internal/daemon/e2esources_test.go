@@ -44,7 +44,7 @@ func TestFlipFromOtherSources(t *testing.T) {
 			w.write("crossfade.yaml", fmt.Sprintf(`hostname: mx.%s
 domains: [%[1]s]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"], max_connections_per_ip: 0}
+smtp: {listen: ["127.0.0.1:0"], resolvers: ["127.0.0.1:1"], max_connections_per_ip: 0}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old:

@@ -67,7 +67,7 @@ func faultsConfig(old, neu *mailtest.Sink, more string) string {
 	return fmt.Sprintf(`hostname: mx.%s
 domains: [%[1]s]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"], max_connections_per_ip: 0}
+smtp: {listen: ["127.0.0.1:0"], resolvers: ["127.0.0.1:1"], max_connections_per_ip: 0}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 log: {level: warn}
 backends:

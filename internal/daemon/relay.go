@@ -155,6 +155,10 @@ func (d *Daemon) openRelay() (err error) {
 	smtp := d.cfg.SMTP
 	d.guard = limit.New(guardSettings(d.cfg, smtp))
 	d.relaysOut.Store(smtp.SmartHost.Enabled())
+	inspectors, err := d.inspectors()
+	if err != nil {
+		return err
+	}
 	d.server, err = relay.NewServer(relay.ServerConfig{
 		Hostname: d.cfg.Hostname, Router: d.router, Queue: d.store, Verifier: d.verifier,
 		Limits: relay.Limits{
@@ -169,14 +173,15 @@ func (d *Daemon) openRelay() (err error) {
 			Metrics: wire.Metrics{Opened: d.metrics.ConnOpened, Closed: d.metrics.ConnClosed, Refused: d.metrics.ConnTurnedAway, Handshake: d.metrics.Handshook, Login: d.countLogin},
 			Auth:    d.loginCheck(),
 		},
-		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(), Inspectors: d.filterInspector(),
+		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
 		TLS:        func() *tls.Config { return d.tls.offer(false) },
 		AskTLS:     func() *tls.Config { return d.tls.offer(true) },
 		ClientCert: d.tls.clients.counts, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
-			Refused:  d.metrics.Refused, Limited: d.metrics.Limited,
+			Refused:  d.metrics.Refused, Limited: d.metrics.Limited, Forged: d.authMetrics.Took,
 		},
+		Inspectors: inspectors,
 	})
 	if err != nil {
 		return err

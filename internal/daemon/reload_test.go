@@ -15,7 +15,7 @@ import (
 const reloadConfig = `hostname: mx.example.org
 domains: [example.org]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"]}
+smtp: {listen: ["127.0.0.1:0"], resolvers: ["127.0.0.1:1"]}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old: {smtp: "smtp+insecure://127.0.0.1:1"}

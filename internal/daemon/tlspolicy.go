@@ -35,11 +35,6 @@ type namedDANE struct {
 	server string
 }
 
-// newResolver is what asks the DNS about servers that mail is delivered to.
-func newResolver(*config.Config) (*resolver.Resolver, error) {
-	return resolver.New(resolver.Config{})
-}
-
 // newTLSPolicies makes them; file keeps MTA-STS policies, and is nothing in a check.
 func newTLSPolicies(r *resolver.Resolver, file string, log *slog.Logger) *tlsPolicies {
 	return &tlsPolicies{
@@ -130,7 +125,7 @@ func (d *Daemon) warnings() []string {
 
 // checkPolicies has a check look at what is published too. What cannot be found out is an error of the connection.
 func checkPolicies(cfg *config.Config, r mail.Route, t *smtpclient.Target) (*tlsPolicies, error) {
-	res, err := newResolver(cfg)
+	res, err := newResolver(cfg, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -156,7 +156,7 @@ func (s *show) configure() error {
 	text := fmt.Sprintf(`hostname: mx.%[1]s
 domains: [%[1]s]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"]}
+smtp: {listen: ["127.0.0.1:0"], authentication: {verify: false}}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old:

@@ -129,7 +129,7 @@ func newSite(t testing.TB, store string, n int) *site {
 domains: [example.org]
 store: %s
 node: %s
-smtp: {listen: [%q], max_connections_per_ip: 0}
+smtp: {listen: [%q], resolvers: ["127.0.0.1:1"], max_connections_per_ip: 0}
 admin: {listen: %q, token_file: ./admin.token}
 log: {level: warn}
 backends:

@@ -119,7 +119,7 @@ func (c *company) start() {
 	write(t, c.dir, "crossfade.yaml", fmt.Sprintf(`hostname: mx.%[1]s
 domains: [%[1]s]
 store: ./data
-smtp: {listen: [%[2]q], max_connections_per_ip: 0}
+smtp: {listen: [%[2]q], resolvers: ["127.0.0.1:1"], max_connections_per_ip: 0}
 admin: {listen: %[3]q, token_file: ./admin.token}
 backends:
   old:

@@ -28,7 +28,8 @@ const (
 
 // packages names the Debian package of each program.
 var packages = map[string]string{
-	"dovecot": "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
+	"dkimsign": "python3-dkim",
+	"dovecot":  "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
 	"swaks": "swaks", "openssl": "openssl", "mbsync": "isync", "nsd": "nsd", "haproxy": "haproxy", "rspamd": "rspamd", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
 	"msmtp": "msmtp", "nmap": "nmap",
 }

@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"crossfade/admin"
+	"crossfade/config"
+	"crossfade/relay"
+	"crossfade/relay/authn"
+	"crossfade/relay/resolver"
+)
+
+// newResolver asks the DNS as a configuration says. looked may be nil.
+func newResolver(cfg *config.Config, looked func(string, resolver.Result, time.Duration)) (*resolver.Resolver, error) {
+	r, err := resolver.New(resolver.Config{Servers: cfg.SMTP.Resolvers, TrustAD: cfg.SMTP.ResolversValidate, Looked: looked})
+	if err != nil {
+		return nil, fmt.Errorf("smtp.resolvers: %w", err)
+	}
+	return r, nil
+}
+
+// openResolver makes what asks the DNS for the relay, and what counts that.
+func (d *Daemon) openResolver() (err error) {
+	var m *admin.AuthMetrics
+	d.resolver, err = newResolver(d.cfg, func(typ string, r resolver.Result, took time.Duration) { m.Looked(typ, string(r), took) })
+	if err != nil {
+		return err
+	}
+	m = admin.NewAuthMetrics(d.registry, func() float64 {
+		down, _ := d.resolver.Down()
+		return float64(down)
+	})
+	d.authMetrics = m
+	return nil
+}
+
+// inspectors are those that look at each message of the relay, in their order.
+func (d *Daemon) inspectors() ([]relay.Inspector, error) {
+	var list []relay.Inspector
+	if d.cfg.SMTP.Authentication.Verify {
+		i, err := d.newAuthInspector(d.cfg.SMTP.Authentication)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, i)
+	}
+	return append(list, d.filterInspector()...), nil
+}
+
+// authInspector has the senders of strangers' messages checked, and puts the
+// results on top.
+type authInspector struct {
+	checker  *authn.Checker
+	hostname string
+	log      *slog.Logger
+}
+
+func (d *Daemon) newAuthInspector(cfg config.Authentication) (*authInspector, error) {
+	m := d.authMetrics
+	c, err := authn.New(authn.Config{
+		Hostname: d.cfg.Hostname, Resolver: d.resolver, Enforce: authn.Enforce(cfg.Enforce), Timeout: time.Duration(cfg.Timeout),
+		Metrics: authn.Metrics{
+			Result:   func(method string, r authn.Result) { m.Result(method, string(r)) },
+			Enforced: m.Enforced, Took: m.Waited,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &authInspector{checker: c, hostname: d.cfg.Hostname, log: d.log}, nil
+}
+
+// Inspect implements relay.Inspector. Mail of our own systems is not checked: for
+// it we are the sender's side, and its Authentication-Results stay as they are
+// (RFC 8601, 5: they come from another system that is trusted).
+func (i *authInspector) Inspect(ctx context.Context, m relay.Incoming) relay.Inspection {
+	if m.Ours {
+		return nil
+	}
+	env := m.Envelope
+	return &authInspection{i: i, id: string(env.ID), check: i.checker.Begin(ctx, authn.Message{
+		ID: env.ID, Client: m.Info.Remote.Addr(), Helo: m.Info.Helo, From: env.From,
+	})}
+}
+
+// authInspection is the check of one message.
+type authInspection struct {
+	i     *authInspector
+	id    string
+	check *authn.Check
+}
+
+// Sent implements relay.Inspection.
+func (x *authInspection) Sent(p []byte) { x.check.Write(p) }
+
+// Kept implements relay.Inspection.
+func (x *authInspection) Kept([]byte) {}
+
+// End implements relay.Inspection.
+func (x *authInspection) End(ctx context.Context, _ string) (string, error) {
+	r := x.check.End(ctx)
+	if x.i.log.Enabled(ctx, slog.LevelInfo) {
+		x.i.log.LogAttrs(ctx, slog.LevelInfo, "authenticated", slog.String("id", x.id), slog.String("spf", string(r.SPF.Result)),
+			slog.String("dkim", string(r.BestDKIM())), slog.String("dmarc", string(r.DMARC.Result)), slog.String("author", r.DMARC.Author),
+			slog.String("done", string(r.Disposition)), slog.Duration("wait", r.Took))
+	}
+	if reply := r.Refusal(); reply != nil {
+		return "", reply
+	}
+	return r.Trace(x.i.hostname), nil
+}
+
+// Close implements relay.Inspection.
+func (x *authInspection) Close() { x.check.Close() }

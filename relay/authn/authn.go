@@ -1,0 +1,241 @@
+package authn
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"crossfade/mail"
+	"crossfade/relay/resolver"
+)
+
+// Defaults of [Config], and bounds that nobody needs to change.
+const (
+	DefaultTimeout = 5 * time.Second
+	DefaultMemory  = 64 << 20 // octets, for all checks together
+
+	maxQuestions  = 100       // lookups of one message that leave the cache; SPF alone may need 10 times 10 (RFC 7208, 4.6.4)
+	maxHeader     = 128 << 10 // octets of a header that are kept for DKIM
+	maxField      = 64 << 10  // of one field
+	maxSignatures = 8         // that are verified
+	maxParsed     = 64        // signatures among which those are chosen
+	maxFroms      = 4         // From fields that are kept
+	maxAuthors    = 8         // domains of a From that names several
+	bodyChunk     = 32 << 10  // octets of a body that are kept before they are hashed
+	maxBlank      = 64 << 10  // octets of white space in a row, with text behind, in a body that is verified
+	maxPicks      = 200_000   // fields looked at to find those that a signature names, times the names
+	minRSA        = 1024      // bits (RFC 8301, 3.2)
+	maxRSA        = 4096
+)
+
+// errBusy is why signatures are not verified when Config.Memory is used up.
+const errBusy = "too many messages are looked at at once"
+
+// Enforce is how far a DMARC policy is followed.
+type Enforce string
+
+// The ways. Each follows less strict policies too; None records only.
+const (
+	EnforceNone       Enforce = "none"
+	EnforceQuarantine Enforce = "quarantine"
+	EnforceReject     Enforce = "reject"
+)
+
+// Config is what a [Checker] works with. Hostname and Resolver are needed.
+type Config struct {
+	Hostname string // the authserv-id
+	Resolver *resolver.Resolver
+	Enforce  Enforce
+	// Timeout is how long the lookups of one message may take, counted from the end of its header.
+	Timeout time.Duration
+	// Memory bounds what all checks together keep of messages. Beyond it signatures are not verified, for now.
+	Memory int64
+	// Workers bounds the checks that compute at once; 0: one for each processor.
+	Workers int
+
+	Metrics Metrics
+	Now     func() time.Time // nil: time.Now
+}
+
+// Metrics are told what was found. Each may be nil; they must not block.
+type Metrics struct {
+	// Result is called for each method of a message ("spf", "dkim", "dmarc"), for dkim with the best result.
+	Result func(method string, r Result)
+	// Enforced is called when a policy was applied: "reject", "quarantine", or "vouched" when somebody trusted prevented it.
+	Enforced func(what string)
+	// Took is told how long the end of a message waited for the check.
+	Took func(time.Duration)
+}
+
+// Checker judges messages. Many goroutines may use it.
+type Checker struct {
+	cfg    Config
+	slots  chan struct{}
+	memory atomic.Int64
+}
+
+// New makes a Checker.
+func New(cfg Config) (*Checker, error) {
+	if cfg.Hostname == "" || cfg.Resolver == nil {
+		return nil, errors.New("authn: a checker needs a host name and a resolver")
+	}
+	cfg.Enforce = cmp.Or(cfg.Enforce, EnforceNone)
+	if !slices.Contains([]Enforce{EnforceNone, EnforceQuarantine, EnforceReject}, cfg.Enforce) {
+		return nil, fmt.Errorf("authn: enforce is none, quarantine or reject, not %q", cfg.Enforce)
+	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
+	cfg.Memory = cmp.Or(cfg.Memory, DefaultMemory)
+	cfg.Workers = cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0))
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Checker{cfg: cfg, slots: make(chan struct{}, cfg.Workers)}, nil
+}
+
+// Message is what is known of a message before its first octet.
+type Message struct {
+	ID     mail.ID // decides which messages a policy for a part of them (pct) counts for
+	Client netip.Addr
+	Helo   string
+	From   mail.Address // reverse-path
+	// Vouch, when it is not nil, is asked before a policy is applied: whether somebody whom the operator trusts vouches
+	// for the message as it was when it reached them (ARC, RFC 8617, 7.2), and who that is.
+	Vouch func(ctx context.Context) (by string, ok bool)
+}
+
+// Check looks at one message. Its methods are called one after the other, Close last and always.
+type Check struct {
+	c      *Checker
+	m      Message
+	ctx    context.Context // of its lookups; ends with Close
+	cancel context.CancelFunc
+
+	spf    chan SPF // nil: there is no SPF for this client
+	dmarc  chan []verdict
+	header header
+	author author
+	dkim   signatures
+
+	verdicts []verdict // one for each of author.domains
+
+	reserved int64
+	stop     context.CancelFunc // of the time for what the header asks for
+}
+
+// Begin starts to check a message; the lookups for SPF begin at once. ctx bounds the check besides its own time.
+func (c *Checker) Begin(ctx context.Context, m Message) *Check {
+	k := &Check{c: c, m: m, spf: make(chan SPF, 1), dmarc: make(chan []verdict, 1), stop: func() {}}
+	k.ctx, k.cancel = context.WithCancel(resolver.WithBudget(ctx, maxQuestions))
+	k.header.limit = func(size int) bool { return k.reserve(int64(size)) }
+	k.dkim.k = k
+	go func() {
+		ctx, stop := context.WithTimeout(k.ctx, c.cfg.Timeout)
+		defer stop()
+		k.spf <- c.checkSPF(ctx, k.m)
+	}()
+	return k
+}
+
+// Write is given the next octets of the message as the client sent it, with CRLF line ends.
+func (k *Check) Write(p []byte) {
+	if !k.header.over {
+		if p = k.header.write(p); !k.header.over {
+			return
+		}
+		k.headerEnded()
+	}
+	k.dkim.body(p)
+}
+
+// headerEnded starts all that the header asks for.
+func (k *Check) headerEnded() {
+	ctx, stop := context.WithTimeout(k.ctx, k.c.cfg.Timeout)
+	k.stop = stop
+	k.author = readFrom(k.header.froms, k.header.fromOver)
+	go func() { k.dmarc <- k.c.discoverAll(ctx, k.author.domains) }()
+	k.dkim.begin(ctx, &k.header)
+}
+
+// End gives what was found. It waits for lookups no longer than Config.Timeout after the end of the header.
+func (k *Check) End(ctx context.Context) *Report {
+	began := k.c.cfg.Now()
+	if !k.header.over {
+		k.header.close()
+		k.headerEnded()
+	}
+	r := &Report{DKIM: k.dkim.end(), Unverified: k.dkim.more}
+	r.SPF = <-k.spf
+	k.verdicts = <-k.dmarc
+	k.judge(r)
+	k.enforce(ctx, r)
+	r.Took = k.c.cfg.Now().Sub(began)
+	k.count(r)
+	return r
+}
+
+func (k *Check) count(r *Report) {
+	m := k.c.cfg.Metrics
+	if m.Result != nil {
+		m.Result("spf", r.SPF.Result)
+		m.Result("dkim", r.BestDKIM())
+		m.Result("dmarc", r.DMARC.Result)
+	}
+	if m.Took != nil {
+		m.Took(r.Took)
+	}
+	if m.Enforced == nil {
+		return
+	}
+	switch {
+	case r.VouchedBy != "":
+		m.Enforced("vouched")
+	case r.Disposition != EnforceNone:
+		m.Enforced(string(r.Disposition))
+	}
+}
+
+// Close ends the check, wherever it is.
+func (k *Check) Close() {
+	k.cancel()
+	k.stop()
+	k.dkim.close()
+	k.c.memory.Add(-k.reserved)
+	k.reserved = 0
+	k.header.limit = nil
+}
+
+// reserve asks for memory, in all, for this check.
+func (k *Check) reserve(size int64) bool {
+	more := size - k.reserved
+	if more <= 0 {
+		return true
+	}
+	if k.c.memory.Add(more) > k.c.cfg.Memory {
+		k.c.memory.Add(-more)
+		return false
+	}
+	k.reserved = size
+	return true
+}
+
+// slot waits for a place among those that compute. It is held for a bounded piece of work that waits for nothing.
+func (c *Checker) slot() (release func()) {
+	c.slots <- struct{}{}
+	return func() { <-c.slots }
+}
+
+// domainName is the normal form of a domain that may be looked up.
+func domainName(s string) (string, bool) {
+	if strings.HasPrefix(s, "[") {
+		return "", false
+	}
+	d, err := mail.NormalDomain(s)
+	return d, err == nil && len(d) <= 253
+}
