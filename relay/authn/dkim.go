@@ -74,9 +74,8 @@ func (v *signatures) begin(ctx context.Context, h *header) {
 		v.list = v.list[:maxSignatures]
 	}
 	v.more = h.signed - len(v.list)
-	if h.busy && h.signed > 0 {
-		v.list = []*signature{{}} // for all of them
-		v.more = 0
+	if len(v.list) == 0 && h.signed > 0 { // none was kept
+		v.list, v.more = []*signature{{}}, h.signed-1
 	}
 	if h.cut != "" {
 		v.stop(!h.busy, h.cut)
