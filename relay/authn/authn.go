@@ -27,10 +27,12 @@ const (
 	maxSignatures = 8         // that are verified
 	maxParsed     = 64        // signatures among which those are chosen
 	maxFroms      = 4         // From fields that are kept
+	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile
 	maxAuthors    = 8         // domains of a From that names several
 	bodyChunk     = 32 << 10  // octets of a body that are kept before they are hashed
 	maxBlank      = 64 << 10  // octets of white space in a row, with text behind, in a body that is verified
 	maxPicks      = 200_000   // fields looked at to find those that a signature names, times the names
+	maxFolds      = 64 << 20  // lines of a field, times its octets, of all that a signature in the simple form names
 	minRSA        = 1024      // bits (RFC 8301, 3.2)
 	maxRSA        = 4096
 )

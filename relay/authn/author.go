@@ -27,6 +27,9 @@ func readFrom(froms [][]byte, over bool) author {
 	case over || len(froms) > 1:
 		return author{candidates(froms), "several From fields, or a very long one"}
 	}
+	if len(froms[0]) > maxFrom {
+		return author{candidates(froms), "the From field is very long"}
+	}
 	text := strings.ToValidUTF8(string(bytes.TrimSpace(unfold(froms[0]))), "?")
 	list, err := addresses.ParseList(text)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 //     runs at the end are not shown to it (they do not count), and a message with a long one inside is not verified;
 //   - it looks through the whole header for each name in h=: it is shown only the fields that a signature names, and a
 //     signature for which that is too many is not verified;
+//   - it puts folded fields together at a cost that is quadratic in their lines: they are unfolded before, or bounded where the
+//     form of the signature does not allow that;
 //   - with several signatures it leaks goroutines when the body ends in an error: it is given one signature at a time,
 //     that on top of the header;
 //   - it looks up the key before it reads the body, however long that takes: keys are there before it is called;

@@ -79,23 +79,27 @@ func TestHostileMessages(t *testing.T) {
 		{"50 MB of blank lines at the end, simple", func() []byte { return append(bytes.Clone(signedRight), blank...) }, Pass, 2 * time.Second},
 		{"50 MB of blank lines with text behind, simple", func() []byte { return signed(blank+"x\r\n", simple) }, Policy, 2 * time.Second},
 		{"50 MB of blank lines with text behind, relaxed", func() []byte { return signed(blank+"x\r\n", nil) }, Policy, 2 * time.Second},
-		{"50 MB of lines of a blank each, relaxed", func() []byte { return signed(strings.Repeat(" \r\n", mega/3), nil) }, Policy, 2 * time.Second},
-		{"50 MB of 64 KiB of blank lines and a letter, simple", func() []byte { return signed(strings.Repeat(strings.Repeat("\r\n", maxBlank/2-8)+"x\r\n", 800), simple) }, Fail, 5 * time.Second},
-		{"50 MB of text with 8 signatures", func() []byte {
-			return append([]byte(strings.Repeat(other, 7)), signed(strings.Repeat("a line of text like many others\r\n", mega/33), simple)...)
+		{"10 MB of lines of a blank each, relaxed", func() []byte { return signed(strings.Repeat(" \r\n", large/3), nil) }, Policy, 2 * time.Second},
+		{"50 MB of 64 KiB of blank lines and a letter, simple", func() []byte {
+			return signed(strings.Repeat(strings.Repeat("\r\n", maxBlank/2-8)+"x\r\n", 800), simple)
+		}, Fail, 5 * time.Second},
+		{"10 MB of text with 8 signatures", func() []byte {
+			return append([]byte(strings.Repeat(other, 7)), signed(strings.Repeat("a line of text like many others\r\n", large/33), simple)...)
 		}, Fail, 20 * time.Second},
 		{"100,000 header fields", func() []byte { return append([]byte(strings.Repeat("X: y\r\n", 100_000)), signedRight...) }, Policy, time.Second},
 		{"20,000 header fields in 120 KiB, all signed", func() []byte { return signedFields("X: \r\n", 20_000, names) }, Policy, time.Second},
 		{"900 header fields, 200 names", func() []byte { return signedFields("X: \r\n", 900, names[:399]) }, PermError, time.Second},
 		{"10,000 DKIM signatures", func() []byte { return append([]byte(strings.Repeat(other, 10_000)), signedRight...) }, Policy, time.Second},
-		{"800 DKIM signatures in 110 KiB", func() []byte { return append([]byte(strings.Repeat(other, 800)), signedRight...) }, PermError, time.Second},
-		{"a header field of 50 MB", func() []byte { return append([]byte("X: "+strings.Repeat("x\r\n ", mega/4)+"\r\n"), signedRight...) }, Policy, 2 * time.Second},
+		{"800 DKIM signatures in 110 KiB", func() []byte { return append([]byte(strings.Repeat(other, 800)), signedRight...) }, Fail, time.Second},
+		{"a header field of 10 MB", func() []byte { return append([]byte("X: "+strings.Repeat("x\r\n ", large/4)+"\r\n"), signedRight...) }, Policy, 2 * time.Second},
 		{"a From of 1 MB of comments", func() []byte {
 			return append([]byte("From: "+strings.Repeat("(", 1<<19)+strings.Repeat(")", 1<<19)+" a@example.com\r\n"), signedRight...)
 		}, Policy, time.Second},
 		{"a From of 60 KiB of addresses", func() []byte {
 			return append([]byte("From: "+strings.Repeat("a@b.c,\r\n ", 60<<10/9)+"a@b.c\r\n"), signedRight...)
-		}, Fail, time.Second},
+		}, Policy, time.Second},
+		{"a Subject of 20,000 lines, 8 signatures, simple", func() []byte { return folded("simple") }, Policy, time.Second},
+		{"a Subject of 20,000 lines, 8 signatures, relaxed", func() []byte { return folded("relaxed") }, Fail, time.Second},
 	} {
 		var r *Report
 		msg := tt.msg()
@@ -108,7 +112,7 @@ func TestHostileMessages(t *testing.T) {
 		if len(r.DKIM) == 0 {
 			t.Fatalf("%s: %+v", tt.name, r)
 		}
-		if r.DKIM[0].Result != tt.want && r.DKIM[0].Result != Fail {
+		if r.DKIM[0].Result != tt.want {
 			t.Errorf("%s: %+v", tt.name, r.DKIM)
 		}
 		limit := tt.limit * slowness
@@ -121,6 +125,12 @@ func TestHostileMessages(t *testing.T) {
 		figure(t, "%s (%d KB): %.0f ms, CPU %.0f ms, up to %.1f MB more memory: %s %s", tt.name, len(msg)>>10, took.Seconds()*1000, used.Seconds()*1000,
 			float64(grown)/(1<<20), r.DKIM[0].Result, r.DKIM[0].Reason)
 	}
+}
+
+// folded is a message with a field of very many lines, which its signatures name.
+func folded(form string) []byte {
+	one := "DKIM-Signature: v=1; a=rsa-sha256; c=" + form + "/simple; d=example.com; s=rsa; h=from:subject; bh=AAAA; b=AAAA\r\n"
+	return []byte(strings.Repeat(one, 8) + "From: a@example.com\r\nSubject: x" + strings.Repeat("\r\n ", 20_000) + "y\r\n\r\nx\r\n")
 }
 
 // signedFields is a message with many fields that its signature names.

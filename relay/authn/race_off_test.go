@@ -2,8 +2,11 @@
 
 package authn
 
-// mega is the size of large messages.
-const mega = 50 << 20
+// large and mega are sizes of messages.
+const (
+	large = 10 << 20
+	mega  = 50 << 20
+)
 
 // slowness is how much more time tests get.
 const slowness = 3

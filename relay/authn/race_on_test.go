@@ -2,8 +2,11 @@
 
 package authn
 
-// mega is the size of large messages.
-const mega = 4 << 20
+// large and mega are sizes of messages.
+const (
+	large = 2 << 20
+	mega  = 4 << 20
+)
 
 // slowness is how much more time tests get: the race detector makes hashing many times slower.
 const slowness = 10

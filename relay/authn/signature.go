@@ -95,6 +95,7 @@ func (s *signature) examine(h *header, now time.Time) {
 }
 
 // prepare makes the header that the library is shown: the signature on top, and the fields that it names, in their order.
+// Line ends within fields do not count in the relaxed form.
 func (s *signature) prepare(h *header) {
 	names := map[string]struct{}{}
 	list := strings.Split(strings.ToLower(s.tags.packed("h")), ":")
@@ -113,14 +114,23 @@ func (s *signature) prepare(h *header) {
 		s.judge(Policy, "it names %d fields, of which the message has %d", len(list), len(picked)-1)
 		return
 	}
+	relaxed := strings.HasPrefix(strings.ToLower(s.tags.packed("c")), "relaxed")
+	folds := 0
 	s.head = make([]byte, 0, size+2)
 	for _, f := range picked {
-		s.head = append(s.head, h.text(f)...)
-		if !bytes.HasSuffix(s.head, []byte("\r\n")) {
-			s.head = append(s.head, "\r\n"...) // the last line of a message without a body
+		text := h.text(f)
+		if relaxed {
+			s.head = append(s.head, unfold(text)...)
+		} else {
+			s.head = append(s.head, bytes.TrimSuffix(text, []byte("\r\n"))...)
+			folds += bytes.Count(text, []byte("\n")) * len(text)
 		}
+		s.head = append(s.head, "\r\n"...)
 	}
 	s.head = append(s.head, "\r\n"...)
+	if folds > maxFolds {
+		s.judge(Policy, "the fields that it names are folded into too many lines")
+	}
 }
 
 // key is what a lookup of a key gave.
