@@ -90,7 +90,8 @@ func (w *deliverWorker) notice(work context.Context, lease *queue.Lease, verdict
 	w.fill(&report, lease, verdicts)
 	body, utf8, eight := report.build()
 	out := &mail.Envelope{ID: report.id, Recipients: rcpts, Received: now, Size: int64(len(body)), UTF8: utf8,
-		MessageID: "<" + string(report.id) + "@" + w.d.cfg.Hostname + ">"}
+		RequireTLS: env.RequireTLS, // RFC 8689, 5: a report is to be protected as its message
+		MessageID:  "<" + string(report.id) + "@" + w.d.cfg.Hostname + ">"}
 	if eight {
 		out.Body = mail.Body8BitMIME
 	}

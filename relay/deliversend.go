@@ -68,14 +68,23 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 func (x *delivery) send() (*backendConn, []smtpclient.Answer, error) {
 	b, o := x.w.b, x.origin()
 	if c := b.sends.take(o); c != nil && x.become(c, o) {
+		if err := x.unprotected(c); err != nil {
+			return c, nil, err
+		}
 		answers, err := c.Send(x.ctx, x.transaction(c))
 		if !x.stale(err) {
 			return c, answers, x.cut(err)
 		}
 	}
 	c, err := b.dialAs(x.ctx, o)
+	if errors.Is(err, smtpclient.ErrPolicy) && x.lease.Envelope.TLSOptional {
+		c, err = b.dialFree(x.ctx, o)
+	}
 	if err != nil {
 		return nil, nil, x.cut(err)
+	}
+	if err := x.unprotected(c); err != nil {
+		return c, nil, err
 	}
 	answers, err := c.Send(x.ctx, x.transaction(c))
 	return c, answers, x.cut(err)
@@ -114,7 +123,10 @@ func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
 	env := x.lease.Envelope
 	t := &smtpclient.Transaction{
 		From: env.From, Body: &x.body, Size: env.WholeSize(), EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
-		Ret: env.Ret, EnvID: env.EnvID, BeforeDot: x.beforeDot,
+		Ret: env.Ret, EnvID: env.EnvID, RequireTLS: env.RequireTLS, BeforeDot: x.beforeDot,
+	}
+	if env.RequireTLS {
+		t.Ret = mail.RetHdrs // whatever it said (RFC 8689, 5)
 	}
 	if o := x.origin(); o.Addr.IsValid() {
 		t.Origin = &o
@@ -211,6 +223,8 @@ func deliverReport(answers []smtpclient.Answer, err error) gateReport {
 	switch {
 	case errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrSource):
 		return gateReport{}
+	case errors.Is(err, errUnprotected):
+		return gateReport{ok: true} // the server is there
 	case err != nil:
 		return gateReport{err: err}
 	}

@@ -19,9 +19,10 @@ const (
 
 // dsnReturnsFull tells whether a notification of this kind returns the whole
 // message: only a failure does, when the sender asked for it or did not say,
-// and only within bounds (RFC 3461, 4.3 and 6.2).
+// and only within bounds (RFC 3461, 4.3 and 6.2), and never of one that requires
+// TLS (RFC 8689, 5).
 func dsnReturnsFull(kind mail.Notify, env *mail.Envelope) bool {
-	return kind == mail.NotifyFailure && env.Ret != mail.RetHdrs && env.WholeSize() <= dsnMaxFull
+	return kind == mail.NotifyFailure && env.Ret != mail.RetHdrs && !env.RequireTLS && env.WholeSize() <= dsnMaxFull
 }
 
 // dsnOriginal reads what is returned of a message. full asks for all of it;

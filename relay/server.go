@@ -98,6 +98,9 @@ type ServerConfig struct {
 	AskTLS     func() *tls.Config
 	ClientCert func(*tls.ConnectionState) bool
 
+	// RequireTLS offers REQUIRETLS (RFC 8689) to clients under TLS.
+	RequireTLS bool
+
 	// Inspectors look at every message, in this order.
 	Inspectors []Inspector
 	Logger     *slog.Logger
@@ -165,6 +168,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.smtp.MaxLineLength = 0 // lines are bounded by wire
 	s.smtp.EnableSMTPUTF8 = true
 	s.smtp.EnableDSN = true
+	s.smtp.EnableREQUIRETLS = cfg.RequireTLS
 	s.smtp.ErrorLog = libraryLog{s.loud}
 	return s, nil
 }
@@ -191,6 +195,9 @@ func (s *Server) wireConfig() wire.Config {
 	w.Extensions = []string{
 		"PIPELINING", "SIZE " + strconv.FormatInt(s.cfg.Limits.MaxMessageSize, 10), "8BITMIME", "SMTPUTF8",
 		"CHUNKING", "ENHANCEDSTATUSCODES", "DSN", "LIMITS RCPTMAX=" + strconv.Itoa(s.cfg.Limits.MaxRecipients),
+	}
+	if s.cfg.RequireTLS {
+		w.SecureExtensions = []string{"REQUIRETLS"}
 	}
 	w.Postmaster = "postmaster@" + s.cfg.Hostname
 	w.TLS = s.cfg.TLS

@@ -74,6 +74,9 @@ func (s *session) Mail(from string, opts *smtp.MailOptions) error {
 	if err != nil {
 		return s.refuse("mail", from, badPath(553, mail.Enhanced{5, 1, 7}, "the sender", err))
 	}
+	if opts.RequireTLS && s.conn.Info().TLS == nil {
+		return s.refuse("mail", from, mail.Replyf(555, mail.Enhanced{5, 5, 4}, "REQUIRETLS is for sessions under TLS"))
+	}
 	limit := s.srv.cfg.Limits.MaxMessageSize
 	if opts.Size > limit {
 		return s.refuse("mail", from, mail.Replyf(552, mail.Enhanced{5, 3, 4}, "the message is larger than %d octets", limit))
@@ -89,6 +92,7 @@ func (s *session) Mail(from string, opts *smtp.MailOptions) error {
 	}
 	s.env = &mail.Envelope{
 		From: addr, Body: mail.Body(opts.Body), UTF8: opts.UTF8, Ret: mail.Ret(opts.Return), EnvID: opts.EnvelopeID,
+		RequireTLS: opts.RequireTLS,
 	}
 	return nil
 }

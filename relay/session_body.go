@@ -144,6 +144,7 @@ func (b *bodyReader) look(p []byte, readErr error) error {
 	}
 	if b.scan.over {
 		b.env.MessageID = b.scan.messageID
+		b.env.TLSOptional = b.scan.noTLS && !b.env.RequireTLS // RFC 8689, 4.1
 		if b.scan.ownHops > 0 || b.scan.hops > maxHops {
 			b.env.Passage = b.scan.passage
 			b.env.Passage.From, b.env.Passage.Hops, b.env.Passage.Ours = b.from, b.scan.hops, b.scan.ownHops

@@ -50,6 +50,7 @@ type headerScan struct {
 	ownHops   int
 	passage   mail.Passage // of own hops: ids and recipients
 	messageID string
+	noTLS     bool // TLS-Required: No
 	over      bool
 
 	line []byte   // the beginning of the present line
@@ -63,6 +64,7 @@ const (
 	scanOther scanKind = iota
 	scanReceived
 	scanMessageID
+	scanTLSRequired
 )
 
 // scan looks at the next bytes. After an error it must not be called again.
@@ -134,6 +136,8 @@ func (h *headerScan) endLine() error {
 		h.kind = scanReceived
 	case len(name) == 10 && bytes.EqualFold(name, []byte("Message-ID")) && h.messageID == "":
 		h.kind = scanMessageID
+	case len(name) == 12 && bytes.EqualFold(name, []byte("TLS-Required")):
+		h.kind = scanTLSRequired
 	}
 	h.keep(line[colon+1:])
 	return nil
@@ -166,6 +170,8 @@ func (h *headerScan) endField() error {
 			id = id[:maxMsgID]
 		}
 		h.messageID = strings.ToValidUTF8(printable(id), "?")
+	case scanTLSRequired:
+		h.noTLS = strings.EqualFold(strings.TrimSpace(string(h.text)), "no")
 	}
 	return nil
 }

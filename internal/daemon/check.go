@@ -153,6 +153,9 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route, key string
 	}
 	f.OK, f.Hint = true, ""
 	f.Text = "connected" + describeSMTP(conn)
+	if cfg.SMTP.RequireTLS && !conn.Local() && (!conn.Verified() || !conn.Caps().RequireTLS) {
+		f.Text = "warning: smtp.requiretls is on, and mail that asks for it is returned: this server is not checked, or does not offer REQUIRETLS; " + f.Text
+	}
 	if w := policies.warnings(); len(w) > 0 {
 		f.Text = "warning: " + strings.Join(w, "; ") + "; " + f.Text
 	}

@@ -176,7 +176,7 @@ func (d *Daemon) openRelay() (err error) {
 		Side: sideOf(d.cfg), RelaysOut: d.mayRelayOut(),
 		TLS:        func() *tls.Config { return d.tls.offer(false) },
 		AskTLS:     func() *tls.Config { return d.tls.offer(true) },
-		ClientCert: d.tls.clients.counts, Logger: d.log,
+		ClientCert: d.tls.clients.counts, RequireTLS: smtp.RequireTLS, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
 			Refused:  d.metrics.Refused, Limited: d.metrics.Limited, Forged: d.authMetrics.Took,

@@ -108,6 +108,9 @@ func (c *Conn) Encrypted() bool { return c.nc != c.raw }
 // certificate was checked.
 func (c *Conn) Verified() bool { return c.Encrypted() && c.verified }
 
+// Local tells whether the server is reached over a socket of this machine.
+func (c *Conn) Local() bool { return c.t.Network == "unix" }
+
 // Uses is the number of transactions begun on this connection.
 func (c *Conn) Uses() int { return c.uses }
 

@@ -25,6 +25,9 @@ func appendMail(b []byte, t *Transaction, caps Caps, utf8 bool) []byte {
 	if caps.SMTPUTF8 && utf8 {
 		b = append(b, " SMTPUTF8"...)
 	}
+	if caps.RequireTLS && t.RequireTLS {
+		b = append(b, " REQUIRETLS"...)
+	}
 	if caps.DSN {
 		if t.Ret == mail.RetFull || t.Ret == mail.RetHdrs {
 			b = append(b, " RET="...)

@@ -27,6 +27,9 @@ type Transaction struct {
 	UTF8     bool      // SMTPUTF8 was declared
 	Ret      mail.Ret
 	EnvID    string // decoded
+	// RequireTLS passes REQUIRETLS on to a server that offers it (RFC 8689). Whether
+	// the message may be sent at all is for the caller to decide: [Conn.Verified].
+	RequireTLS bool
 	// Origin is the client that the message came from, for XFORWARD; nil: we wrote it.
 	Origin *Origin
 	// BeforeDot is called when nothing is left to be written but the final dot

@@ -235,6 +235,8 @@ func (c *Conn) hello(extended bool, cmd cmdLine) {
 		c.put(c.l.ehloTLS)
 	case c.logins():
 		c.put(c.l.ehloLogin)
+	case c.tls != nil:
+		c.put(c.l.ehloSecure)
 	default:
 		c.put(c.l.ehloClear)
 	}

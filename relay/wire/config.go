@@ -21,6 +21,8 @@ type Config struct {
 	// STARTTLS is added by the guard. The default is what the guard can promise
 	// alone: PIPELINING, 8BITMIME, ENHANCEDSTATUSCODES and CHUNKING.
 	Extensions []string
+	// SecureExtensions are offered under TLS besides.
+	SecureExtensions []string
 	// Postmaster is the mailbox that takes mail to <postmaster> without a domain
 	// (RFC 5321, 4.5.1). Empty means that such a recipient is refused.
 	Postmaster string

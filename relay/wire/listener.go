@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,11 +15,12 @@ import (
 // implements net.Listener for smtp.Server.Serve and keeps the list of
 // connections, which the library's own Shutdown does not end.
 type Listener struct {
-	inner     net.Listener
-	cfg       Config
-	ehloClear string
-	ehloTLS   string
-	ehloLogin string
+	inner      net.Listener
+	cfg        Config
+	ehloClear  string
+	ehloTLS    string
+	ehloSecure string
+	ehloLogin  string
 
 	closing atomic.Bool
 	stop    chan struct{} // closed when closing is set
@@ -40,14 +42,15 @@ func NewListener(inner net.Listener, cfg Config) *Listener {
 		cfg.Counts = &Counts{}
 	}
 	return &Listener{
-		inner:     inner,
-		cfg:       cfg,
-		ehloClear: cfg.ehloReply(),
-		ehloTLS:   cfg.ehloReply("STARTTLS"),
-		ehloLogin: cfg.ehloReply("AUTH PLAIN LOGIN"),
-		conns:     make(map[*Conn]struct{}),
-		stop:      make(chan struct{}),
-		gone:      make(chan struct{}),
+		inner:      inner,
+		cfg:        cfg,
+		ehloClear:  cfg.ehloReply(),
+		ehloTLS:    cfg.ehloReply("STARTTLS"),
+		ehloSecure: cfg.ehloReply(cfg.SecureExtensions...),
+		ehloLogin:  cfg.ehloReply(slices.Concat(cfg.SecureExtensions, []string{"AUTH PLAIN LOGIN"})...),
+		conns:      make(map[*Conn]struct{}),
+		stop:       make(chan struct{}),
+		gone:       make(chan struct{}),
 	}
 }
 

@@ -23,6 +23,12 @@ const (
 	hasORcpt
 )
 
+// Flags at the end of an envelope.
+const (
+	requireTLS = 1 << iota
+	tlsOptional
+)
+
 func appendString(b []byte, s string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s)))
 	return append(b, s...)
@@ -68,14 +74,21 @@ func encodeEnvelope(env *mail.Envelope) []byte {
 // appendTail adds what few messages have, as far as there is something: older
 // versions wrote less, and do not read behind what they know.
 func appendTail(b []byte, env *mail.Envelope) []byte {
-	if !env.Passage.IsZero() || env.Trace != "" || env.RequireTLS {
+	flags := byte(0)
+	if env.RequireTLS {
+		flags |= requireTLS
+	}
+	if env.TLSOptional {
+		flags |= tlsOptional
+	}
+	if !env.Passage.IsZero() || env.Trace != "" || flags != 0 {
 		b = appendPassage(b, &env.Passage)
 	}
-	if env.Trace != "" || env.RequireTLS {
+	if env.Trace != "" || flags != 0 {
 		b = appendString(b, env.Trace)
 	}
-	if env.RequireTLS {
-		b = appendBool(b, true)
+	if flags != 0 {
+		b = append(b, flags)
 	}
 	return b
 }
@@ -214,7 +227,8 @@ func decodeEnvelope(id mail.ID, size int64, blob []byte) (*mail.Envelope, error)
 		env.Trace = r.string()
 	}
 	if len(r.b) > 0 {
-		env.RequireTLS = r.byte() != 0
+		flags := r.byte()
+		env.RequireTLS, env.TLSOptional = flags&requireTLS != 0, flags&tlsOptional != 0
 	}
 	if r.bad {
 		return nil, fmt.Errorf("envelope of %s: %w", id, errors.New("it is cut short"))

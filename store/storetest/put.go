@@ -118,7 +118,7 @@ func putEnvelope(b *bench) {
 	e.From = mail.Address{}
 	e.Body, e.UTF8, e.Ret, e.EnvID, e.MessageID = mail.Body8BitMIME, true, mail.RetHdrs, "env id", "<1@example.com>"
 	e.Client = mail.Client{Addr: netip.MustParseAddrPort("192.0.2.1:25"), Helo: "there", ESMTP: true, TLS: "TLS 1.3"}
-	e.Trace, e.RequireTLS = "Authentication-Results: mx.example.net; none\r\n", true
+	e.Trace, e.RequireTLS, e.TLSOptional = "Authentication-Results: mx.example.net; none\r\n", true, true
 	e.Passage = mail.Passage{From: mail.Old, Hops: 7, Ours: 2, IDs: []string{"one", "two"}, For: []string{"a@example.org"}}
 	e.Recipients[1].Orig = address("alias@example.org")
 	e.Recipients[1].ORcpt, e.Recipients[1].Notify, e.Recipients[1].Hint = "rfc822;x@example.org", mail.NotifySuccess, mail.New

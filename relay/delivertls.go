@@ -1,0 +1,63 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"crossfade/mail"
+	"crossfade/relay/smtpclient"
+)
+
+// errUnprotected marks why a message that requires TLS (RFC 8689) is not sent over
+// a connection.
+var errUnprotected = errors.New("the message requires TLS (REQUIRETLS)")
+
+// unprotectedError is the reason, with the code that the sender is told.
+type unprotectedError struct {
+	status mail.Enhanced
+	why    string
+}
+
+func (e *unprotectedError) Error() string { return errUnprotected.Error() + ", and " + e.why }
+func (e *unprotectedError) Unwrap() error { return errUnprotected }
+
+// unprotected tells why the message may not go over a connection; nil: it may.
+// A report without a sender goes as well protected as it can (RFC 8689, 5), and a
+// socket leaves nobody in between.
+func (x *delivery) unprotected(c *backendConn) error {
+	env := x.lease.Envelope
+	switch {
+	case !env.RequireTLS || env.From.IsNull() || c.Local():
+		return nil
+	case !c.Verified():
+		return &unprotectedError{mail.Enhanced{5, 7, 10}, "the next mail system cannot be reached over TLS with a certificate that is checked"}
+	case !c.Caps().RequireTLS:
+		return &unprotectedError{mail.Enhanced{5, 7, 30}, "the next mail system does not support REQUIRETLS"}
+	}
+	return nil
+}
+
+// unprotected gives a recipient of such a message up: its sender wants to know and
+// not to have it sent (RFC 8689, 4.2.1 and 5).
+func (r deliverRules) unprotected(v *deliverVerdict, e *unprotectedError) {
+	v.status, v.reason, v.Reply = e.status, "Your message asks to be sent over TLS only (REQUIRETLS), and "+e.why+". It was not sent.", "not sent: "+e.Error()
+	v.alarm = fmt.Sprintf("%s cannot take a message that requires TLS: %s", r.route, e.why)
+}
+
+// dialFree makes a connection for a message whose sender wants what is published
+// about the TLS of servers left aside (RFC 8689, 4.2.2). What the operator wants
+// holds. It serves one message.
+func (b *Backend) dialFree(ctx context.Context, o smtpclient.Origin) (*backendConn, error) {
+	t := b.currentTarget()
+	t.Policy = nil
+	c, err := smtpclient.DialAs(ctx, t, o)
+	if errors.Is(err, smtpclient.ErrOrigin) {
+		b.originRefused(o, err)
+		c, err = smtpclient.DialAs(ctx, t, smtpclient.Origin{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &backendConn{c, -1}, nil // of no generation: it is not kept
+}
