@@ -77,9 +77,10 @@ func TestStragglersAfterTheFlip(t *testing.T) {
 	if len(s.Old.From) != 1 || s.Old.From[0].Host != "mx.outside.test [192.0.2.7]" || s.Old.From[0].Count != 4 || s.Waits == "" {
 		t.Errorf("%+v", s)
 	}
-	if n := w.metric(d, `crossfade_cutover_strays_total\{side="old"\}`); n != 4 {
-		t.Errorf("the metrics know of %v stragglers", n)
-	}
+	poll(t, 5*time.Second, "the metric, which is counted behind the record", func() (bool, error) {
+		n := w.metric(d, `crossfade_cutover_strays_total\{side="old"\}`)
+		return n == 4, fmt.Errorf("the metrics know of %v stragglers", n)
+	})
 	d.stop()
 	w.old.Append(t, u, "INBOX", mailtest.StoredMessage{Body: []byte("Subject: while the relay was off\r\n\r\nx\r\n")})
 
