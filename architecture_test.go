@@ -30,7 +30,8 @@ var allowed = map[string][]string{
 	"relay/submission": {},
 	"relay/milter":     {"mail", "relay", "relay/wire"},
 	"relay/limit":      {},
-	"relay":            {"mail", "router", "queue", "relay/limit", "relay/wire", "relay/smtpclient"},
+	"relay/dnsbl":      {"relay/resolver"},
+	"relay":            {"mail", "router", "queue", "relay/dnsbl", "relay/limit", "relay/wire", "relay/smtpclient"},
 
 	"relay/authn/arcrelay": {"relay", "relay/authn/arc"},
 
@@ -54,7 +55,7 @@ var allowed = map[string][]string{
 	"store/transfer":  {"mail", "router", "queue", "backfill"},
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
-	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "relay/authn", "backfill",
+	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/dnsbl", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "relay/authn", "backfill",
 		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},

@@ -27,6 +27,7 @@ type Metrics struct {
 	LimitedTotal  *prometheus.CounterVec // by limit: commands and messages refused or slowed by a limit for one client
 	Filter        *prometheus.CounterVec // by result: messages that the content filter looked at
 	FilterTime    prometheus.Histogram
+	Lists         *prometheus.CounterVec // by zone and result: questions to DNS lists
 	AcceptedMsgs  prometheus.Counter     // messages answered with 250
 	AcceptedRcpts prometheus.Counter     // recipients of them
 	AcceptedBytes prometheus.Counter     // octets of them
@@ -74,6 +75,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		LimitedTotal:  prometheus.NewCounterVec(opts("smtp_limited_total", "Commands and messages that a limit for one client, sender or recipient refused or slowed, by limit."), []string{"limit"}),
 		Filter:        prometheus.NewCounterVec(opts("filter_messages_total", "Messages for the content filter, by result: passed, refused, put_off, too_large (not looked at) or failed (it could not be asked)."), []string{"result"}),
 		FilterTime:    prometheus.NewHistogram(histogram("filter_seconds", "Time that a message waited for the content filter.", prometheus.ExponentialBuckets(0.001, 2, 16))),
+		Lists:         prometheus.NewCounterVec(opts("dnsbl_lookups_total", "Answers of DNS lists about clients, by zone and result: listed, clear or error."), []string{"zone", "result"}),
 		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
 		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
 		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
@@ -101,7 +103,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		ServerTLS:     prometheus.NewCounterVec(opts("delivery_tls_total", "Connections for deliveries by server, by the policy that was found for it (tlsa, sts, no-policy-found), and by what became of TLS: success, or the failure as RFC 8460 names it."), []string{"server", "policy", "result"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.LimitedTotal, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.LimitedTotal, m.Lists, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS,
 	} {
@@ -201,6 +203,10 @@ func okOrFailed(ok bool) string {
 // Limited counts a limit for one client that was reached; limit is one of the
 // words of package relay/limit.
 func (m *Metrics) Limited(limit string) { m.LimitedTotal.WithLabelValues(limit).Inc() }
+
+// ListLooked counts what a DNS list said about a client; the zone is one of the
+// configuration.
+func (m *Metrics) ListLooked(zone, result string) { m.Lists.WithLabelValues(zone, result).Inc() }
 
 // PresetLimits makes the series of limits appear with 0: the reasons for which
 // connections are turned away, and the limits of [Metrics.Limited].

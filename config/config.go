@@ -60,6 +60,8 @@ type SMTP struct {
 	Authentication      Authentication `yaml:"authentication" doc:"Who really sent a message: SPF, DKIM and DMARC of mail from strangers; see docs/authentication.md."`
 	Resolvers           []string       `yaml:"resolvers" reload:"restart" doc:"DNS resolvers that the relay asks, about those who send to it and about servers that it sends to, by address, with a port where it is not 53, in the order in which they are asked: [127.0.0.1, \"[2001:db8::53]:53\"]. The word system stands for those of /etc/resolv.conf, as an empty list does. A resolver on this machine answers fastest; DNSBL operators refuse public ones."`
 	ResolversValidate   bool           `yaml:"resolvers_validate" reload:"restart" doc:"Believe these resolvers about DNSSEC although they are not on this machine: they validate, and nobody can change their answers on the way. Those on a loopback address are believed always."`
+	GreetDelay          Duration       `yaml:"greet_delay" min:"0s" max:"1m" doc:"How long a stranger waits for the greeting. One that speaks before it, as no mail server may, is sent away with 421. Trusted and exempt clients, listeners where a login is required, and networks that sent mail we took in the last seven days do not wait. 0 means no delay."`
+	DNSBL               DNSBL          `yaml:"dnsbl" doc:"DNS lists of senders. Off unless lists has one. Trusted and exempt clients and those that log in are not looked up."`
 	IdleTimeout         Duration       `yaml:"idle_timeout" reload:"restart" min:"1s" max:"1d" doc:"Longest silence of a client before its connection is closed with 421. RFC 5321, 4.5.3.2.7 asks for 5m."`
 	DataTimeout         Duration       `yaml:"data_timeout" reload:"restart" min:"1s" max:"7d" doc:"Longest time that one message body may take to arrive, however steadily it trickles."`
 }
@@ -212,6 +214,7 @@ func Default() *Config {
 			MaxConnectionsPerIP: 50,
 			MaxRecipients:       1000,
 			Limits:              defaultLimits(),
+			DNSBL:               DNSBL{Threshold: 1, Action: "tag", Timeout: Duration(5 * time.Second)},
 			SmartHost:           SmartHost{MaxConnections: 20},
 			Filter:              defaultScanner(),
 			Authentication:      defaultAuthentication(),

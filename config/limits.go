@@ -112,6 +112,68 @@ func (r Rate) String() string {
 // MarshalText is [Rate.String].
 func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
+// DNSBL says which DNS lists are asked about clients, and what follows.
+type DNSBL struct {
+	Lists     []DNSList `yaml:"lists" doc:"Zones to ask about the address of each stranger, at most 20: [zen.example.net, \"bl.example.org*2\", \"good.example.com*-5\"], with what a listing counts behind the *, 1 where nothing is written, negative for lists of good senders. None is asked unless it is here. Mind the operator's terms: many refuse public resolvers and large users."`
+	Threshold int       `yaml:"threshold" min:"1" max:"1000" doc:"Sum of counts from which a client is listed."`
+	Action    string    `yaml:"action" enum:"refuse|tag" doc:"refuse: recipients get 550, but for postmaster (RFC 5321, 4.5.1). tag: the message is taken, with the field X-Crossfade-DNSBL on top for the systems behind us."`
+	Timeout   Duration  `yaml:"timeout" min:"100ms" max:"1m" doc:"Longest wait for all lists together. A list that is silent, broken, or answers with something other than a listing counts for nothing: a failure never refuses mail."`
+}
+
+// DNSList is one list as the configuration writes it: zone, or zone*weight.
+type DNSList struct {
+	Zone   string
+	Weight int
+}
+
+const dnsListHelp = "write a zone, such as bl.example.org, or one with a weight from -100 to 100, such as bl.example.org*2"
+
+// UnmarshalText reads the form that [DNSList] describes.
+func (l *DNSList) UnmarshalText(text []byte) error {
+	word := string(text)
+	zone, weight, weighed := strings.Cut(word, "*")
+	n := 1
+	if weighed {
+		var err error
+		if n, err = strconv.Atoi(weight); err != nil || n == 0 || n < -100 || n > 100 {
+			return badValue(len(zone), "bad list %q: %s", word, dnsListHelp)
+		}
+	}
+	name, err := NormalDomain(zone)
+	if err != nil {
+		return badValue(0, "bad list %q: %s", word, dnsListHelp)
+	}
+	*l = DNSList{Zone: name, Weight: n}
+	return nil
+}
+
+// String returns the form that UnmarshalText reads.
+func (l DNSList) String() string {
+	if l.Weight == 1 {
+		return l.Zone
+	}
+	return fmt.Sprintf("%s*%d", l.Zone, l.Weight)
+}
+
+// MarshalText is [DNSList.String].
+func (l DNSList) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+const maxDNSLists = 20
+
+func (k *checker) dnsbl() {
+	lists := k.c.SMTP.DNSBL.Lists
+	if len(lists) > maxDNSLists {
+		k.fail("smtp.dnsbl.lists", "%d lists: each is a question for each client, %d is the most", len(lists), maxDNSLists)
+	}
+	seen := make(map[string]bool)
+	for i, l := range lists {
+		if seen[l.Zone] {
+			k.fail(fmt.Sprintf("smtp.dnsbl.lists[%d]", i), "%s is listed twice", l.Zone)
+		}
+		seen[l.Zone] = true
+	}
+}
+
 func (k *checker) limits() {
 	l := &k.c.SMTP.Limits
 	const key = "smtp.limits"

@@ -180,6 +180,7 @@ func (k *checker) smtp() {
 	k.listeners()
 	k.smtpTLS()
 	k.limits()
+	k.dnsbl()
 	k.trusted("smtp.trusted", s.Trusted)
 	k.trusted("backends.old.sends_from", k.c.Backends.Old.SendsFrom)
 	k.trusted("backends.new.sends_from", k.c.Backends.New.SendsFrom)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"crossfade/mail"
@@ -78,6 +79,8 @@ type ServerConfig struct {
 	// with 1,000 connections at once, 50 of each host, and no rates. It is not
 	// asked about the messages of trusted clients when its settings say so.
 	Guard *limit.Guard
+	// Welcome is how strangers are received, until SetWelcome says otherwise.
+	Welcome Welcome
 	// Wire bounds commands and waiting times. The Server fills in
 	// what follows from this configuration: host name, extensions, postmaster,
 	// TLS, door, overload (unless given) and logger.
@@ -121,6 +124,8 @@ type Server struct {
 	loud *slog.Logger // for what strangers can make us write: it is bounded
 	by   string       // of our Received header: "HOSTNAME (Crossfade)"
 	sick rate.Sometimes
+
+	welcome atomic.Pointer[Welcome]
 	// loops are those that strangers hand over, and that are parked. Anybody can
 	// write a header, so they are bounded.
 	loops *rate.Limiter
@@ -159,6 +164,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.loops = rate.NewLimiter(rate.Every(time.Hour/strangeLoops), strangeLoops)
 	s.loud = slog.New(limit.Quiet(s.log.Handler()))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.SetWelcome(cfg.Welcome)
+	// It stands first: what it says is about the client, whatever the message is.
+	s.cfg.Inspectors = append([]Inspector{listTagger{s}}, cfg.Inspectors...)
 	s.wire = s.wireConfig()
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
 	s.smtp.Domain = cfg.Hostname
@@ -204,6 +212,7 @@ func (s *Server) wireConfig() wire.Config {
 	if w.Counts == nil {
 		w.Counts = &wire.Counts{}
 	}
+	w.GreetDelay = s.greetDelay
 	w.Door = s.cfg.Guard // the limits are of the server, not of one listener
 	if w.MaxBody == 0 {
 		// Somebody who sends on and on after the limit is not a mail server.
@@ -270,6 +279,9 @@ func (s *Server) Serve(l net.Listener) error { return s.ServeWith(l, ListenerOpt
 func (s *Server) ServeWith(l net.Listener, opts ListenerOptions) error {
 	cfg := s.wire
 	cfg.TLSUse, cfg.NeedCert, cfg.AuthUse = opts.TLS, opts.NeedCert, opts.Auth
+	if opts.Auth == wire.AuthRequired {
+		cfg.GreetDelay = nil // people are not on any list of mail servers
+	}
 	if opts.AskCert || opts.NeedCert {
 		cfg.TLS, cfg.ClientCert = s.cfg.AskTLS, s.cfg.ClientCert
 	}

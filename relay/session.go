@@ -168,6 +168,9 @@ func (s *session) Rcpt(to string, opts *smtp.RcptOptions) error {
 	if err != nil {
 		return s.refuse("rcpt", to, err)
 	}
+	if err := s.mayAddress(addr); err != nil {
+		return s.refuse("rcpt", to, err)
+	}
 	rcpts, err := s.recipients(addr)
 	if err != nil {
 		return s.refuse("rcpt", to, err)

@@ -52,7 +52,7 @@ func (s *session) recipients(addr mail.Address) ([]mail.Recipient, error) {
 // recipient who does not exist is kept back for longer and longer, and then the
 // connection ends.
 func (s *session) slowDown(err error) error {
-	if err != error(errNoUser) && err != error(errRelaying) {
+	if err != error(errNoUser) && err != error(errRelaying) || s.srv.trusts(s.conn.Info()) {
 		return err
 	}
 	delay, cut := s.srv.cfg.Guard.Failed(s.conn.Info().Remote.Addr())

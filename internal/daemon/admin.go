@@ -104,7 +104,8 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	rc := routerConfig(cfg, d.log)
 	rc.Hostname = d.cfg.Hostname
 	answers, err := d.newAnswers(cfg)
-	errs := []error{err}
+	welcome, listErr := d.welcome(cfg.SMTP)
+	errs := []error{err, listErr}
 	for _, r := range routes {
 		_, err := target(cfg, r, d.log)
 		errs = append(errs, err)
@@ -119,6 +120,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 		d.lookup.Update(answers)
 	}
 	d.guard.Update(guardSettings(d.cfg, cfg.SMTP))
+	d.server.SetWelcome(welcome)
 	d.warnOfFiles(cfg)
 	d.mailboxes.sides.Store(sides)
 	d.retune(cfg)

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
 	"crossfade/config"
+	"crossfade/relay"
+	"crossfade/relay/dnsbl"
 	"crossfade/relay/limit"
 )
 
@@ -24,6 +27,24 @@ func guardSettings(start *config.Config, smtp config.SMTP) limit.Settings {
 			SlowAfter: l.Failed.SlowAfter, Delay: time.Duration(l.Failed.Delay), MaxDelay: time.Duration(l.Failed.MaxDelay), CutAfter: l.Failed.CutAfter,
 		},
 	}
+}
+
+// welcome is how the configuration wants strangers to be received.
+func (d *Daemon) welcome(smtp config.SMTP) (relay.Welcome, error) {
+	b := smtp.DNSBL
+	w := relay.Welcome{GreetDelay: time.Duration(smtp.GreetDelay), Tag: b.Action == "tag"}
+	if len(b.Lists) == 0 {
+		return w, nil
+	}
+	c := dnsbl.Config{Resolver: d.resolver, Threshold: b.Threshold, Timeout: time.Duration(b.Timeout), Looked: d.metrics.ListLooked}
+	for _, l := range b.Lists {
+		c.Lists = append(c.Lists, dnsbl.List(l))
+	}
+	var err error
+	if w.Lists, err = dnsbl.New(c); err != nil {
+		return w, fmt.Errorf("smtp.dnsbl: %w", err)
+	}
+	return w, nil
 }
 
 // ownFiles is what the relay has open beside connections of clients: the store,

@@ -154,6 +154,10 @@ func (d *Daemon) openRelay() (err error) {
 	d.verifier = relay.NewVerifier(relay.VerifierConfig{Old: d.backends[mail.Old], New: d.backends[mail.New], Logger: d.log})
 	smtp := d.cfg.SMTP
 	d.guard = limit.New(guardSettings(d.cfg, smtp))
+	welcome, err := d.welcome(smtp)
+	if err != nil {
+		return err
+	}
 	d.relaysOut.Store(smtp.SmartHost.Enabled())
 	inspectors, err := d.inspectors()
 	if err != nil {
@@ -164,7 +168,7 @@ func (d *Daemon) openRelay() (err error) {
 		Limits: relay.Limits{
 			MaxMessageSize: int64(smtp.MaxMessageSize), MaxRecipients: smtp.MaxRecipients, MaxHeaderFields: noLimitAt0(smtp.Limits.HeaderFields),
 		},
-		Guard: d.guard,
+		Guard: d.guard, Welcome: welcome,
 		Wire: wire.Config{
 			// The guard counts unknown recipients, over connections.
 			MaxRcptErrors: -1,

@@ -136,3 +136,54 @@ func TestReloadLimits(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReloadDNSBL: lists and the greet delay come into force with a reload, and
+// loopback, which is exempt, has nothing to do with them.
+func TestReloadDNSBL(t *testing.T) {
+	dir := t.TempDir()
+	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w, err := d.welcome(d.cfg.SMTP); err != nil || w.Lists != nil || w.GreetDelay != 0 {
+		t.Errorf("the default asks lists or waits: %+v, %v", w, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	select {
+	case <-d.Started():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	greeted := func() time.Duration {
+		began := time.Now()
+		conn, err := net.Dial("tcp", d.SMTPAddrs()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if code, text, err := textproto.NewConn(conn).ReadResponse(220); err != nil {
+			t.Fatal(code, text, err)
+		}
+		return time.Since(began)
+	}
+	changed := strings.Replace(reloadConfig, `smtp: {`, `smtp: {greet_delay: 200ms, dnsbl: {lists: [bl.invalid]}, limits: {exempt: []}, `, 1)
+	if later, err := d.Reload(ctx, parse(t, dir, changed)); err != nil || len(later) > 0 {
+		t.Fatal(later, err)
+	}
+	if took := greeted(); took < 200*time.Millisecond {
+		t.Errorf("greeted after %v", took)
+	}
+	if _, err := d.Reload(ctx, parse(t, dir, strings.NewReplacer("200ms", "1m", "exempt: []", "exempt: [127.0.0.0/8]").Replace(changed))); err != nil {
+		t.Fatal(err)
+	}
+	if took := greeted(); took > 30*time.Second {
+		t.Errorf("an exempt client waited %v", took)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

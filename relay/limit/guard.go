@@ -67,6 +67,8 @@ const (
 	FailedRecipients   = "failed_recipients"
 	Slowed             = "slowed" // the reply to an unknown recipient was kept back
 	HeaderFields       = "header_fields"
+	Listed             = "dnsbl_refused"
+	Tagged             = "dnsbl_tagged"
 )
 
 // TurnedAway lists the reasons why a connection is turned away at its beginning.
@@ -77,7 +79,7 @@ func TurnedAway() []string {
 // Limited lists the reasons why less than a connection is refused or slowed.
 func Limited() []string {
 	return []string{HostMessages, NetworkMessages, DomainMessages, HostRecipients, NetworkRecipients, DomainRecipients,
-		RecipientMessages, FailedRecipients, Slowed, HeaderFields}
+		RecipientMessages, FailedRecipients, Slowed, HeaderFields, Listed, Tagged}
 }
 
 // Guard counts. Its methods are safe for many goroutines.
@@ -249,6 +251,12 @@ func (g *Guard) Accepted(a netip.Addr, rcpts int) {
 		})
 	}
 }
+
+// Ours tells whether a client is one that no limit binds.
+func (g *Guard) Ours(a netip.Addr) bool { return g.live.Load().Ours(a) }
+
+// Knows tells whether the network of a client sent good mail in the last days.
+func (g *Guard) Knows(a netip.Addr) bool { return a.IsValid() && g.known(subject(Network(a))) }
 
 // Known is the number of networks that are remembered for good mail.
 func (g *Guard) Known() int { return g.book.len() }
