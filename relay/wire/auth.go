@@ -57,9 +57,11 @@ func (c *Conn) authRefused() bool {
 // auth answers AUTH (RFC 4954) with PLAIN (RFC 4616) and LOGIN. Nothing of the
 // exchange is logged or kept.
 func (c *Conn) auth(cmd cmdLine) {
-	defer clear(cmd.line) // the buffer is another connection's later
 	cfg := &c.l.cfg
 	mech, initial, _ := strings.Cut(string(cmd.arg), " ")
+	// The buffer is another connection's later, and that may be as soon as we wait
+	// for a response: not a moment later than here.
+	clear(cmd.line)
 	switch {
 	case cfg.Auth == nil || cfg.AuthUse == AuthNever:
 		c.fail("502 5.5.1 command not implemented")

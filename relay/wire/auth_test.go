@@ -114,6 +114,22 @@ func TestAuthDialogues(t *testing.T) {
 	}
 }
 
+// What held the line of AUTH is not touched once the dialogue has waited: by then
+// the buffer holds what came next, be it another client's message.
+func TestAuthLeavesTheBufferAlone(t *testing.T) {
+	s := start(t, withTLS(t, Config{Auth: (&logins{}).check, AuthUse: AuthOffered, MaxErrors: 100, MaxNoise: 100}))
+	p := s.greeted()
+	p.startTLS()
+	p.send("EHLO client.test\r\n")
+	p.want("250 ")
+	for range 20 {
+		p.send("AUTH LOGIN\r\n")
+		p.want("334 ")
+		p.send("*\r\nNOOP\r\nNOOP\r\n")
+		p.want("501 5.7.0", "250 2.0.0", "250 2.0.0")
+	}
+}
+
 // A network that guesses is turned away, trusted clients need no login, and what
 // is not configured does not exist.
 func TestAuthUses(t *testing.T) {
