@@ -70,7 +70,7 @@ func TestPebble(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			ports := realtest.PebblePorts{HTTP01: realtest.FreePort(t), ALPN01: realtest.FreePort(t)}
-			p := realtest.StartPebble(t, ports, 6*time.Second)
+			p := realtest.StartPebble(t, ports, 3*time.Second)
 			cfg := certs.ACMEConfig{
 				Name: "smtp.tls", Directory: p.Directory, Email: "postmaster@example.org", Names: []string{"mx.example.org", "mx2.example.org"},
 				Dir: t.TempDir(), Logger: talk(t), Terms: agree, Roots: p.Roots, KeepKey: kind == "http-01",

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"crossfade/backfill/imapconn"
+	"crossfade/certs"
 	"crossfade/config"
 	"crossfade/mail"
 	"crossfade/relay/smtpclient"
@@ -146,6 +147,8 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route, key string
 		f.Text = err.Error()
 		return f
 	}
+	book := certs.NewBook(nil)
+	t.TLS = (&ourTLS{book: book}).noting(key, t.TLS)
 	conn, err := smtpclient.Dial(ctx, t)
 	if err != nil {
 		f.Text = err.Error()
@@ -156,7 +159,7 @@ func checkSMTP(ctx context.Context, cfg *config.Config, r mail.Route, key string
 	if cfg.SMTP.RequireTLS && !conn.Local() && (!conn.Verified() || !conn.Caps().RequireTLS) {
 		f.Text = "warning: smtp.requiretls is on, and mail that asks for it is returned: this server is not checked, or does not offer REQUIRETLS; " + f.Text
 	}
-	if w := policies.warnings(); len(w) > 0 {
+	if w := append(policies.warnings(), book.Warnings()...); len(w) > 0 {
 		f.Text = "warning: " + strings.Join(w, "; ") + "; " + f.Text
 	}
 	conn.Quit(ctx)

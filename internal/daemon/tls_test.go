@@ -498,3 +498,24 @@ func TestBackendVerification(t *testing.T) {
 		}
 	}
 }
+
+// TestPostfixResumes: Postfix's own TLS client gets a session of us, and takes it up again.
+func TestPostfixResumes(t *testing.T) {
+	finger := realtest.Need(t, "posttls-finger")
+	s := newTLSSite(t, `listen: ["127.0.0.1:0"], `+pairOf, "")
+	_, port, err := net.SplitHostPort(s.addr(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "main.cf"), []byte("compatibility_level = 3.6\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, finger, "-c", "-r", "1", "-m", "1", "-l", "secure", "-F", filepath.Join(s.dir, "ca.pem"), "-L", "summary", "[127.0.0.1]:"+port, "mx.example.org")
+	cmd.Env = append(os.Environ(), "MAIL_CONFIG="+s.dir)
+	out, err := cmd.CombinedOutput()
+	if n := strings.Count(string(out), "Verified TLS connection established"); err != nil || n != 2 || !strings.Contains(string(out), "Reusing old session") {
+		t.Errorf("%d verified connections, %v\n%s", n, err, out)
+	}
+}

@@ -29,7 +29,7 @@ const (
 // packages names the Debian package of each program.
 var packages = map[string]string{
 	"dkimsign": "python3-dkim",
-	"dovecot":  "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix",
+	"dovecot":  "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix", "posttls-finger": "postfix",
 	"swaks": "swaks", "openssl": "openssl", "mbsync": "isync", "nsd": "nsd", "haproxy": "haproxy", "rspamd": "rspamd", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
 	"msmtp": "msmtp", "nmap": "nmap",
 }
