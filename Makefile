@@ -7,7 +7,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler; without one the tests run without it and say so.
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: demo test build lint bench faults matrix window attacks fuzz docs clean
+.PHONY: demo test build lint bench faults matrix window attacks fuzz vuln docs clean
 
 demo: ## a whole migration on this machine, nothing to install
 	$(GO) run ./cmd/crossfade demo
@@ -50,6 +50,9 @@ attacks: ## what strangers try (docs/security-tests.md), long form: every case a
 
 fuzz: ## every fuzz target for FUZZTIME (30s) each
 	bash bench/fuzz.sh $(or $(FUZZTIME),30s)
+
+vuln: ## known vulnerabilities in what this needs; says so where the database cannot be reached
+	bash bench/vuln.sh
 
 docs: ## docs/configuration.md from the code
 	$(GO) run ./cmd/crossfade check --reference > docs/configuration.md

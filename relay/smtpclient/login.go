@@ -35,7 +35,12 @@ func (c *Conn) login(ctx context.Context) error {
 	}
 	for i, line := range lines {
 		r, err := c.command(ctx, line+"\r\n", c.t.Timeouts.Mail)
+		if repeats(r.Text, password, lines) {
+			r.Text = "(not shown: it repeats the password)"
+		}
 		switch {
+		case err != nil && repeats(err.Error(), password, lines):
+			return fmt.Errorf("%w: what it said is not shown, because it repeats the password", ErrProtocol)
 		case err != nil:
 			return err
 		case i == len(lines)-1 && r.Code == 235, i < len(lines)-1 && r.Code == 334:
@@ -44,6 +49,17 @@ func (c *Conn) login(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// repeats tells whether a text has the password in it, or what was sent of it: some
+// servers give commands back in their errors, and those are logged, kept with the
+// message and shown.
+func repeats(text, password string, lines []string) bool {
+	if password != "" && strings.Contains(text, password) {
+		return true
+	}
+	last := strings.Fields(lines[len(lines)-1])
+	return len(last) > 0 && strings.Contains(text, strings.TrimRight(last[len(last)-1], "="))
 }
 
 func defaultTo(s, otherwise string) string {
