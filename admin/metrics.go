@@ -28,6 +28,7 @@ type Metrics struct {
 	Filter        *prometheus.CounterVec // by result: messages that the content filter looked at
 	FilterTime    prometheus.Histogram
 	Lists         *prometheus.CounterVec // by zone and result: questions to DNS lists
+	VerdictFields prometheus.Counter     // taken out of mail of strangers
 	AcceptedMsgs  prometheus.Counter     // messages answered with 250
 	AcceptedRcpts prometheus.Counter     // recipients of them
 	AcceptedBytes prometheus.Counter     // octets of them
@@ -76,6 +77,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Filter:        prometheus.NewCounterVec(opts("filter_messages_total", "Messages for the content filter, by result: passed, refused, put_off, too_large (not looked at) or failed (it could not be asked)."), []string{"result"}),
 		FilterTime:    prometheus.NewHistogram(histogram("filter_seconds", "Time that a message waited for the content filter.", prometheus.ExponentialBuckets(0.001, 2, 16))),
 		Lists:         prometheus.NewCounterVec(opts("dnsbl_lookups_total", "Answers of DNS lists about clients, by zone and result: listed, clear or error."), []string{"zone", "result"}),
+		VerdictFields: prometheus.NewCounter(opts("filter_fields_removed_total", "Header fields of smtp.filter.verdicts that strangers wrote and that were taken out.")),
 		AcceptedMsgs:  prometheus.NewCounter(opts("accepted_messages_total", "Messages answered with 250 after they were durable.")),
 		AcceptedRcpts: prometheus.NewCounter(opts("accepted_recipients_total", "Recipients of accepted messages.")),
 		AcceptedBytes: prometheus.NewCounter(opts("accepted_bytes_total", "Octets of accepted messages.")),
@@ -103,7 +105,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		ServerTLS:     prometheus.NewCounterVec(opts("delivery_tls_total", "Connections for deliveries by server, by the policy that was found for it (tlsa, sts, no-policy-found), and by what became of TLS: success, or the failure as RFC 8460 names it."), []string{"server", "policy", "result"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.LimitedTotal, m.Lists, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
+		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.VerdictFields, m.LimitedTotal, m.Lists, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
 		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS,
 	} {
@@ -175,6 +177,9 @@ func (m *Metrics) Filtered(result string, waited time.Duration) {
 	m.Filter.WithLabelValues(result).Inc()
 	m.FilterTime.Observe(waited.Seconds())
 }
+
+// Stripped counts fields that strangers must not write.
+func (m *Metrics) Stripped(fields int) { m.VerdictFields.Add(float64(fields)) }
 
 // LoggedIn counts a login of an SMTP client.
 func (m *Metrics) LoggedIn(result string) { m.Logins.WithLabelValues(result).Inc() }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ type Scanner struct {
 	Timeout   Duration `yaml:"timeout" reload:"restart" min:"1s" max:"10m" doc:"Longest time that one message may wait for the scanner, in all."`
 	MaxSize   Size     `yaml:"max_size" reload:"restart" min:"64KiB" doc:"Largest message that is looked at; larger ones pass."`
 	Trusted   string   `yaml:"trusted" reload:"restart" enum:"skip|scan" doc:"Whether mail of smtp.trusted, of the backends and of those who have logged in is looked at."`
+	Verdicts  []string `yaml:"verdicts" reload:"restart" doc:"Header fields by which the systems behind us know what the scanner said, such as [X-Spam*, X-Rspamd-*]: those that strangers wrote are taken out before the scanner's own go on top. Names begin with X-; * at the end stands for anything."`
 	// MaxConnections bounds the messages that are looked at together.
 	MaxConnections int `yaml:"max_connections" reload:"restart" min:"1" max:"10000" doc:"Connections to the scanner at once."`
 }
@@ -36,6 +38,12 @@ func (f Scanner) Address() (network, address string, ok bool) {
 
 func (k *checker) scanner() {
 	f := k.c.SMTP.Filter
+	for i, name := range f.Verdicts {
+		bare := strings.ToLower(strings.TrimSuffix(name, "*"))
+		if rest, ok := strings.CutPrefix(bare, "x-"); !ok || rest == "" || strings.Trim(rest, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" || len(bare) > 60 {
+			k.fail(fmt.Sprintf("smtp.filter.verdicts[%d]", i), "%q is no name of a verdict: X- and more, with * at the end for all that begin so; other fields are the sender's", name)
+		}
+	}
 	if f.Milter == "" {
 		return
 	}

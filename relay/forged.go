@@ -27,11 +27,17 @@ const maxResults = 64 << 10
 type forgedFilter struct {
 	own     string // our name, as skeleton has it
 	removed int
+	// verdicts are names of fields that go too, in small letters; with * at the end,
+	// all that begin so. They are those by which the systems behind us know what
+	// the organisation's scanner said.
+	verdicts []string
+	taken    int // fields of these names
 
 	over  bool
 	line  []byte // the beginning of a line that came in pieces; wire bounds it
 	field []byte // lines of a field that may go; nil: there is none
 	long  bool   // it is longer than what is held back
+	goes  bool   // it is a verdict
 	out   []byte
 }
 
@@ -72,7 +78,7 @@ func (f *forgedFilter) harmless(p []byte) bool {
 	}
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n') + 1
-		if i == 0 || isResults(p[:i]) {
+		if i == 0 || isResults(p[:i]) || f.isVerdict(p[:i]) {
 			return false
 		}
 		if empty(p[:i]) {
@@ -90,7 +96,7 @@ func (f *forgedFilter) take(line []byte) {
 	case len(line) == 0:
 		return
 	case f.field != nil && (line[0] == ' ' || line[0] == '\t'):
-		if len(f.field)+len(line) > maxResults {
+		if f.goes || len(f.field)+len(line) > maxResults {
 			f.long = true
 			return
 		}
@@ -98,7 +104,7 @@ func (f *forgedFilter) take(line []byte) {
 		return
 	}
 	f.endField()
-	if isResults(line) {
+	if f.goes = f.isVerdict(line); f.goes || isResults(line) {
 		f.field = append([]byte(nil), line...)
 		return
 	}
@@ -112,15 +118,45 @@ func (f *forgedFilter) endField() {
 	if f.field == nil {
 		return
 	}
-	if f.long || f.forged(f.field) {
+	switch {
+	case f.goes:
+		f.taken++
+	case f.long || f.forged(f.field):
 		f.removed++
-	} else {
+	default:
 		f.out = append(f.out, f.field...)
 	}
-	f.field, f.long = nil, false
+	f.field, f.long, f.goes = nil, false, false
 }
 
 func empty(line []byte) bool { return len(bytes.TrimRight(line, "\r\n")) == 0 }
+
+// isVerdict tells whether a line begins with one of the names that go. Octets that
+// no name has are passed over, as isResults does.
+func (f *forgedFilter) isVerdict(line []byte) bool {
+	if len(f.verdicts) == 0 || line[0] == ' ' || line[0] == '\t' {
+		return false
+	}
+	var buf [64]byte
+	name, colon := buf[:0], false
+	for _, c := range line {
+		if colon = c == ':'; colon || len(name) == cap(name) {
+			break
+		}
+		if c > ' ' && c <= '~' {
+			if c >= 'A' && c <= 'Z' {
+				c |= 0x20
+			}
+			name = append(name, c)
+		}
+	}
+	for _, v := range f.verdicts {
+		if begin, open := strings.CutSuffix(v, "*"); open && bytes.HasPrefix(name, []byte(begin)) || !open && string(name) == v {
+			return true
+		}
+	}
+	return false
+}
 
 // isResults tells whether a line begins with the name of the field, in any case
 // and whatever octets that no name has are in it, and nothing that would make it

@@ -63,6 +63,9 @@ type ServerMetrics struct {
 	// Forged is called with the number of Authentication-Results fields in our name
 	// that were taken out of an accepted message.
 	Forged func(fields int)
+	// Stripped is called with the number of fields named by ServerConfig.Verdicts
+	// that were taken out of an accepted message.
+	Stripped func(fields int)
 }
 
 // ServerConfig is what a Server is made of. Hostname, Router and Queue are
@@ -104,6 +107,9 @@ type ServerConfig struct {
 	// RequireTLS offers REQUIRETLS (RFC 8689) to clients under TLS.
 	RequireTLS bool
 
+	// Verdicts are the names of header fields that are taken out of messages of
+	// strangers, in small letters; with * at the end, all that begin so.
+	Verdicts []string
 	// Inspectors look at every message, in this order.
 	Inspectors []Inspector
 	Logger     *slog.Logger

@@ -344,10 +344,16 @@ func (s *session) received(env *mail.Envelope) {
 		slog.Int("settled", s.conn.LineEndsSettled()), slog.Duration("wait", wait))
 }
 
-// noteForged counts the results in our name that the message came with, and says
+// noteForged counts the verdicts and the results in our name that the message came with, and says
 // who sent it.
 func (s *session) noteForged(env *mail.Envelope) {
-	if s.body.forged == nil || s.body.forged.removed == 0 {
+	if s.body.forged == nil {
+		return
+	}
+	if n := s.body.forged.taken; n > 0 && s.srv.cfg.Metrics.Stripped != nil {
+		s.srv.cfg.Metrics.Stripped(n)
+	}
+	if s.body.forged.removed == 0 {
 		return
 	}
 	if f := s.srv.cfg.Metrics.Forged; f != nil {

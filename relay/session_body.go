@@ -50,7 +50,7 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	ours := b.from != "" || s.srv.trusts(info)
 	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
 	if !ours {
-		b.forged = &forgedFilter{own: s.srv.ownResults}
+		b.forged = &forgedFilter{own: s.srv.ownResults, verdicts: s.srv.cfg.Verdicts}
 	}
 	b.scan = headerScan{
 		own: s.srv.by, ours: ours, take: s.srv.loops.Allow, maxFields: s.srv.cfg.Limits.MaxHeaderFields,

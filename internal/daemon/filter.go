@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"crossfade/config"
@@ -46,6 +47,15 @@ func (d *Daemon) openFilter() (err error) {
 		return fmt.Errorf("smtp.filter: %w", err)
 	}
 	return nil
+}
+
+// verdicts are the fields that strangers must not write.
+func verdicts(cfg *config.Config) []string {
+	var out []string
+	for _, name := range cfg.SMTP.Filter.Verdicts {
+		out = append(out, strings.ToLower(name))
+	}
+	return out
 }
 
 // filterInspector is the scanner's; none when there is no scanner.

@@ -183,9 +183,9 @@ func (d *Daemon) openRelay() (err error) {
 		ClientCert: d.tls.clients.counts, RequireTLS: smtp.RequireTLS, Logger: d.log,
 		Metrics: relay.ServerMetrics{
 			Received: func(size int64, rcpts int, wait time.Duration) { d.metrics.Accepted(rcpts, size, wait) },
-			Refused:  d.metrics.Refused, Limited: d.metrics.Limited, Forged: d.authMetrics.Took,
+			Refused:  d.metrics.Refused, Limited: d.metrics.Limited, Forged: d.authMetrics.Took, Stripped: d.metrics.Stripped,
 		},
-		Inspectors: inspectors,
+		Inspectors: inspectors, Verdicts: verdicts(d.cfg),
 	})
 	if err != nil {
 		return err

@@ -145,7 +145,7 @@ func TestFilter(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = sink.Close() })
 	scanner, stop := realtest.StartRspamd(t)
-	cfg := parse(t, dir, strings.NewReplacer("127.0.0.1:1", sink.Addr(), `listen: ["127.0.0.1:0"]}`, `listen: ["127.0.0.1:0"], filter: {milter: "inet:`+scanner+`"}}`).Replace(reloadConfig)+"routing: {unknown: old}\n")
+	cfg := parse(t, dir, strings.NewReplacer(`127.0.0.1:1"}`, sink.Addr()+`"}`, `listen: ["127.0.0.1:0"]`, `listen: ["127.0.0.1:0"], filter: {milter: "inet:`+scanner+`", verdicts: [X-Spam*]}`).Replace(reloadConfig)+"routing: {unknown: old}\n")
 	var log lockedBuffer
 	d, err := New(cfg, slog.New(slog.NewTextHandler(&log, nil)), Options{})
 	if err != nil {
@@ -162,7 +162,7 @@ func TestFilter(t *testing.T) {
 	}
 	const dataRefused = 26
 	send := func(body string) (string, int) {
-		return realtest.Swaks(t, ctx, d.SMTPAddrs()[0].String(), "--from", "a@far.test", "--to", "ann@example.org", "--body", body)
+		return realtest.Swaks(t, ctx, d.SMTPAddrs()[0].String(), "--from", "a@far.test", "--to", "ann@example.org", "--header", "x-SPAM-flag: forged\n\tby a stranger", "--header", "X-Other: stays", "--body", body)
 	}
 	const gtube = "JS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 	if out, status := send("X" + gtube); status != dataRefused || !strings.Contains(out, "554 5.7.1 Gtube pattern") {
@@ -181,6 +181,9 @@ func TestFilter(t *testing.T) {
 	for _, m := range got {
 		if marked := strings.HasPrefix(string(m.Body), "X-Spam: Yes\r\n"); marked != strings.Contains(string(m.Body), "GTUBE") {
 			t.Errorf("delivered:\n%s", m.Body)
+		}
+		if text := string(m.Body); strings.Contains(text, "forged") || strings.Contains(text, "by a stranger") || !strings.Contains(text, "X-Other: stays\r\n") {
+			t.Errorf("verdicts of strangers are not taken out, or more than they:\n%s", text)
 		}
 	}
 	for _, want := range []bool{true, false} {
