@@ -330,6 +330,7 @@ func (s *session) setClient(env *mail.Envelope, info wire.Info) {
 func (s *session) received(env *mail.Envelope) {
 	s.messages++
 	s.srv.cfg.Guard.Accepted(env.Client.Addr.Addr(), s.given)
+	s.countMessage(env)
 	wait := time.Since(s.body.ended)
 	if f := s.srv.cfg.Metrics.Received; f != nil {
 		f(env.Size, len(env.Recipients), wait)

@@ -42,10 +42,26 @@ func (s *session) recipients(addr mail.Address) ([]mail.Recipient, error) {
 	if err != nil {
 		return nil, s.slowDown(err)
 	}
-	if reason := guard.Message(client, addr.Key()); reason != "" {
-		return nil, s.limited(reason, errBusyMailbox)
+	for i := range rcpts {
+		if reason := guard.Busy(client, rcpts[i].Given().Key()); reason != "" {
+			return nil, s.limited(reason, errBusyMailbox)
+		}
 	}
 	return rcpts, nil
+}
+
+// countMessage counts a message that was taken, once for each address that was
+// given. It is not done at RCPT: anybody could then keep the mail of others from
+// a mailbox by naming it often enough.
+func (s *session) countMessage(env *mail.Envelope) {
+	last := ""
+	for i := range env.Recipients { // members of a group stand together
+		key := env.Recipients[i].Given().Key()
+		if key != last {
+			s.srv.cfg.Guard.Message(env.Client.Addr.Addr(), key)
+		}
+		last = key
+	}
 }
 
 // slowDown makes it expensive to find out who is there: the refusal of a

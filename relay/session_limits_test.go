@@ -70,7 +70,11 @@ func TestRates(t *testing.T) {
 				got := p.reply()
 				if strings.HasPrefix(got, "250") {
 					p.send(fmt.Sprintf("RCPT TO:<%s@example.org>\r\n", m.to))
-					got = p.reply()
+					if got = p.reply(); strings.HasPrefix(got, "250") {
+						p.cmd("DATA", "354")
+						p.send(limitedText + ".\r\n")
+						p.want("250")
+					}
 				}
 				if !strings.HasPrefix(got, c.want[i]) {
 					t.Errorf("message %d: %q, want %s", i+1, got, c.want[i])
@@ -80,6 +84,34 @@ func TestRates(t *testing.T) {
 				t.Errorf("%s was not counted: %v", c.hit, s.hits)
 			}
 		})
+	}
+}
+
+// TestBusyMailbox: only mail that is taken counts for its recipient. Whoever names
+// one a hundred times, and sends nothing, keeps nobody's mail from him.
+func TestBusyMailbox(t *testing.T) {
+	s := newLimitedSite(t, limit.Settings{Recipient: limit.Rate{Count: 2, Per: time.Hour}})
+	c := s.hello()
+	for range 20 {
+		c.cmd("MAIL FROM:<a@b.example>", "250")
+		for range 5 {
+			c.cmd("RCPT TO:<ann@example.org>", "250")
+		}
+		c.cmd("RSET", "250")
+	}
+	for range 2 {
+		c.cmd("MAIL FROM:<a@b.example>", "250")
+		c.cmd("RCPT TO:<ann@example.org>", "250")
+		c.cmd("RCPT TO:<Ann@Example.org>", "250")
+		c.cmd("DATA", "354")
+		c.send(limitedText + ".\r\n")
+		c.want("250")
+	}
+	c.cmd("MAIL FROM:<a@b.example>", "250")
+	c.cmd("RCPT TO:<ann@example.org>", "450 4.2.1")
+	c.cmd("RCPT TO:<bob@example.org>", "250")
+	if n := s.hit(limit.RecipientMessages); n != 1 {
+		t.Errorf("reached %d times", n)
 	}
 }
 

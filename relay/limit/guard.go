@@ -200,13 +200,22 @@ func (g *Guard) take(of what, a netip.Addr, domain string) (reason string) {
 	return r.domain.take(of, []byte(strings.ToLower(domain)))
 }
 
-// Message counts a message for one recipient, who exists.
-func (g *Guard) Message(a netip.Addr, rcpt string) (reason string) {
+// Busy says when a recipient has had as many messages as he may. It counts
+// nothing: whoever only names a recipient uses up none of what others may send him.
+func (g *Guard) Busy(a netip.Addr, rcpt string) (reason string) {
 	r := g.live.Load()
 	if !a.IsValid() || r.Ours(a) {
 		return ""
 	}
-	return r.recipient.take(messages, []byte(rcpt))
+	return r.recipient.over(messages, []byte(rcpt))
+}
+
+// Message counts a message that was taken for a recipient.
+func (g *Guard) Message(a netip.Addr, rcpt string) {
+	r := g.live.Load()
+	if a.IsValid() && !r.Ours(a) {
+		_ = r.recipient.take(messages, []byte(rcpt)) // it was taken; the next one will be too many
+	}
 }
 
 // Failed counts a recipient who does not exist. The reply should wait for delay,

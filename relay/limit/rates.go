@@ -81,3 +81,16 @@ func (l *limiter) take(of what, subject []byte) (reason string) {
 	})
 	return reason
 }
+
+// over is take without counting: a word says that the subject had enough.
+func (l *limiter) over(of what, subject []byte) (reason string) {
+	if l.rates[of].None() {
+		return ""
+	}
+	l.buckets.peek(subject, func(b *[kinds]*rate.Limiter) {
+		if b[of] != nil && b[of].Tokens() < 1 {
+			reason = l.words[of]
+		}
+	})
+	return reason
+}

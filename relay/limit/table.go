@@ -65,6 +65,17 @@ func (t *table[E]) look(subject []byte) (e E, there bool) {
 	return e, there
 }
 
+// peek calls f for what is remembered of a subject, if anything is, with the
+// table's lock held.
+func (t *table[E]) peek(subject []byte, f func(E)) {
+	key := maphash.Bytes(t.seed, subject)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i, there := t.at[key]; there {
+		f(t.entries[i])
+	}
+}
+
 func (t *table[E]) put(key uint64, e E) {
 	if len(t.keys) < t.size {
 		t.at[key] = int32(len(t.keys))
