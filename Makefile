@@ -27,6 +27,7 @@ lint: ## formatting, vet
 bench: build ## beside Postfix, in the same run, on this machine (root, Debian; alone: nothing else may run)
 	bash bench/smtp.sh
 	@echo "memory, with a million queued messages: bash bench/memory.sh; on Redis: bash bench/redis.sh; mailbox copies: bash bench/imap.sh"
+	@echo "idle connections: bash bench/idle.sh; clients that drip, floods, TLS handshakes: bash bench/load.sh"
 
 matrix: ## every ordered pair of servers (docs/backfill.md), long form: some minutes
 	@figures=$$(mktemp); CROSSFADE_FIGURES=$$figures CROSSFADE_MATRIX=long \

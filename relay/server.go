@@ -219,6 +219,7 @@ func (s *Server) wireConfig() wire.Config {
 		w.Counts = &wire.Counts{}
 	}
 	w.GreetDelay = s.greetDelay
+	w.Known = func(a netip.Addr) bool { return s.cfg.Guard.Ours(a) || s.cfg.Guard.Knows(a) }
 	w.Door = s.cfg.Guard // the limits are of the server, not of one listener
 	if w.MaxBody == 0 {
 		// Somebody who sends on and on after the limit is not a mail server.

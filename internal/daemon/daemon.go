@@ -118,7 +118,7 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		return nil, err
 	}
 	d.warnOfFiles(cfg)
-	d.metrics.PresetLimits(limit.TurnedAway(), limit.Limited())
+	d.metrics.PresetLimits(append(limit.TurnedAway(), wire.Reasons()...), limit.Limited())
 	if err := d.openResolver(); err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 // The lines of one kind that are written: a few at once, and so many in a second.
 const (
 	logBurst  = 100
-	logRate   = 20
+	logRate   = 5
 	logKinds  = 64 // messages are constants of the code: there are far fewer
 	otherKind = "" // what is beyond them
 )

@@ -57,6 +57,10 @@ type Config struct {
 	// Counts are shared by listeners that share MaxHandshakes; nil: each listener
 	// has its own.
 	Counts *Counts
+	// Known names the peers that need no place among the handshakes, as those of
+	// Trusted do not: who fills the places must not keep out those who sent good mail
+	// before. Nil knows nobody.
+	Known func(netip.Addr) bool
 	// Door says which connections may come in; nil lets everybody in. Listeners
 	// that share a Door share its limits.
 	Door Door
@@ -148,6 +152,13 @@ type Metrics struct {
 	Login func(AuthVerdict)
 	// Handshake is called after each TLS handshake.
 	Handshake func(ok bool)
+}
+
+// Reasons lists the words with which Metrics.Refused tells of clients that were
+// slow, loud or early, so that their counts can begin at 0.
+func Reasons() []string {
+	return []string{"overload", "errors", "noise", "idle", "fruitless", "body_timeout", "body_rate", "body_size", "write_timeout",
+		"early_talker", "handshakes", "line_length", "proxy_header", "tls_injection", "other_protocol"}
 }
 
 func call(f func()) {

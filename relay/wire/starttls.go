@@ -2,6 +2,7 @@ package wire
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"time"
 )
 
@@ -81,8 +82,10 @@ func (c *Conn) openTLS() bool {
 // beginHandshake waits for a place among the handshakes under way.
 func (c *Conn) beginHandshake() bool {
 	cfg := &c.l.cfg
-	if cfg.Trusted != nil && cfg.Trusted(c.remote.Addr()) {
-		return true
+	for _, free := range []func(netip.Addr) bool{cfg.Trusted, cfg.Known} {
+		if free != nil && free(c.remote.Addr()) {
+			return true
+		}
 	}
 	c.placed = cfg.Counts.beginHandshake(cfg.MaxHandshakes, min(handshakeWait, cfg.IdleTimeout))
 	return c.placed

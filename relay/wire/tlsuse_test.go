@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -106,14 +107,16 @@ func TestTLSImplicitSilent(t *testing.T) {
 }
 
 // TestHandshakesBounded: who finds no place is told 454 and may go on in clear;
-// a place is given back, and trusted peers need none.
+// a place is given back, and peers that are trusted or known need none.
 func TestHandshakesBounded(t *testing.T) {
 	trusted := make(chan bool, 1)
 	trusted <- false
+	var known atomic.Bool
 	refused := make(chan string, 10)
 	s := start(t, withTLS(t, Config{
 		MaxHandshakes: 1, IdleTimeout: 300 * time.Millisecond, Counts: &Counts{},
 		Trusted: func(netip.Addr) bool { v := <-trusted; trusted <- v; return v },
+		Known:   func(netip.Addr) bool { return known.Load() },
 		Metrics: Metrics{Refused: func(r string) { refused <- r }},
 	}))
 	s.l.cfg.Counts.beginHandshake(1, 0) // somebody who never ends
@@ -130,6 +133,9 @@ func TestHandshakesBounded(t *testing.T) {
 	s.greeted().startTLS()
 	<-trusted
 	trusted <- false
+	known.Store(true)
+	s.greeted().startTLS()
+	known.Store(false)
 	s.l.cfg.Counts.endHandshake()
 	for range 3 { // each gives its place back
 		s.greeted().startTLS()
