@@ -26,6 +26,10 @@ const (
 	early = 128 << 10
 	// firstRest and maxRest are how long a scanner that failed is left alone.
 	firstRest, maxRest = time.Second, 30 * time.Second
+	// maxStrikes is how many messages in a row, without one that was judged, may
+	// fail before a scanner that takes sessions counts as failed. What one message
+	// does to a scanner is its sender's choice.
+	maxStrikes = 10
 )
 
 // Result is what became of one message, for counters.
@@ -74,11 +78,17 @@ type Filter struct {
 	told   rate.Sometimes
 	old    atomic.Bool // the scanner is from before version 6 of the protocol
 
-	mu    sync.Mutex
-	sick  error
-	since time.Time
-	until time.Time // it is not asked before
-	rest  time.Duration
+	// streams are the places of messages whose clients are still sending: the
+	// others are there for what the scanner can judge at once.
+	streams chan struct{}
+
+	mu      sync.Mutex
+	strikes int
+	sick    error
+	since   time.Time
+	rested  time.Time // when it was last left alone
+	until   time.Time // it is not asked before
+	rest    time.Duration
 }
 
 // New makes a Filter; it connects to nothing.
@@ -101,7 +111,10 @@ func New(cfg Config) (*Filter, error) {
 	if cfg.Done == nil {
 		cfg.Done = func(Result, time.Duration) {}
 	}
-	return &Filter{cfg: cfg, places: make(chan struct{}, cfg.Connections), told: rate.Sometimes{Interval: 10 * time.Second}}, nil
+	return &Filter{
+		cfg: cfg, places: make(chan struct{}, cfg.Connections), streams: make(chan struct{}, max(cfg.Connections/2, 1)),
+		told: rate.Sometimes{Interval: 10 * time.Second},
+	}, nil
 }
 
 // Sick says why the scanner is not asked, and since when; nil when it is well.
@@ -113,7 +126,7 @@ func (f *Filter) Sick() (err error, since time.Time) {
 
 // Probe asks whether the scanner is there and speaks the protocol.
 func (f *Filter) Probe(ctx context.Context) error {
-	x := &scan{f: f, ctx: ctx, left: f.cfg.Timeout}
+	x := &scan{f: f, ctx: ctx, until: time.Now().Add(f.cfg.Timeout)}
 	if err := x.open(); err != nil {
 		return fmt.Errorf("ask the content filter %s: %w", f.cfg.Address, err)
 	}
@@ -149,22 +162,31 @@ func (f *Filter) ready(now time.Time) error {
 	return nil
 }
 
-func (f *Filter) failed(err error) {
+// failed notes that a message could not be judged, which began to be at the time
+// given. spoken says that the scanner takes sessions, or that it was not even asked:
+// then it may be the message, and the others need not suffer for it.
+func (f *Filter) failed(err error, began time.Time, spoken bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
+	if f.strikes++; spoken && f.sick == nil && f.strikes < maxStrikes {
+		return
+	}
+	if f.sick != nil && began.Before(f.rested) {
+		return // it says nothing new
+	}
 	if f.sick == nil {
 		f.since, f.rest = now, firstRest
 	} else {
 		f.rest = min(2*f.rest, maxRest)
 	}
-	f.sick, f.until = err, now.Add(f.rest)
+	f.sick, f.rested, f.until = err, now, now.Add(f.rest)
 }
 
 func (f *Filter) well() {
 	f.mu.Lock()
 	was, since := f.sick, f.since
-	f.sick = nil
+	f.sick, f.strikes = nil, 0
 	f.mu.Unlock()
 	if was != nil {
 		f.cfg.Logger.Info("the content filter answers again", "filter", f.cfg.Address, "after", time.Since(since).Round(time.Second))

@@ -354,6 +354,50 @@ func hang(c net.Conn) {
 	}
 }
 
+// What one sender's message does to a scanner is not the others' trouble, and
+// clients that send slowly leave places to messages that are whole.
+func TestOneMessageIsNotTheScanner(t *testing.T) {
+	s := &scanner{end: func(m *milter.Modifier) (milter.Response, error) {
+		if len(m.Headers["Bomb"]) > 0 {
+			return nil, errors.New("it goes off")
+		}
+		return milter.RespContinue, nil
+	}}
+	f := s.serve(t, func(cfg *Config) { cfg.Connections, cfg.Timeout = 2, 300*time.Millisecond })
+	for range maxStrikes + 5 {
+		if _, err := ask(t, f, incoming("a@b.test"), "Bomb: x\r\n\r\nx\r\n", 100); err == nil {
+			t.Fatal("the message that the scanner does not judge is taken")
+		}
+		if _, err := ask(t, f, incoming("a@b.test"), header+"\r\nx\r\n", 100); err != nil {
+			t.Fatalf("another one's message is refused for it: %v", err)
+		}
+	}
+	for i := range maxStrikes {
+		if why, _ := f.Sick(); why != nil {
+			t.Fatalf("after %d messages it counts as sick: %v", i, why)
+		}
+		_, _ = ask(t, f, incoming("a@b.test"), "Bomb: x\r\n\r\nx\r\n", 100)
+	}
+	if why, _ := f.Sick(); why == nil {
+		t.Error("a scanner that judges nothing counts as well")
+	}
+	f.well()
+	slow := [2]relay.Inspection{}
+	for i := range slow {
+		slow[i] = f.Inspect(t.Context(), incoming("a@b.test"))
+		slow[i].Sent([]byte(header + "\r\n" + strings.Repeat("x", 200<<10)))
+	}
+	if _, err := ask(t, f, incoming("a@b.test"), header+"\r\nx\r\n", 100); err != nil {
+		t.Errorf("slow clients hold the scanner: %v", err)
+	}
+	for _, x := range slow {
+		x.Close()
+	}
+	if len(f.places) != 0 || len(f.streams) != 0 {
+		t.Errorf("%d and %d places are lost", len(f.places), len(f.streams))
+	}
+}
+
 func TestRecovers(t *testing.T) {
 	s := &scanner{}
 	well := s.serve(t, nil)

@@ -36,11 +36,15 @@ type scan struct {
 
 	size   int64
 	left   time.Duration // that the message may still wait
+	until  time.Time     // when that is over, while it waits
 	waited time.Duration
 	conn   *bounded
 	s      *milter.ClientSession
 	placed bool
-	begun  bool // the session was tried
+	stream bool      // it has one of Filter.streams besides
+	begun  bool      // the session was tried
+	asked  time.Time // when
+	spoken bool      // it is not known that the scanner takes no session
 
 	names map[string]int // fields of the message, in small letters
 	body  bool           // the header is over
@@ -63,7 +67,7 @@ func (x *scan) Sent(p []byte) {
 	if !x.begun {
 		x.buf.early = append(x.buf.early, p...)
 		if len(x.buf.early) > early {
-			x.work(x.start)
+			x.work(x.startStream)
 		}
 		return
 	}
@@ -80,8 +84,9 @@ func (x *scan) over() bool { return x.large || x.err != nil || x.act != nil }
 // time.
 func (x *scan) work(do func() error) {
 	began := time.Now()
+	x.until = began.Add(x.left)
 	if x.conn != nil {
-		x.conn.until = began.Add(x.left)
+		x.conn.until = x.until
 	}
 	err := do()
 	took := time.Since(began)
@@ -93,23 +98,41 @@ func (x *scan) work(do func() error) {
 	}
 }
 
-// start opens the session and tells the scanner what there is so far.
-func (x *scan) start() error {
-	x.begun = true
-	if err := x.f.ready(time.Now()); err != nil {
+// startStream is start for a message of which more is to come: its client decides
+// how long the connection is in use, so that half of them are not for such.
+func (x *scan) startStream() (err error) {
+	if x.stream, err = x.enter(x.f.streams); err != nil {
+		x.begun, x.asked, x.spoken = true, time.Now(), true
 		return err
 	}
-	wait := time.NewTimer(x.left)
+	return x.start()
+}
+
+// enter waits for a place.
+func (x *scan) enter(places chan struct{}) (in bool, err error) {
+	wait := time.NewTimer(time.Until(x.until))
 	defer wait.Stop()
 	select {
-	case x.f.places <- struct{}{}:
-		x.placed = true
+	case places <- struct{}{}:
+		return true, nil
 	case <-wait.C:
-		return errors.New("all connections to it are in use")
+		return false, errors.New("all connections to it are in use")
 	case <-x.ctx.Done():
-		return context.Cause(x.ctx)
+		return false, context.Cause(x.ctx)
+	}
+}
+
+// start opens the session and tells the scanner what there is so far.
+func (x *scan) start() (err error) {
+	x.begun, x.asked, x.spoken = true, time.Now(), true
+	if err := x.f.ready(x.asked); err != nil {
+		return err
+	}
+	if x.placed, err = x.enter(x.f.places); err != nil {
+		return err
 	}
 	if err := x.open(); err != nil {
+		x.spoken = false
 		return err
 	}
 	if err := x.envelope(); err != nil {
@@ -129,13 +152,13 @@ const (
 
 // Dial implements the library's Dialer, for one session.
 func (x *scan) Dial(network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(x.ctx, x.left)
+	ctx, cancel := context.WithDeadline(x.ctx, x.until)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	x.conn = &bounded{Conn: conn, until: time.Now().Add(x.left), left: maxSays}
+	x.conn = &bounded{Conn: conn, until: x.until, left: maxSays}
 	return x.conn, nil
 }
 
@@ -401,6 +424,10 @@ func (x *scan) hangUp() {
 	if x.placed {
 		<-x.f.places
 		x.placed = false
+	}
+	if x.stream {
+		<-x.f.streams
+		x.stream = false
 	}
 }
 

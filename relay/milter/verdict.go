@@ -47,7 +47,7 @@ func (x *scan) End(context.Context, string) (trace string, err error) {
 func (x *scan) failure() error {
 	f := x.f
 	if !errors.Is(x.err, errResting) {
-		f.failed(x.err)
+		f.failed(x.err, x.asked, x.spoken)
 	}
 	f.cfg.Done(Failed, x.waited)
 	f.told.Do(func() {
