@@ -30,6 +30,7 @@ type bodyReader struct {
 	log    *slog.Logger
 
 	buf   *bodyBuffers
+	begun bool  // the first octet that is stored of the message was seen
 	err   error // sticky
 	done  bool  // the end of the message was reached
 	ended time.Time
@@ -120,6 +121,7 @@ func (b *bodyReader) take(p []byte, err error) (out []byte) {
 	if b.forged != nil {
 		out = b.forged.next(p, end)
 	}
+	out = b.fence(out)
 	b.looks.kept(out)
 	if err == nil {
 		return out
@@ -131,6 +133,23 @@ func (b *bodyReader) take(p []byte, err error) (out []byte) {
 		}
 	}
 	return out
+}
+
+// foldFence stands between our trace header and a message whose first line begins
+// with a blank or a tab: that line would be read as the end of our header, in
+// which nobody else shall write. Not a byte of the message is changed for it.
+const foldFence = "X-Crossfade-Note: the message began with a continuation line\r\n"
+
+// fence puts the fence in front of a message that needs one.
+func (b *bodyReader) fence(out []byte) []byte {
+	if b.begun || len(out) == 0 {
+		return out
+	}
+	b.begun = true
+	if out[0] != ' ' && out[0] != '\t' {
+		return out
+	}
+	return append([]byte(foldFence), out...)
 }
 
 // look scans the header as far as it goes.

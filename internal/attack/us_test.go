@@ -135,6 +135,10 @@ func startUs(t *testing.T, l net.Listener, change func(c *relay.ServerConfig)) *
 	return q
 }
 
+// fence is put between our header and a message that begins with a blank, which
+// would go on in our header.
+const fence = "X-Crossfade-Note: the message began with a continuation line\r\n"
+
 // belowOurs is a message without the header that the relay put on top of it.
 func belowOurs(b []byte) ([]byte, error) {
 	at := bytes.Index(b, []byte("(Crossfade)"))
@@ -148,7 +152,7 @@ func belowOurs(b []byte) ([]byte, error) {
 		}
 		at += nl + 1
 		if at == len(b) || b[at] != '\t' && b[at] != ' ' {
-			return b[at:], nil
+			return bytes.TrimPrefix(b[at:], []byte(fence)), nil
 		}
 	}
 }
