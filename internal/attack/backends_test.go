@@ -128,7 +128,7 @@ func startFront(t *testing.T, url, smtp, more string) *front {
 	text := fmt.Sprintf(`hostname: mx.example.org
 domains: [example.org]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"], max_connections: 5000, max_connections_per_ip: 0%s}
+smtp: {listen: ["127.0.0.1:0"], max_connections: 5000, max_connections_per_ip: 0, authentication: {verify: false}%s}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old: {smtp: %q}

@@ -124,7 +124,7 @@ func stuffed(body []byte) []byte {
 func TestInterop(t *testing.T) {
 	every := 1
 	if !long() {
-		every = 40
+		every = 80
 	}
 	all := letters(t, every)
 	key := newSigner(t)
@@ -196,7 +196,7 @@ func (x *interop) run(t *testing.T) {
 	for _, err := range append(each(x.letters, 4, x.through), each(x.letters, 4, x.direct)...) {
 		t.Error(err)
 	}
-	until(t, 4*time.Minute, "all messages to arrive", x.arrived)
+	until(t, 3*time.Minute, "all messages to arrive", x.arrived)
 	for _, l := range x.letters {
 		x.compare(t, l)
 	}

@@ -93,7 +93,7 @@ func (s *signer) run(t *testing.T, mode string, in []dkimLine) (out []dkimLine) 
 // signer itself does not take, or does not verify afterwards, is left out.
 func (s *signer) letters(t *testing.T, all []letter) (out []letter) {
 	t.Helper()
-	every := 1 + len(all)/12
+	every := 1 + len(all)/5
 	if long() {
 		every = 1 + len(all)/100
 	}
