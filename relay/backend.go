@@ -222,6 +222,7 @@ func (b *Backend) dial(ctx context.Context) (*backendConn, error) {
 // dialAs makes a connection for mail of o. Where the backend does not take that
 // client, the mail was accepted nevertheless, and is delivered as ours.
 func (b *Backend) dialAs(ctx context.Context, o smtpclient.Origin) (*backendConn, error) {
+	b.makeRoom()
 	c, err := b.sends.dial(ctx, b.currentTarget, o)
 	if !errors.Is(err, smtpclient.ErrOrigin) {
 		return c, err
@@ -229,6 +230,10 @@ func (b *Backend) dialAs(ctx context.Context, o smtpclient.Origin) (*backendConn
 	b.originRefused(o, err)
 	return b.dial(ctx)
 }
+
+// makeRoom ends idle connections that nothing under way can use, so that the server
+// never has more of us than it was said to take.
+func (b *Backend) makeRoom() { b.sends.shrink(b.cfg.MaxConns - b.gate.status().InFlight) }
 
 // originRefused tells of a message that goes without its origin. The backend
 // decides for itself which of our words about a client it believes, but mail that

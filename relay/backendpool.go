@@ -114,6 +114,17 @@ func (p *backendPool) reap() {
 	quitAll(old)
 }
 
+// shrink ends the idle connections beyond the newest n: those that are kept for
+// other clients count for the server as much as those in use.
+func (p *backendPool) shrink(n int) {
+	p.mu.Lock()
+	over := max(0, len(p.idle)-max(0, n))
+	old := append([]*backendConn(nil), p.idle[:over]...)
+	p.idle = append(p.idle[:0], p.idle[over:]...)
+	p.mu.Unlock()
+	quitAll(old)
+}
+
 // renew ends the idle connections, and those in use when they come back: they
 // lead to a target of the past.
 func (p *backendPool) renew() {

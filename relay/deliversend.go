@@ -106,7 +106,7 @@ func (x *delivery) become(c *backendConn, o smtpclient.Origin) bool {
 // message.
 func (x *delivery) stale(err error) bool {
 	var e *smtpclient.Error
-	return errors.As(err, &e) && e.Step == smtpclient.StepMail && e.Sent == smtpclient.SentNothing && x.ctx.Err() == nil
+	return errors.As(err, &e) && (e.Step == smtpclient.StepMail || e.Step == smtpclient.StepOrigin) && e.Sent == smtpclient.SentNothing && x.ctx.Err() == nil
 }
 
 // cut names the end of the delivery's own context as what it is: not the

@@ -49,6 +49,7 @@ func (r deliverRules) unprotected(v *deliverVerdict, e *unprotectedError) {
 // about the TLS of servers left aside (RFC 8689, 4.2.2). What the operator wants
 // holds. It serves one message.
 func (b *Backend) dialFree(ctx context.Context, o smtpclient.Origin) (*backendConn, error) {
+	b.makeRoom()
 	t := b.currentTarget()
 	t.Policy = nil
 	c, err := smtpclient.DialAs(ctx, t, o)

@@ -23,6 +23,8 @@ type xclientServer struct {
 	mu    sync.Mutex
 	got   []string // for each message: connection, client, name in EHLO
 	conns int
+	open  int // now, and at most
+	most  int
 }
 
 func newXClientServer(t *testing.T) *xclientServer {
@@ -45,6 +47,8 @@ func newXClientServer(t *testing.T) *xclientServer {
 			s.mu.Lock()
 			s.conns++
 			n := s.conns
+			s.open++
+			s.most = max(s.most, s.open)
 			s.mu.Unlock()
 			s.wg.Go(func() { s.serve(conn, n) })
 		}
@@ -54,6 +58,12 @@ func newXClientServer(t *testing.T) *xclientServer {
 
 func (s *xclientServer) serve(conn net.Conn, n int) {
 	defer conn.Close()
+	leave := sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.open--
+	})
+	defer leave()
 	r := bufio.NewReader(conn)
 	say := func(text string) { fmt.Fprint(conn, text+"\r\n") }
 	say("220 hi")
@@ -77,6 +87,10 @@ func (s *xclientServer) serve(conn net.Conn, n int) {
 		case word == "XCLIENT":
 			client = strings.TrimPrefix(strings.Fields(arg)[0], "ADDR=")
 			say("220 hi again")
+		case word == "QUIT":
+			leave()
+			say("221 bye")
+			return
 		case word == "DATA":
 			say("354 go on")
 			for line != "." {
@@ -131,5 +145,30 @@ func TestDeliverXClient(t *testing.T) {
 			t.Errorf("message %d came as %q, want %q", i, got, c.want)
 		}
 		inPoll(t, "the record of it", func() bool { _, err := store.Get(t.Context(), env.ID); return err != nil })
+	}
+}
+
+// A backend never has more connections of us than it was said to take, however
+// many clients they are kept for.
+func TestDeliverXClientConnections(t *testing.T) {
+	outNoLeaks(t)
+	srv := newXClientServer(t)
+	_, store := newDiskSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
+		target := b[mail.Old].Target
+		target.Address, target.Origin = srv.l.Addr().String(), smtpclient.OriginXClient
+		b[mail.Old].Target, b[mail.Old].MaxConns, b[mail.Old].IdleTime = target, 2, time.Minute
+	})
+	for i := range 6 {
+		env := &mail.Envelope{ID: mail.NewID(), From: outAddr("sender@far.test"), Received: time.Now(), Recipients: []mail.Recipient{{Addr: outAddr("ann@b.test"), User: "ann@b.test", Hint: mail.Old}}}
+		env.Client = mail.Client{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 4711), Helo: "x.test", ESMTP: true}
+		if err := store.Put(t.Context(), env, strings.NewReader("Subject: x\r\n\r\nx\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		inPoll(t, "the record of it", func() bool { _, err := store.Get(t.Context(), env.ID); return err != nil })
+	}
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if len(srv.got) != 6 || srv.most > 2 {
+		t.Errorf("%d messages over up to %d connections at once, want 6 over 2", len(srv.got), srv.most)
 	}
 }
