@@ -56,7 +56,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/dnsbl", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "relay/authn", "backfill",
-		"backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
+		"relay/authn/arc", "relay/authn/arcrelay", "relay/authn/dkim", "backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},
 	"internal/redistest":         {},

@@ -187,6 +187,7 @@ func (k *checker) smtp() {
 	k.smartHost()
 	k.scanner()
 	k.resolvers()
+	k.arc()
 	for i, network := range s.ProxyProtocol {
 		key := fmt.Sprintf("smtp.proxy_protocol[%d]", i)
 		k.network(key, network)

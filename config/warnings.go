@@ -24,7 +24,7 @@ func (c *Config) Warnings() []string {
 		out = append(out, side.b.warnings(side.key)...)
 	}
 	for _, file := range []struct{ key, path string }{
-		{"smtp.tls.key", c.SMTP.TLS.Key}, {"admin.tls.key", c.Admin.TLS.Key}, {"admin.token_file", c.Admin.TokenFile}, {"lookup.token_file", c.Lookup.TokenFile}, {"smtp.smart_host.password_file", c.SMTP.SmartHost.PasswordFile},
+		{"smtp.tls.key", c.SMTP.TLS.Key}, {"smtp.arc.key", c.SMTP.ARC.Key}, {"admin.tls.key", c.Admin.TLS.Key}, {"admin.token_file", c.Admin.TokenFile}, {"lookup.token_file", c.Lookup.TokenFile}, {"smtp.smart_host.password_file", c.SMTP.SmartHost.PasswordFile},
 	} {
 		out = appendExposed(out, file.key, file.path)
 	}

@@ -10,6 +10,7 @@ import (
 	"crossfade/config"
 	"crossfade/relay"
 	"crossfade/relay/authn"
+	"crossfade/relay/authn/arcrelay"
 	"crossfade/relay/resolver"
 )
 
@@ -37,17 +38,27 @@ func (d *Daemon) openResolver() (err error) {
 	return nil
 }
 
-// inspectors are those that look at each message of the relay, in their order.
+// inspectors are those that look at each message of the relay, in their order:
+// who judges senders may ask whether a sealer vouches for them, and who seals has
+// to know what all others found.
 func (d *Daemon) inspectors() ([]relay.Inspector, error) {
 	var list []relay.Inspector
+	judge, seal, err := d.arcInspectors()
+	if err != nil {
+		return nil, err
+	}
 	if d.cfg.SMTP.Authentication.Verify {
 		i, err := d.newAuthInspector(d.cfg.SMTP.Authentication)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, i)
+		list = append(list, judge, i)
 	}
-	return append(list, d.filterInspector()...), nil
+	list = append(list, d.filterInspector()...)
+	if seal != nil {
+		list = append(list, seal)
+	}
+	return list, nil
 }
 
 // authInspector has the senders of strangers' messages checked, and puts the
@@ -81,9 +92,12 @@ func (i *authInspector) Inspect(ctx context.Context, m relay.Incoming) relay.Ins
 		return nil
 	}
 	env := m.Envelope
-	return &authInspection{i: i, id: string(env.ID), check: i.checker.Begin(ctx, authn.Message{
-		ID: env.ID, Client: m.Info.Remote.Addr(), Helo: m.Info.Helo, From: env.From,
-	})}
+	msg := authn.Message{ID: env.ID, Client: m.Info.Remote.Addr(), Helo: m.Info.Helo, From: env.From}
+	chain := arcrelay.Find(m.Before)
+	if chain != nil {
+		msg.Vouch = chain.Vouched
+	}
+	return &authInspection{i: i, id: string(env.ID), check: i.checker.Begin(ctx, msg), chain: chain}
 }
 
 // authInspection is the check of one message.
@@ -91,6 +105,7 @@ type authInspection struct {
 	i     *authInspector
 	id    string
 	check *authn.Check
+	chain *arcrelay.Judgement // of ARC; nil: it was not judged
 }
 
 // Sent implements relay.Inspection.
@@ -109,6 +124,9 @@ func (x *authInspection) End(ctx context.Context, _ string) (string, error) {
 	}
 	if reply := r.Refusal(); reply != nil {
 		return "", reply
+	}
+	if x.chain != nil {
+		r.Others = append(r.Others, x.chain.Method())
 	}
 	return r.Trace(x.i.hostname), nil
 }

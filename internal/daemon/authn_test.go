@@ -39,6 +39,7 @@ const authnHead = `$TTL 60
 ns1 A 192.0.2.53
 `
 
+// newAuthnSite starts one. options go into smtp; KEY in them is the file of the key.
 func newAuthnSite(t *testing.T, options string) *authnSite {
 	t.Helper()
 	s := &authnSite{t: t, key: t.TempDir() + "/key.pem"}
@@ -74,7 +75,7 @@ backends:
   new: {smtp: "smtp+insecure://%s"}
 routing: {unknown: old}
 queue: {min_free: 0}
-`, s.ns.Addr, options, s.sink.Addr(), other.Addr())), nil, Options{})
+`, s.ns.Addr, strings.ReplaceAll(options, "KEY", s.key), s.sink.Addr(), other.Addr())), nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

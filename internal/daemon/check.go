@@ -57,6 +57,7 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 	if cfg.SMTP.SmartHost.Enabled() {
 		out = append(out, checkSMTP(ctx, cfg, mail.Out, "smtp.smart_host.url"))
 	}
+	out = append(out, checkARC(ctx, cfg)...)
 	out = append(out, checkLookup(cfg)...)
 	out = append(out, checkTLS(cfg)...)
 	out = append(out, checkLogins(cfg)...)

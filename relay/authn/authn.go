@@ -107,9 +107,9 @@ type Message struct {
 	Client netip.Addr
 	Helo   string
 	From   mail.Address // reverse-path
-	// Vouch, when it is not nil, is asked before a policy is applied: whether somebody whom the operator trusts vouches
-	// for the message as it was when it reached them (ARC, RFC 8617, 7.2), and who that is.
-	Vouch func(ctx context.Context) (by string, ok bool)
+	// Vouch, when it is not nil, is asked before the policy of a domain is applied: whether somebody whom the operator
+	// trusts vouches that the message was the domain's when it reached them (ARC, RFC 8617, 7.2), and who that is.
+	Vouch func(domain string) (by string, ok bool)
 }
 
 // Check looks at one message. Its methods are called one after the other, Close last and always.
@@ -176,7 +176,7 @@ func (k *Check) End(ctx context.Context) *Report {
 	r.SPF = <-k.spf
 	k.verdicts = <-k.dmarc
 	k.judge(r)
-	k.enforce(ctx, r)
+	k.enforce(r)
 	r.Took = k.c.cfg.Now().Sub(began)
 	k.count(r)
 	return r

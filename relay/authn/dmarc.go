@@ -155,8 +155,8 @@ func (v *verdict) aligned(domain string, strict bool) bool {
 }
 
 // enforce decides what a failed policy does to the message. Of a message that may be from several domains the strictest
-// policy counts that it fails (RFC 7489, 6.6.1).
-func (k *Check) enforce(ctx context.Context, r *Report) {
+// policy counts that it fails (RFC 7489, 6.6.1), and that nobody vouches it should pass.
+func (k *Check) enforce(r *Report) {
 	r.Disposition = EnforceNone
 	if k.c.cfg.Enforce == EnforceNone {
 		return
@@ -165,16 +165,28 @@ func (k *Check) enforce(ctx context.Context, r *Report) {
 		if v.result != "" || v.evaluate(r) != Fail {
 			continue
 		}
-		if what := k.disposition(v); rank(what) > rank(r.Disposition) {
+		what := k.disposition(v)
+		if what == EnforceNone {
+			continue
+		}
+		if by, ok := k.vouched(v.domain); ok {
+			r.VouchedBy = by
+			continue
+		}
+		if rank(what) > rank(r.Disposition) {
 			r.Disposition, r.Domain = what, v.owner
 		}
 	}
-	if r.Disposition == EnforceNone || k.m.Vouch == nil {
-		return
+	if r.Disposition != EnforceNone {
+		r.VouchedBy = "" // for another domain that the message may be from
 	}
-	if by, ok := k.m.Vouch(ctx); ok {
-		r.Disposition, r.VouchedBy = EnforceNone, by
+}
+
+func (k *Check) vouched(domain string) (by string, ok bool) {
+	if k.m.Vouch == nil {
+		return "", false
 	}
+	return k.m.Vouch(domain)
 }
 
 // disposition is what a policy asks for, as far as it is followed. A policy for a part of the messages (pct) counts for

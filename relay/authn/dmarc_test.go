@@ -1,7 +1,6 @@
 package authn
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -188,8 +187,11 @@ func TestVouch(t *testing.T) {
 		if name != "passes" {
 			sender.Domain = "elsewhere.net"
 		}
-		k := c.Begin(t.Context(), Message{Client: client, Helo: "x", From: sender, Vouch: func(context.Context) (string, bool) {
+		k := c.Begin(t.Context(), Message{Client: client, Helo: "x", From: sender, Vouch: func(domain string) (string, bool) {
 			asked++
+			if !strings.HasSuffix(tt.from, "@"+domain) {
+				t.Errorf("%s: asked about %s", name, domain)
+			}
 			return tt.by, tt.by != ""
 		}})
 		k.Write(letter(tt.from, "Hi.\n"))

@@ -15,6 +15,6 @@
 // What a signature costs is bounded before go-msgauth sees it (see dkim.go for its traps). Alignment, the organisational
 // domain, reading From and DMARC records, and writing the field are here, because there mistakes let forgeries pass.
 //
-// It does not know ARC ([Message.Vouch] is the place for it), does not send reports, and does not decide what is forged
+// It does not know ARC ([Message.Vouch] and Report.Others are the places for it), does not send reports, and does not decide what is forged
 // among the fields that a message came with: the relay takes those away. Begin reading at [Checker].
 package authn

@@ -44,6 +44,11 @@ func (r *Report) Trace(authserv string) string {
 		f.method("dkim", Policy, strconv.Itoa(r.Unverified)+" more signatures were not looked at")
 		f.add(";")
 	}
+	for _, other := range r.Others {
+		f.line()
+		f.words(other)
+		f.add(";")
+	}
 	f.line()
 	r.dmarc(&f)
 	f.end()
@@ -117,6 +122,17 @@ func (f *folder) word(w string) {
 		f.add(" ")
 	}
 	f.add(w)
+}
+
+// words adds what begins a line.
+func (f *folder) words(text string) {
+	for i, w := range strings.Fields(text) {
+		if i == 0 {
+			f.add(w)
+			continue
+		}
+		f.word(w)
+	}
 }
 
 func (f *folder) method(name string, r Result, reason string) {

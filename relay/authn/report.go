@@ -56,6 +56,8 @@ type Report struct {
 	DKIM       []DKIM
 	Unverified int // signatures that nobody looked at, because there were so many
 	DMARC      DMARC
+	// Others are results that somebody else came to, as they stand in the field: "arc=none".
+	Others []string
 
 	// Disposition is what to do with the message: EnforceNone unless a policy says otherwise and the configuration follows
 	// it. Domain is whose policy that is, and VouchedBy who prevented it.
