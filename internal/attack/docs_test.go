@@ -31,6 +31,7 @@ func TestDocs(t *testing.T) {
 		fmt.Sprintf("| servers and men in the middle under `smtp+starttls://` | %d |", len(smtpImpostors)),
 		fmt.Sprintf("| the same under `imap+starttls://` | %d |", len(imapImpostors)),
 		fmt.Sprintf("| odd addresses, parameters, names, line ends in them | %d |", len(odds())),
+		fmt.Sprintf("the notices that we write about them | %d |", len(originals)*len(refusals)),
 		fmt.Sprintf("| recipients outside in disguise, from strangers in disguise | %d |", len(disguises)*len(victims)+2),
 		fmt.Sprintf("Six of the %d hold a true end of data", len(matrix())),
 	)
