@@ -81,7 +81,7 @@ func TestHostileMessages(t *testing.T) {
 		{"50 MB of blank lines with text behind, relaxed", func() []byte { return signed(blank+"x\r\n", nil) }, Policy, 2 * time.Second},
 		{"10 MB of lines of a blank each, relaxed", func() []byte { return signed(strings.Repeat(" \r\n", large/3), nil) }, Policy, 2 * time.Second},
 		{"50 MB of 64 KiB of blank lines and a letter, simple", func() []byte {
-			return signed(strings.Repeat(strings.Repeat("\r\n", maxBlank/2-8)+"x\r\n", 800), simple)
+			return signed(strings.Repeat(strings.Repeat("\r\n", maxBlank/2-8)+"x\r\n", mega/maxBlank), simple)
 		}, Fail, 5 * time.Second},
 		{"10 MB of text with 8 signatures", func() []byte {
 			return append([]byte(strings.Repeat(other, 7)), signed(strings.Repeat("a line of text like many others\r\n", large/33), simple)...)
@@ -248,13 +248,13 @@ func TestHostileDNS(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce: hundreds of messages at once with one worker: all are judged right.
+// TestManyAtOnce: many messages at once with one worker: all are judged right.
 func TestManyAtOnce(t *testing.T) {
 	c := newChecker(t, func(cfg *Config) { cfg.Workers = 1 }, domain("example.com", "v=DMARC1; p=reject")...)
 	short := sign(t, letter("a@example.com", "x\n"), "example.com", "ed", nil)
 	long := sign(t, letter("a@example.com", strings.Repeat("a line of text\n", 10_000)), "example.com", "rsa", nil)
 	var wg sync.WaitGroup
-	for i := range 300 {
+	for i := range 150 {
 		wg.Go(func() {
 			msg := short
 			if i%3 == 0 {

@@ -4,8 +4,8 @@ package authn
 
 // large and mega are sizes of messages.
 const (
-	large = 2 << 20
-	mega  = 4 << 20
+	large = 1 << 20
+	mega  = 2 << 20
 )
 
 // slowness is how much more time tests get: the race detector makes hashing many times slower.
