@@ -466,3 +466,19 @@ func TestBounds(t *testing.T) {
 	}
 	x.Close()
 }
+
+// However the words of a value are long, no line of the field is blank: that would
+// be the end of the header.
+func TestFoldedLinesAreNotBlank(t *testing.T) {
+	for _, n := range []int{894, 895, 896, 897} {
+		field, err := foldField("X", strings.Repeat("a", n)+"   "+strings.Repeat("b", 899))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.SplitSeq(strings.TrimSuffix(field, "\r\n"), "\r\n") {
+			if strings.TrimSpace(line) == "" || len(line) > 998 {
+				t.Errorf("%d: a line of %d octets, blank: %t", n, len(line), strings.TrimSpace(line) == "")
+			}
+		}
+	}
+}

@@ -182,6 +182,9 @@ func foldField(name, value string) (string, error) {
 				b.WriteString("\r\n\t")
 				col = 1
 			}
+			if col == 1 && word == " " {
+				continue // a line must not be of blanks alone (RFC 5322, 3.2.2)
+			}
 			if len(word) > maxLine {
 				return "", fmt.Errorf("the value of %s has a word of %d octets", name, len(word))
 			}
