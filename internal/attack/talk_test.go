@@ -19,7 +19,7 @@ type talk struct {
 }
 
 // patience bounds one reply.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // stranger is where attackers come from: 127.0.0.1 is the address of a backend.
 const stranger = "127.0.0.9"

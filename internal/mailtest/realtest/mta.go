@@ -235,7 +235,8 @@ DEFAULTOPTIONS=""
 LOGGEROPTS=""
 END
 sed -i 's/^BOFHCHECKDNS=.*/BOFHCHECKDNS=0/; s/^TARPIT=.*/TARPIT=0/; s/^MAXPERIP=.*/MAXPERIP=200/; s/^MAXDAEMONS=.*/MAXDAEMONS=200/
-s/^MAXPERC=.*/MAXPERC=200/; s/^PORT=.*/PORT=@LISTEN@/; s/^ADDRESS=.*//' esmtpd
+s/^MAXPERC=.*/MAXPERC=200/; s/^PORT=.*/PORT=@LISTEN@/; s/^ADDRESS=.*//
+s/-noidentlookup/-noidentlookup -nodnslookup/' esmtpd
 echo ADDRESS=127.0.0.1 >> esmtpd
 sed -i 's/^MAXDELS=.*/MAXDELS=40/; s/^MAXHOST=.*/MAXHOST=40/' module.local
 mkdir -p aliasdir $S/mail/Maildir/cur $S/mail/Maildir/new $S/mail/Maildir/tmp
