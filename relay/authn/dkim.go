@@ -275,7 +275,7 @@ func (v *signatures) finish(s *signature) {
 		s.conclude(st.end())
 		return
 	}
-	s.conclude(s.verify(bytes.NewReader(v.buf)))
+	s.conclude(s.verify(bytes.NewReader(append(s.head, v.buf...)))) // in one piece: the library reads it without a buffer of its own
 }
 
 // close ends what is under way.
@@ -286,9 +286,9 @@ func (v *signatures) close() {
 	v.buf = nil
 }
 
-// verify has go-msgauth verify the signature.
-func (s *signature) verify(body io.Reader) error {
-	list, err := dkim.VerifyWithOptions(io.MultiReader(bytes.NewReader(s.head), body), &dkim.VerifyOptions{
+// verify has go-msgauth verify the signature of a message that begins with head.
+func (s *signature) verify(msg io.Reader) error {
+	list, err := dkim.VerifyWithOptions(msg, &dkim.VerifyOptions{
 		MaxVerifications: 1,
 		LookupTXT:        func(string) ([]string, error) { return []string{s.text}, nil },
 	})
@@ -326,7 +326,7 @@ func newStream(s *signature) *stream {
 	r, w := io.Pipe()
 	st := &stream{w: w, done: make(chan error, 1)}
 	go func() {
-		err := s.verify(r)
+		err := s.verify(io.MultiReader(bytes.NewReader(s.head), r))
 		_ = r.Close() // it may not have read all: nobody is to wait for that
 		st.done <- err
 	}()
