@@ -24,8 +24,12 @@ func (s *session) limited(name string, reply error) error {
 	return fmt.Errorf("%w: %s", reply, name)
 }
 
-// mayMail counts a message of the client.
+// mayMail counts a message of the client. Who has logged in, or shows a certificate
+// that counts, is exempt as trusted networks are.
 func (s *session) mayMail(from mail.Address) error {
+	if s.srv.trusts(s.conn.Info()) {
+		return nil
+	}
 	if reason := s.srv.cfg.Guard.Mail(s.conn.Info().Remote.Addr(), from.Domain); reason != "" {
 		return s.limited(reason, errManyMessages)
 	}
@@ -34,7 +38,11 @@ func (s *session) mayMail(from mail.Address) error {
 
 // recipients finds the recipients of addr within the client's limits.
 func (s *session) recipients(addr mail.Address) ([]mail.Recipient, error) {
-	guard, client := s.srv.cfg.Guard, s.conn.Info().Remote.Addr()
+	info := s.conn.Info()
+	if s.srv.trusts(info) {
+		return s.resolve(addr)
+	}
+	guard, client := s.srv.cfg.Guard, info.Remote.Addr()
 	if reason := guard.Rcpt(client, s.env.From.Domain); reason != "" {
 		return nil, s.limited(reason, errManyRecipients)
 	}

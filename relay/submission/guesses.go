@@ -1,36 +1,53 @@
 package submission
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
 )
 
 const (
-	// freeGuesses are those that cost nothing: people mistype.
-	freeGuesses = 5
+	// freeGuesses are the failures of one name from one network that cost nothing:
+	// people mistype. freeNames are the names that may fail from one network: an
+	// office has more than one phone with an old password.
+	freeGuesses, freeNames = 5, 10
 	// firstWait is the wait after the next one; it doubles up to maxWait.
 	firstWait, maxWait = 2 * time.Second, 15 * time.Minute
-	// forgetAfter is how long a network that guessed is remembered behind its wait.
+	// forgetAfter is how long a failure is remembered behind its wait.
 	forgetAfter = time.Hour
-	// maxNetworks bounds the memory. When it is full, the one that waits the
-	// shortest is forgotten: whoever wants to be forgotten has to keep that many
-	// others waiting.
-	maxNetworks = 20_000
+	// maxGuessed bounds the memory, of names and of networks. When it is full, what
+	// may be tried again first is forgotten: whoever wants to be forgotten has to
+	// keep that many others waiting.
+	maxGuessed = 20_000
 )
 
-// guesses counts the failed logins of networks.
+// guesses counts failed logins: of a name from a network, so that one old
+// password does not lock out a whole office; and of the names that fail from a
+// network, so that nobody tries one password on many. A try counts as failed from
+// its beginning: many at once are no way round.
 type guesses struct {
-	mu sync.Mutex
-	of map[netip.Prefix]*guessing
+	seed maphash.Seed
+
+	mu    sync.Mutex
+	names map[guessed]*guessing
+	nets  map[netip.Prefix]*guessing // failed is the number of names
+}
+
+type guessed struct {
+	net  netip.Prefix
+	name uint64
 }
 
 type guessing struct {
 	failed int
-	until  time.Time // no login is looked at before
+	until  time.Time // nothing is looked at before
 }
 
-func (g *guesses) init() { g.of = map[netip.Prefix]*guessing{} }
+func (g *guesses) init() {
+	g.seed = maphash.MakeSeed()
+	g.names, g.nets = map[guessed]*guessing{}, map[netip.Prefix]*guessing{}
+}
 
 // network is what one customer of a provider holds.
 func network(a netip.Addr) netip.Prefix {
@@ -43,59 +60,95 @@ func network(a netip.Addr) netip.Prefix {
 	return p
 }
 
-func (g *guesses) may(client netip.Addr, now time.Time) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	x := g.of[network(client)]
-	return x == nil || !now.Before(x.until)
+func (g *guesses) key(client netip.Addr, name string) guessed {
+	return guessed{network(client), maphash.String(g.seed, name)}
 }
 
-func (g *guesses) failed(client netip.Addr, now time.Time) {
+// try begins a login, which counts as failed until heal or forgive is called.
+// False: it is not to be looked at.
+func (g *guesses) try(client netip.Addr, name string, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	key := network(client)
-	x := g.of[key]
-	if x == nil {
-		g.makeRoom(now)
-		x = &guessing{}
-		g.of[key] = x
+	key := g.key(client, name)
+	of, net := g.names[key], g.nets[key.net]
+	if of != nil && now.Before(of.until) || of == nil && net != nil && now.Before(net.until) {
+		return false
 	}
-	if x.failed++; x.failed <= freeGuesses {
-		x.until = now
-		return
+	if of == nil {
+		if net == nil {
+			makeRoom(g.nets, now)
+			net = &guessing{}
+			g.nets[key.net] = net
+		}
+		net.more(freeNames, now)
+		makeRoom(g.names, now)
+		of = &guessing{}
+		g.names[key] = of
 	}
-	wait := maxWait
-	if n := x.failed - freeGuesses - 1; n < 10 {
-		wait = min(firstWait<<n, maxWait)
-	}
-	x.until = now.Add(wait)
+	of.more(freeGuesses, now)
+	return true
 }
 
-// makeRoom forgets networks that have been quiet, and when there is none, the one
-// that may try again first.
-func (g *guesses) makeRoom(now time.Time) {
-	if len(g.of) < maxNetworks {
+// more counts one more, and sets the wait behind it.
+func (x *guessing) more(free int, now time.Time) {
+	x.failed++
+	x.until = now
+	if over := x.failed - free - 1; over >= 0 {
+		x.until = now.Add(waitFor(over))
+	}
+}
+
+func waitFor(over int) time.Duration {
+	if over >= 10 {
+		return maxWait
+	}
+	return min(firstWait<<over, maxWait)
+}
+
+// makeRoom forgets what has been quiet, and when there is nothing, what may be
+// tried again first.
+func makeRoom[K comparable](of map[K]*guessing, now time.Time) {
+	if len(of) < maxGuessed {
 		return
 	}
-	var first netip.Prefix
+	var first K
 	var at time.Time
-	for key, x := range g.of {
+	for key, x := range of {
 		if now.Sub(x.until) > forgetAfter {
-			delete(g.of, key)
+			delete(of, key)
 			continue
 		}
 		if at.IsZero() || x.until.Before(at) {
 			first, at = key, x.until
 		}
 	}
-	if len(g.of) >= maxNetworks {
-		delete(g.of, first)
+	if len(of) >= maxGuessed {
+		delete(of, first)
 	}
 }
 
-// heal forgets the guesses of a network from which somebody logged in.
-func (g *guesses) heal(client netip.Addr) {
+// heal forgets the guesses of a name whose owner logged in from that network, and
+// nobody else's.
+func (g *guesses) heal(client netip.Addr, name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.of, network(client))
+	key := g.key(client, name)
+	if g.names[key] == nil {
+		return
+	}
+	delete(g.names, key)
+	if net := g.nets[key.net]; net != nil {
+		if net.failed--; net.failed <= 0 {
+			delete(g.nets, key.net)
+		}
+	}
+}
+
+// forgive takes back a try that was not looked at.
+func (g *guesses) forgive(client netip.Addr, name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if of := g.names[g.key(client, name)]; of != nil && of.failed > 0 {
+		of.failed--
+	}
 }

@@ -195,10 +195,10 @@ func (u *Users) refresh() {
 	u.log.Info("the users who may submit mail were read again", "users", len(hashes))
 }
 
-// Verify tells whether the password is that of the name. Guesses from one
-// network are put off for longer and longer; an error of the file is Later.
+// Verify tells whether the password is that of the name. Guesses are put
+// off for longer and longer; an error of the file is Later.
 func (u *Users) Verify(ctx context.Context, client netip.Addr, name, password string) Verdict {
-	if !u.guess.may(client, time.Now()) {
+	if !u.guess.try(client, name, time.Now()) {
 		return Later
 	}
 	u.mu.Lock()
@@ -208,6 +208,7 @@ func (u *Users) Verify(ctx context.Context, client netip.Addr, name, password st
 	before, known := u.known[name]
 	u.mu.Unlock()
 	if there && known && hmac.Equal(before[:], mac[:]) {
+		u.guess.heal(client, name)
 		return Granted
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -216,16 +217,16 @@ func (u *Users) Verify(ctx context.Context, client netip.Addr, name, password st
 	case u.turns <- struct{}{}:
 		defer func() { <-u.turns }()
 	case <-ctx.Done():
+		u.guess.forgive(client, name)
 		return Later
 	}
 	if !there {
 		hash = string(u.dummy) // an unknown name takes as long as a wrong password
 	}
 	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(password)) != nil || !there {
-		u.guess.failed(client, time.Now())
 		return Refused
 	}
-	u.guess.heal(client)
+	u.guess.heal(client, name)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.known) < remembered && u.hashes[name] == hash {

@@ -2,12 +2,14 @@ package submission
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,7 +56,7 @@ func TestVerify(t *testing.T) {
 				t.Errorf("%s %s: %d, want %d", name, password, got, want)
 			}
 		}
-		u.guess.heal(home)
+		u.guess.heal(home, name)
 	}
 	check("ann", "a secret", Granted)
 	check("ann", "another", Refused)
@@ -100,33 +102,88 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// Guesses are put off for longer and longer, per network, and who knows his
-// password elsewhere is not kept waiting.
+// Guesses are put off for longer and longer, per network and name: neither others
+// in the office nor the same name elsewhere wait for them.
 func TestGuesses(t *testing.T) {
 	var g guesses
 	g.init()
 	now := time.Now()
 	near, far := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:0:1::1")
-	for range freeGuesses {
-		g.failed(near, now)
-		if !g.may(near, now) {
-			t.Fatal("a free guess cost something")
+	for i := range freeGuesses {
+		if !g.try(near, "ann", now) {
+			t.Fatalf("free guess %d is not looked at", i)
 		}
 	}
 	for i, want := range []time.Duration{2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900} {
-		g.failed(near, now)
+		if !g.try(near, "ann", now) {
+			t.Fatalf("guess %d is not looked at when its wait is over", i)
+		}
 		want *= time.Second
-		if g.may(netip.MustParseAddr("2001:db8::ffff"), now.Add(want-1)) || !g.may(near, now.Add(want)) {
+		if g.try(netip.MustParseAddr("2001:db8::ffff"), "ann", now.Add(want-1)) {
 			t.Errorf("guess %d: the wait is not %s", i, want)
 		}
+		now = now.Add(want)
 	}
-	if !g.may(far, now) {
-		t.Error("another network waits too")
+	if !g.try(far, "ann", now) || !g.try(near, "bob", now) {
+		t.Error("others wait too")
 	}
-	g.heal(near)
-	if !g.may(near, now) {
-		t.Error("it is not healed")
+	g.heal(near, "bob")
+	for range 3 {
+		if !g.try(near, "ann", now) {
+			break
+		}
 	}
+	if g.try(near, "ann", now) {
+		t.Error("a login of another heals the guesser's wait")
+	}
+	g.heal(near, "ann")
+	for range freeGuesses {
+		if !g.try(near, "ann", now) {
+			t.Error("it is not healed")
+		}
+	}
+}
+
+// One password tried on many names is a guess too; who has failed before and is
+// known by name goes on by his own count.
+func TestGuessesOverNames(t *testing.T) {
+	var g guesses
+	g.init()
+	now := time.Now()
+	bad := netip.MustParseAddr("203.0.113.1")
+	looked := 0
+	for i := range 1000 {
+		if g.try(bad, fmt.Sprint("user", i), now) {
+			looked++
+		}
+	}
+	if looked != freeNames+1 {
+		t.Errorf("%d names were tried at once, not %d", looked, freeNames+1)
+	}
+	if !g.try(bad, "user0", now) {
+		t.Error("a second try of a name waits for other names")
+	}
+}
+
+// However many there are at once, they are counted one by one.
+func TestGuessesAtOnce(t *testing.T) {
+	var g guesses
+	g.init()
+	now := time.Now()
+	var wg sync.WaitGroup
+	var looked atomic.Int32
+	for range 200 {
+		wg.Go(func() {
+			if g.try(home, "ann", now) {
+				looked.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := looked.Load(); n != freeGuesses+1 {
+		t.Errorf("%d guesses at once, not %d", n, freeGuesses+1)
+	}
+	g.forgive(home, "ann")
 }
 
 // However many networks guess, memory is bounded, and the one that guesses most
@@ -137,13 +194,18 @@ func TestGuessesAreBounded(t *testing.T) {
 	now := time.Now()
 	bad := netip.MustParseAddr("203.0.113.1")
 	for range freeGuesses + 20 {
-		g.failed(bad, now)
+		g.try(bad, "ann", now)
+		now = now.Add(time.Second)
+		if x := g.names[g.key(bad, "ann")]; now.Before(x.until) {
+			now = x.until
+		}
 	}
-	for i := range maxNetworks + 20 {
-		g.failed(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
+	g.try(bad, "ann", now)
+	for i := range maxGuessed + 20 {
+		g.try(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), "ann", now)
 	}
-	if len(g.of) > maxNetworks || g.may(bad, now) {
-		t.Errorf("%d networks; the guesser may go on: %v", len(g.of), g.may(bad, now))
+	if len(g.names) > maxGuessed || len(g.nets) > maxGuessed || g.try(bad, "ann", now) {
+		t.Errorf("%d names, %d networks; the guesser may go on", len(g.names), len(g.nets))
 	}
 }
 

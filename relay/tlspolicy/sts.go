@@ -59,8 +59,8 @@ func (k *keptPolicy) good(now time.Time) bool {
 }
 
 const (
-	stsLook  = 5 * time.Minute // between two looks at a record (RFC 8461, 3.3)
-	stsFetch = 30 * time.Second
+	stsLook  = 5 * time.Minute  // between two looks at a record (RFC 8461, 3.3)
+	stsFetch = 10 * time.Second // new connections to the server wait for it
 )
 
 // NewSTS reads what is kept. A file that cannot be read is a warning: the policies are fetched again.

@@ -30,8 +30,9 @@ func Proxied(l net.Listener, from func(netip.Addr) bool) net.Listener {
 	}
 }
 
-// proxied tells whether the connection has the PROXY header that it needs.
+// proxied tells whether the connection has the PROXY header that it needs, and a
+// client with an address: one of a Unix socket would be bound by no limit.
 func (c *Conn) proxied() bool {
 	p, wants := c.raw.(*proxyproto.Conn)
-	return !wants || p.ProxyHeader() != nil
+	return !wants || p.ProxyHeader() != nil && addrPort(p.RemoteAddr()).IsValid()
 }

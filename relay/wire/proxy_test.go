@@ -28,6 +28,7 @@ func TestProxyHeader(t *testing.T) {
 		"v2":         {v2, "203.0.113.9:4660"},
 		"v2 local":   {"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", "127.0.0.1:"},
 		"v1 unknown": {"PROXY UNKNOWN\r\n", "127.0.0.1:"},
+		"v2 unix":    {"\r\n\r\n\x00\r\nQUIT\n\x21\x31\x00\xd8" + strings.Repeat("/socket\x00", 27), ""},
 		"no header":  {"EHLO client.test\r\n", ""},
 		"bad":        {"PROXY TCP4 999.0.0.1 127.0.0.1 1 25\r\n", ""},
 		"too long":   {"PROXY TCP4 " + strings.Repeat("1", 200) + "\r\n", ""},
