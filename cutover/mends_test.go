@@ -70,7 +70,10 @@ func TestWhoFailsGivesHisTurnAway(t *testing.T) {
 			return backfill.Report{}, nil
 		}
 		byHand := func(to router.State) {
-			u := tab.users[carol]
+			u, err := tab.User(t.Context(), carol)
+			if err != nil {
+				t.Fatal(err)
+			}
 			from := u.State
 			u.State = to
 			if _, _, err := tab.SetUser(t.Context(), u, router.Change{From: from, To: to, By: "olga", Forced: true}); err != nil {
