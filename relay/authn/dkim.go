@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -112,6 +113,7 @@ func (v *signatures) stop(forGood bool, why string) {
 	for _, s := range v.list {
 		if s.undecided() {
 			s.judge(r, "%s", why)
+			s.result.skipped = true
 		}
 		s.abort()
 	}
@@ -287,7 +289,12 @@ func (v *signatures) close() {
 }
 
 // verify has go-msgauth verify the signature of a message that begins with head.
-func (s *signature) verify(msg io.Reader) error {
+func (s *signature) verify(msg io.Reader) (err error) {
+	defer func() { // what strangers write must not end the process, whatever the library makes of it
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errBroken, p)
+		}
+	}()
 	list, err := dkim.VerifyWithOptions(msg, &dkim.VerifyOptions{
 		MaxVerifications: 1,
 		LookupTXT:        func(string) ([]string, error) { return []string{s.text}, nil },
@@ -295,14 +302,22 @@ func (s *signature) verify(msg io.Reader) error {
 	if err != nil && len(list) == 0 { // with ErrTooManySignatures there is a list: the message may have more of them
 		return err
 	}
+	if len(list) == 0 {
+		return errBroken
+	}
 	return list[0].Err
 }
+
+// errBroken is a failure of the library itself.
+var errBroken = errors.New("the signature could not be verified")
 
 // conclude turns what go-msgauth says into a result.
 func (s *signature) conclude(err error) {
 	switch {
 	case err == nil:
 		s.result.Result = Pass
+	case errors.Is(err, errBroken):
+		s.judge(TempError, "%s", err)
 	case dkim.IsTempFail(err):
 		s.judge(TempError, "%s", reason(err))
 	case dkim.IsPermFail(err):

@@ -143,6 +143,18 @@ func (v *verdict) evaluate(r *Report) Result {
 	return res
 }
 
+// skipped tells whether a signature that could have let the message pass was not
+// verified because of our own bounds. Then it may be a good one, and is not
+// refused; nor does it pass, for strangers know the bounds.
+func (v *verdict) skipped(r *Report) bool {
+	for _, d := range r.DKIM {
+		if d.skipped && (d.Domain == "" || v.aligned(d.Domain, v.record.StrictDKIM)) {
+			return true
+		}
+	}
+	return false
+}
+
 // aligned tells whether an authenticated domain stands for the author's (RFC 7489, 3.1).
 func (v *verdict) aligned(domain string, strict bool) bool {
 	if domain == "" {
@@ -168,6 +180,9 @@ func (k *Check) enforce(r *Report) {
 		what := k.disposition(v)
 		if what == EnforceNone {
 			continue
+		}
+		if what == EnforceReject && v.skipped(r) {
+			what = EnforceQuarantine
 		}
 		if by, ok := k.vouched(v.domain); ok {
 			r.VouchedBy = by

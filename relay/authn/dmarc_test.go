@@ -83,6 +83,19 @@ func TestDMARC(t *testing.T) {
 	}
 }
 
+// TestSkippedIsNotRefused: a signature that we do not verify for bounds of our own may be a good one, and the message is
+// not refused for it; that of another domain changes nothing.
+func TestSkippedIsNotRefused(t *testing.T) {
+	c := newChecker(t, func(cfg *Config) { cfg.Enforce = EnforceReject }, append(domain("example.com", "v=DMARC1; p=reject"), domain("elsewhere.net", "v=DMARC1; p=none")...)...)
+	long := strings.Repeat("\n", maxBlank) + "x\n"
+	for signer, want := range map[string]Enforce{"example.com": EnforceQuarantine, "elsewhere.net": EnforceReject} {
+		r := check(t, c, "a@third.net", sign(t, letter("a@example.com", long), signer, "rsa", nil), whole)
+		if r.DMARC.Result != Fail || r.DKIM[0].Result != Policy || r.Disposition != want {
+			t.Errorf("signed by %s: %+v, done %s, want %s", signer, r, r.Disposition, want)
+		}
+	}
+}
+
 // TestBrokenFrom: a message whose author cannot be told never passes, and does not get round the policy of a domain that
 // can be seen in it, which passes for example.com alone.
 func TestBrokenFrom(t *testing.T) {

@@ -36,6 +36,8 @@ type DKIM struct {
 	Algorithm string
 	Signature string // the beginning of b= (RFC 6008)
 	Reason    string // unless it passed
+
+	skipped bool // it was not verified because of our own bounds
 }
 
 // DMARC is the result for the domain of the author.

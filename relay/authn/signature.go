@@ -112,6 +112,7 @@ func (s *signature) prepare(h *header) {
 	}
 	if len(list)*len(picked) > maxPicks {
 		s.judge(Policy, "it names %d fields, of which the message has %d", len(list), len(picked)-1)
+		s.result.skipped = true
 		return
 	}
 	relaxed := strings.HasPrefix(strings.ToLower(s.tags.packed("c")), "relaxed")
@@ -130,6 +131,7 @@ func (s *signature) prepare(h *header) {
 	s.head = append(s.head, "\r\n"...)
 	if folds > maxFolds {
 		s.judge(Policy, "the fields that it names are folded into too many lines")
+		s.result.skipped = true
 	}
 }
 

@@ -3,6 +3,7 @@ package authn
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -15,8 +16,13 @@ import (
 
 // checkSPF checks the domain of the reverse-path, or the HELO name where that is null (RFC 7208, 2.4). The library keeps
 // the limits of RFC 7208, 4.6.4: ten terms that look something up, two of them in vain, ten hosts of an MX or a PTR.
-func (c *Checker) checkSPF(ctx context.Context, m Message) SPF {
-	s := SPF{Result: None, Domain: m.From.Domain, Sender: senderText(m.From)}
+func (c *Checker) checkSPF(ctx context.Context, m Message) (s SPF) {
+	defer func() { // what strangers publish must not end the process, whatever the library makes of it
+		if p := recover(); p != nil {
+			s.Result, s.Reason = TempError, fmt.Sprint("it could not be evaluated: ", p)
+		}
+	}()
+	s = SPF{Result: None, Domain: m.From.Domain, Sender: senderText(m.From)}
 	sender := m.From.String()
 	if m.From.IsNull() {
 		s.Helo, s.Domain = true, strings.TrimSuffix(m.Helo, ".")
