@@ -29,10 +29,6 @@ const (
 	maxFroms      = 4         // From fields that are kept
 	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile
 	maxAuthors    = 8         // domains of a From that names several
-	bodyChunk     = 32 << 10  // octets of a body that are kept before they are hashed
-	maxBlank      = 64 << 10  // octets of white space in a row, with text behind, in a body that is verified
-	maxPicks      = 200_000   // fields looked at to find those that a signature names, times the names
-	maxFolds      = 64 << 20  // lines of a field, times its octets, of all that a signature in the simple form names
 	minRSA        = 1024      // bits (RFC 8301, 3.2)
 	maxRSA        = 4096
 )
@@ -207,7 +203,6 @@ func (k *Check) count(r *Report) {
 func (k *Check) Close() {
 	k.cancel()
 	k.stop()
-	k.dkim.close()
 	k.c.memory.Add(-k.reserved)
 	k.reserved = 0
 	k.header.limit = nil

@@ -11,8 +11,8 @@
 // their time. What is beyond a bound is judged as not authenticated, with the reason in the result; it is never let pass
 // and never lost.
 //
-// SPF is blitiri.com.ar/go/spf and the verification of a DKIM signature is go-msgauth; both ask the relay's own resolver.
-// What a signature costs is bounded before go-msgauth sees it (see dkim.go for its traps). Alignment, the organisational
+// SPF is blitiri.com.ar/go/spf, which asks the relay's own resolver. DKIM is package dkim below, which ARC needs too: it is linear in
+// what strangers write, where go-msgauth is not, so that nothing has to be passed over. Alignment, the organisational
 // domain, reading From and DMARC records, and writing the field are here, because there mistakes let forgeries pass.
 //
 // It does not know ARC ([Message.Vouch] and Report.Others are the places for it), does not send reports, and does not decide what is forged

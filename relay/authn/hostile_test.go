@@ -77,17 +77,17 @@ func TestHostileMessages(t *testing.T) {
 		limit time.Duration
 	}{
 		{"50 MB of blank lines at the end, simple", func() []byte { return append(bytes.Clone(signedRight), blank...) }, Pass, 2 * time.Second},
-		{"50 MB of blank lines with text behind, simple", func() []byte { return signed(blank+"x\r\n", simple) }, Policy, 2 * time.Second},
-		{"50 MB of blank lines with text behind, relaxed", func() []byte { return signed(blank+"x\r\n", nil) }, Policy, 2 * time.Second},
-		{"10 MB of lines of a blank each, relaxed", func() []byte { return signed(strings.Repeat(" \r\n", large/3), nil) }, Policy, 2 * time.Second},
+		{"50 MB of blank lines with text behind, simple", func() []byte { return signed(blank+"x\r\n", simple) }, Fail, 2 * time.Second},
+		{"50 MB of blank lines with text behind, relaxed", func() []byte { return signed(blank+"x\r\n", nil) }, Fail, 2 * time.Second},
+		{"10 MB of lines of a blank each, relaxed", func() []byte { return signed(strings.Repeat(" \r\n", large/3), nil) }, Pass, 2 * time.Second},
 		{"50 MB of 64 KiB of blank lines and a letter, simple", func() []byte {
-			return signed(strings.Repeat(strings.Repeat("\r\n", maxBlank/2-8)+"x\r\n", mega/maxBlank), simple)
+			return signed(strings.Repeat(strings.Repeat("\r\n", 32<<10)+"x\r\n", mega>>16), simple)
 		}, Fail, 5 * time.Second},
 		{"10 MB of text with 8 signatures", func() []byte {
 			return append([]byte(strings.Repeat(other, 7)), signed(strings.Repeat("a line of text like many others\r\n", large/33), simple)...)
 		}, Fail, 20 * time.Second},
 		{"100,000 header fields", func() []byte { return append([]byte(strings.Repeat("X: y\r\n", 100_000)), signedRight...) }, Policy, time.Second},
-		{"20,000 header fields in 120 KiB, all signed", func() []byte { return signedFields("X: \r\n", 20_000, names) }, Policy, time.Second},
+		{"20,000 header fields in 120 KiB, all signed", func() []byte { return signedFields("X: \r\n", 20_000, names) }, PermError, time.Second},
 		{"900 header fields, 200 names", func() []byte { return signedFields("X: \r\n", 900, names[:399]) }, PermError, time.Second},
 		{"10,000 DKIM signatures", func() []byte { return append([]byte(strings.Repeat(other, 10_000)), signedRight...) }, Policy, time.Second},
 		{"800 DKIM signatures in 110 KiB", func() []byte { return append([]byte(strings.Repeat(other, 800)), signedRight...) }, Fail, time.Second},
@@ -97,8 +97,8 @@ func TestHostileMessages(t *testing.T) {
 		}, Policy, time.Second},
 		{"a From of 60 KiB of addresses", func() []byte {
 			return append([]byte("From: "+strings.Repeat("a@b.c,\r\n ", 60<<10/9)+"a@b.c\r\n"), signedRight...)
-		}, Policy, time.Second},
-		{"a Subject of 20,000 lines, 8 signatures, simple", func() []byte { return folded("simple") }, Policy, time.Second},
+		}, Pass, time.Second},
+		{"a Subject of 20,000 lines, 8 signatures, simple", func() []byte { return folded("simple") }, Fail, time.Second},
 		{"a Subject of 20,000 lines, 8 signatures, relaxed", func() []byte { return folded("relaxed") }, Fail, time.Second},
 	} {
 		var r *Report

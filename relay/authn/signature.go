@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"crossfade/relay/authn/dkim"
 	"crossfade/relay/resolver"
 )
 
@@ -94,45 +95,49 @@ func (s *signature) examine(h *header, now time.Time) {
 	s.prepare(h)
 }
 
-// prepare makes the header that the library is shown: the signature on top, and the fields that it names, in their order.
-// Line ends within fields do not count in the relaxed form.
+// prepare reads the signature, and computes what it signs of the header.
 func (s *signature) prepare(h *header) {
-	names := map[string]struct{}{}
-	list := strings.Split(strings.ToLower(s.tags.packed("h")), ":")
-	for _, name := range list {
-		names[name] = struct{}{}
-	}
-	picked := []field{s.field}
-	size := s.field.end - s.field.start
-	for _, f := range h.fields {
-		if _, wanted := names[f.name]; wanted && f.name != "" && f.start != s.field.start {
-			picked = append(picked, f)
-			size += f.end - f.start
-		}
-	}
-	if len(list)*len(picked) > maxPicks {
-		s.judge(Policy, "it names %d fields, of which the message has %d", len(list), len(picked)-1)
+	text := h.text(s.field)
+	sig, err := dkim.ParseSignature(string(afterColon(text)))
+	switch {
+	case errors.Is(err, dkim.ErrBounds):
+		s.judge(Policy, "%s", err)
 		s.result.skipped = true
 		return
+	case err != nil:
+		s.judge(PermError, "%s", err)
+		return
 	}
-	relaxed := strings.HasPrefix(strings.ToLower(s.tags.packed("c")), "relaxed")
-	folds := 0
-	s.head = make([]byte, 0, size+2)
-	for _, f := range picked {
-		text := h.text(f)
-		if relaxed {
-			s.head = append(s.head, unfold(text)...)
-		} else {
-			s.head = append(s.head, bytes.TrimSuffix(text, []byte("\r\n"))...)
-			folds += bytes.Count(text, []byte("\n")) * len(text)
+	names := map[string]struct{}{}
+	for _, name := range sig.Signed {
+		names[name] = struct{}{}
+	}
+	var covered [][]byte
+	for _, f := range h.fields {
+		if _, wanted := names[f.name]; wanted && f.name != "" && f.start != s.field.start {
+			covered = append(covered, ended(h.text(f)))
 		}
-		s.head = append(s.head, "\r\n"...)
 	}
-	s.head = append(s.head, "\r\n"...)
-	if folds > maxFolds {
-		s.judge(Policy, "the fields that it names are folded into too many lines")
-		s.result.skipped = true
+	own := dkim.FieldsOf([][]byte{ended(text)}).Named("dkim-signature")
+	if len(own) != 1 {
+		s.judge(PermError, "the field of the signature cannot be read")
+		return
 	}
+	s.sig, s.digest = sig, dkim.FieldsOf(covered).Digest(own[0], sig)
+}
+
+// ended is a field with the CRLF of its last line, which a header that the message ends in may lack.
+func ended(text []byte) []byte {
+	if bytes.HasSuffix(text, []byte("\n")) {
+		return text
+	}
+	return append(bytes.Clone(text), "\r\n"...)
+}
+
+// afterColon is what stands behind the colon of a field.
+func afterColon(text []byte) []byte {
+	_, v := splitField(text)
+	return v
 }
 
 // key is what a lookup of a key gave.

@@ -191,6 +191,18 @@ func (h *Header) Fields() (*Fields, error) {
 	return f, h.err
 }
 
+// FieldsOf makes Fields of header fields that were taken apart already, each whole
+// and with its CRLF. They are not copied. What is no field is left out.
+func FieldsOf(raw [][]byte) *Fields {
+	f := &Fields{byName: make(map[string][]int, len(raw)), list: make([]Field, 0, len(raw))}
+	for _, one := range raw {
+		if bytes.IndexByte(one, ':') > 0 {
+			f.add(one)
+		}
+	}
+	return f
+}
+
 // Fields are the fields of one header.
 type Fields struct {
 	list   []Field

@@ -16,6 +16,9 @@ const (
 	Ed25519SHA256 = "ed25519-sha256" // RFC 8463
 )
 
+// ErrBounds is a signature that is larger than what is looked at.
+var ErrBounds = errors.New("it is not looked at")
+
 // maxSigned is the number of names in one h= tag.
 const maxSigned = 1000
 
@@ -206,7 +209,7 @@ func signedTag(tags TagList) ([]string, error) {
 		return nil, errors.New("tag h= is missing")
 	}
 	if strings.Count(v, ":") >= maxSigned {
-		return nil, fmt.Errorf("tag h= names more than %d fields", maxSigned)
+		return nil, fmt.Errorf("%w: tag h= names more than %d fields", ErrBounds, maxSigned)
 	}
 	names := strings.Split(strings.ToLower(v), ":")
 	from := false
