@@ -102,7 +102,7 @@ type Admin struct {
 	Listen    string   `yaml:"listen" reload:"restart" doc:"Address of the API, host:port. Anything but a loopback address needs tls, or insecure: true."`
 	TokenFile string   `yaml:"token_file" reload:"restart" path:"yes" doc:"File with the bearer token; made with a random token (mode 0600) at the first start when absent."`
 	TLS       KeyPair  `yaml:"tls" doc:"Certificate of the API; without one it speaks plain HTTP."`
-	AuditFile string   `yaml:"audit_file" reload:"restart" path:"yes" doc:"File that every change made over the API is written to. Empty means audit.jsonl in the store's directory, or beside the token file when the store is a Redis."`
+	AuditFile string   `yaml:"audit_file" reload:"restart" path:"yes" doc:"File that every change made over the API is written to. Empty means audit.jsonl in the store's directory, or beside the token file when the store is a Redis: audit.NODE.jsonl there, where node is set."`
 	Hosts     []string `yaml:"hosts" reload:"restart" doc:"Names by which the API may be asked for over plain HTTP (the Host header), beside IP addresses, names without a dot and hostname: a web page could else have a name of its own lead here. With tls the certificate does that."`
 	Insecure  bool     `yaml:"insecure" reload:"restart" doc:"Allow plain HTTP on an address that others can reach: the token then crosses the network readable."`
 }

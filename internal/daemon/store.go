@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,7 +196,12 @@ func auditPath(cfg *config.Config) string {
 	case cfg.Admin.AuditFile != "":
 		return cfg.Admin.AuditFile
 	case shared(cfg):
-		return filepath.Join(filepath.Dir(cfg.Admin.TokenFile), "audit.jsonl")
+		// Nodes that share a configuration's directory each have their own.
+		name := "audit.jsonl"
+		if cfg.Node != "" {
+			name = "audit." + url.PathEscape(cfg.Node) + ".jsonl"
+		}
+		return filepath.Join(filepath.Dir(cfg.Admin.TokenFile), name)
 	}
 	return filepath.Join(cfg.Store, "audit.jsonl")
 }

@@ -11,7 +11,8 @@ if owner and owner ~= ARGV[6] and tonumber(call('ZSCORE', P .. 'O', ARGV[2]) or 
 end
 local key = P .. 'e:' .. ARGV[2]
 if ARGV[5] == '2' then
-  call('HSETNX', key, ARGV[3], ARGV[4])
+  -- Not HSETNX: it would have to be allowed in every ACL that is in use.
+  if call('HEXISTS', key, ARGV[3]) == 0 then call('HSET', key, ARGV[3], ARGV[4]) end
   return call('HGET', key, ARGV[3])
 end
 if ARGV[5] == '1' then call('HDEL', key, ARGV[3]) else call('HSET', key, ARGV[3], ARGV[4]) end
