@@ -59,9 +59,10 @@ var allowed = map[string][]string{
 		"relay/authn/arc", "relay/authn/arcrelay", "relay/authn/dkim", "backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},
-	"internal/redistest":         {},
+	"internal/freeport":          {},
+	"internal/redistest":         {"internal/freeport"},
 	"internal/faults":            {"mail", "config", "router", "queue", "backfill", "store/disk", "store/redis", "store/storetest", "internal/daemon", "internal/mailtest", "internal/redistest"},
-	"internal/mailtest/realtest": {"mail", "internal/mailtest"},
+	"internal/mailtest/realtest": {"mail", "internal/mailtest", "internal/freeport"},
 	"internal/demo":              {"mail", "config", "router", "internal/daemon", "internal/mailtest", "admin", "audit", "cutover", "queue"},
 
 	"cmd/crossfade": {"audit", "audit/seal", "mail", "config", "router", "queue", "cutover", "dnswatch", "backfill", "backfill/certificate", "internal/daemon", "internal/demo", "internal/systemd", "admin", "relay/submission"},

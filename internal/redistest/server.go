@@ -11,11 +11,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"crossfade/internal/freeport"
 )
 
 // startTime is how long a server, or a set of them, may take to get ready.
@@ -134,13 +137,7 @@ func start(t testing.TB, program string, c *Certs, args []string) *Server {
 
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return strconv.Itoa(freeport.Take(t))
 }
 
 // run starts the process and waits until it answers.

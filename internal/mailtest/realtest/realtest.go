@@ -10,16 +10,16 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"crossfade/internal/freeport"
 )
 
 const (
@@ -110,44 +110,10 @@ func publicDir(t testing.TB, name string) string {
 	return dir
 }
 
-// The ports that FreePort gives: below those that the kernel gives to connections and to listeners on port 0.
-const (
-	firstPort = 12_000
-	lastPort  = 31_999
-)
-
-// FreePort returns a TCP port of 127.0.0.1 that is free, and that nobody else gets from here until the test ends, in this
-// process or another. A port that was only free a moment ago may be that of another test's server when ours
-// wants it, and then its greeting is taken for the one of ours.
+// FreePort returns a TCP port of 127.0.0.1 that is free, and nobody else's until the test ends: see package freeport.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	dir := filepath.Join(os.TempDir(), "cf-ports")
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		t.Fatalf("find a free port: %v", err)
-	}
-	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort+1)
-		lock, err := os.OpenFile(filepath.Join(dir, strconv.Itoa(port)), os.O_CREATE|os.O_RDWR, 0o666)
-		if err != nil {
-			t.Fatalf("find a free port: %v", err)
-		}
-		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil && isFree(port) {
-			t.Cleanup(func() { _ = lock.Close() })
-			return port
-		}
-		_ = lock.Close()
-	}
-	t.Fatal("find a free port: a thousand were tried")
-	return 0
-}
-
-func isFree(port int) bool {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return false
-	}
-	_ = l.Close()
-	return true
+	return freeport.Take(t)
 }
 
 // daemon is a program that runs in the foreground as our child.
