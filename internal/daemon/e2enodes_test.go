@@ -47,12 +47,12 @@ type nodesRun struct {
 	dead   sync.WaitGroup // nodes that are being started again
 }
 
-// TestFaultsFlipNodes: 50 users are flipped under a stream of mail by three
+// TestFaultsFlipNodes: users are flipped under a stream of mail by three
 // nodes on one Redis, and in the middle of each tenth flip one of the nodes is
 // killed. Nothing is lost, and what is twice was under way at a kill.
 func TestFaultsFlipNodes(t *testing.T) {
 	t.Parallel()
-	users, past := 50, 8
+	users, past := 20, 8 // two kills; 200 in the long form
 	if long() {
 		users, past = 200, 100
 	}

@@ -224,7 +224,7 @@ func passedElsewhere(point string) bool {
 // still there, whenever and wherever the relay was killed.
 func TestFaultsKill(t *testing.T) {
 	t.Parallel() // beside those that wait for a grace to end
-	kills, rounds := 200, 2
+	kills, rounds := 120, 2
 	if long() {
 		kills, rounds = 3000, 20
 	}
