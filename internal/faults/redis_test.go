@@ -128,7 +128,7 @@ func TestFaultsMaxmemory(t *testing.T) {
 	before := r.acc.count(evAck)
 	l.Putters, l.Big = 2, 20 // long bodies stay for a minute after their delivery
 	r.inProcess("again", l, func(ctx context.Context, s storetest.Store) {
-		within(t, 20*time.Second, "mail is taken again", func() bool { return r.acc.count(evAck) > before+100 })
+		within(t, time.Minute, "mail is taken again", func() bool { return r.acc.count(evAck) > before+100 })
 	})
 	r.load.Workers = 3
 	result(t, "Redis at maxmemory", "redis", 3, r.finish(30*time.Second))
@@ -243,7 +243,7 @@ func TestFaultsAOFDiskFull(t *testing.T) {
 		srv.Restart()
 		r.acc.fault("", "Redis away", began)
 		acked := r.acc.count(evAck)
-		within(t, 20*time.Second, "mail is taken again", func() bool { return r.acc.count(evAck) > acked })
+		within(t, time.Minute, "mail is taken again", func() bool { return r.acc.count(evAck) > acked })
 		t.Logf("run %d: %d puts were refused meanwhile", run, r.acc.count(evRefused)-refused)
 	}
 	r.stopAll()

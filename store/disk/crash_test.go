@@ -327,7 +327,7 @@ func check(t *testing.T, c *storetest.Checker, s *Store) storetest.Report {
 
 // TestCrash kills the store at every named point and at random, and sees that
 // nothing is lost, nothing appears, and every duplicate has its doubt. It kills
-// 200 times in CI, 1000 with CROSSFADE_FAULTS=long, CROSSFADE_KILLS=n times
+// 120 times in CI, 1000 with CROSSFADE_FAULTS=long, CROSSFADE_KILLS=n times
 // otherwise, and a few times by default.
 func TestCrash(t *testing.T) {
 	kills := CrashPoints()
@@ -338,7 +338,7 @@ func TestCrash(t *testing.T) {
 	case os.Getenv("CROSSFADE_FAULTS") == "long":
 		n = 1000
 	case os.Getenv("CI") != "":
-		n = 200
+		n = 120
 	case raceEnabled || testing.Short():
 		rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
 		kills, n = kills[:10], 16
