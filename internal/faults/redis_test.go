@@ -227,7 +227,11 @@ func TestFaultsAOFDiskFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		if run%2 == 1 { // a little room, so that it ends in the middle of a write
-			if err := os.Truncate(ballast, 1<<20); err != nil {
+			info, err := os.Stat(ballast)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(ballast, max(0, info.Size()-1<<20)); err != nil {
 				t.Fatal(err)
 			}
 		}
