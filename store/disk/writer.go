@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"crossfade/queue"
@@ -66,6 +67,10 @@ func (s *Store) writer() {
 				return
 			}
 		}
+		// Whoever can run may first: when there is more work than processors, the
+		// messages that are about to come share this commit, and its syncs. With
+		// nothing else to run this costs nothing.
+		runtime.Gosched()
 		var group []*op
 		group, next = s.gather(next)
 		if len(group) > 0 {
