@@ -16,6 +16,8 @@ type AuthMetrics struct {
 	Forged   prometheus.Counter     // Authentication-Results in our name that were taken out
 	Lookups  *prometheus.CounterVec // by type and result: lookups, hits of the cache among them
 	LookTime prometheus.Histogram   // seconds of a lookup that left the cache
+
+	results, lookups map[[2]string]prometheus.Counter // of Results and Lookups: each message counts in a dozen of them
 }
 
 // NewAuthMetrics makes the collectors and registers them with reg, which must
@@ -37,19 +39,36 @@ func NewAuthMetrics(reg prometheus.Registerer, down func() float64) *AuthMetrics
 	}
 	reg.MustRegister(m.Results, m.Applied, m.Wait, m.Forged, m.Lookups, m.LookTime,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "crossfade", Name: "resolvers_down", Help: "DNS resolvers of the relay that answer nothing at present."}, down))
-	for _, method := range []string{"spf", "dkim", "dmarc"} {
-		for _, result := range []string{"pass", "fail", "temperror"} {
-			m.Results.WithLabelValues(method, result)
-		}
-	}
+	m.results = counters(m.Results, []string{"spf", "dkim", "dmarc"}, []string{"pass", "fail", "temperror"})
+	m.lookups = counters(m.Lookups, []string{"TXT", "MX", "A", "AAAA"}, []string{"hit"})
 	for _, what := range []string{"reject", "quarantine", "vouched"} {
 		m.Applied.WithLabelValues(what)
 	}
 	return m
 }
 
+// counters gives those of the usual labels, which are there from the start then,
+// and cost no search among all.
+func counters(vec *prometheus.CounterVec, first, second []string) map[[2]string]prometheus.Counter {
+	m := map[[2]string]prometheus.Counter{}
+	for _, a := range first {
+		for _, b := range second {
+			m[[2]string{a, b}] = vec.WithLabelValues(a, b)
+		}
+	}
+	return m
+}
+
+func count(usual map[[2]string]prometheus.Counter, vec *prometheus.CounterVec, first, second string) {
+	if c, ok := usual[[2]string{first, second}]; ok {
+		c.Inc()
+		return
+	}
+	vec.WithLabelValues(first, second).Inc()
+}
+
 // Result counts what a method came to.
-func (m *AuthMetrics) Result(method, result string) { m.Results.WithLabelValues(method, result).Inc() }
+func (m *AuthMetrics) Result(method, result string) { count(m.results, m.Results, method, result) }
 
 // Enforced counts a policy that was applied or prevented.
 func (m *AuthMetrics) Enforced(what string) { m.Applied.WithLabelValues(what).Inc() }
@@ -62,7 +81,7 @@ func (m *AuthMetrics) Took(fields int) { m.Forged.Add(float64(fields)) }
 
 // Looked counts a lookup; took is 0 for one that did not leave the cache.
 func (m *AuthMetrics) Looked(typ, result string, took time.Duration) {
-	m.Lookups.WithLabelValues(typ, result).Inc()
+	count(m.lookups, m.Lookups, typ, result)
 	if took > 0 {
 		m.LookTime.Observe(took.Seconds())
 	}

@@ -29,8 +29,7 @@ const (
 	maxFroms      = 4         // From fields that are kept
 	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile
 	maxAuthors    = 8         // domains of a From that names several
-	minRSA        = 1024      // bits (RFC 8301, 3.2)
-	maxRSA        = 4096
+	maxKeys       = 1000      // that are kept ready for use
 )
 
 // errBusy is why signatures are not verified when Config.Memory is used up.
@@ -77,6 +76,7 @@ type Checker struct {
 	cfg    Config
 	slots  chan struct{}
 	memory atomic.Int64
+	keys   keyCache
 }
 
 // New makes a Checker.

@@ -26,12 +26,12 @@ type signatures struct {
 // signature is one of those that are verified.
 type signature struct {
 	result DKIM
-	tags   tags
+	tags   dkim.TagList
 	field  field
 	sig    *dkim.Signature
 	digest []byte // of the header, as the signature covers it
 	key    chan key
-	text   string // the key record, when it is known and good
+	public *dkim.Key // when it is known and good
 }
 
 // undecided tells whether the signature has still to be verified.
@@ -111,7 +111,7 @@ func (v *signatures) body(p []byte) {
 // end gives the results.
 func (v *signatures) end() (out []DKIM) {
 	for _, s := range v.list {
-		if s.waitKey(); s.undecided() {
+		if s.waitKey(&v.k.c.keys); s.undecided() {
 			v.finish(s)
 		}
 		out = append(out, s.result)
@@ -121,18 +121,13 @@ func (v *signatures) end() (out []DKIM) {
 
 // finish verifies a signature whose body has come to its end.
 func (v *signatures) finish(s *signature) {
-	key, err := dkim.ParseKey(s.text)
-	if err != nil {
-		s.judge(PermError, "%s", err)
-		return
-	}
 	if err := s.sig.CheckBody(v.bodies[s.sig.Body]); err != nil {
 		s.judge(Fail, "the body was changed")
 		return
 	}
 	release := v.k.c.slot()
 	defer release()
-	switch err := key.VerifySignature(s.sig, s.digest); {
+	switch err := s.public.VerifySignature(s.sig, s.digest); {
 	case err == nil:
 		s.result.Result = Pass
 	case errors.Is(err, dkim.ErrSignature):

@@ -3,12 +3,7 @@ package authn
 import (
 	"bytes"
 	"context"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/base64"
 	"errors"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,54 +11,26 @@ import (
 	"crossfade/relay/resolver"
 )
 
-// tags are those of a DKIM signature or a DKIM or DMARC record.
-type tags map[string]string
-
-// parseTags reads a list of tags (RFC 6376, 3.2), with names as they are and white space around values removed. It
-// returns nil for what is none, a tag that comes twice included.
-func parseTags(s string) tags {
-	t := tags{}
-	for part := range strings.SplitSeq(s, ";") {
-		name, value, ok := strings.Cut(part, "=")
-		if !ok {
-			if strings.TrimSpace(part) == "" {
-				continue
-			}
-			return nil
-		}
-		name = strings.TrimSpace(name)
-		if _, twice := t[name]; twice || len(t) == 50 {
-			return nil
-		}
-		t[name] = strings.TrimSpace(value)
-	}
-	return t
-}
-
-// packed is a value without the white space that may be anywhere in it.
-func (t tags) packed(name string) string {
-	return strings.Map(func(r rune) rune {
-		if r == ' ' || r == '\t' || r == '\r' || r == '\n' {
-			return -1
-		}
-		return r
-	}, t[name])
-}
-
 func newSignature(h *header, f field) *signature {
-	_, value := splitField(h.text(f))
-	s := &signature{field: f, tags: parseTags(string(value))}
-	if s.tags == nil {
-		s.judge(PermError, "the tags of the signature cannot be read")
+	s := &signature{field: f}
+	var err error
+	if s.tags, err = dkim.ParseTags(string(afterColon(h.text(f)))); err != nil {
+		s.judge(PermError, "the tags of the signature cannot be read: %s", err)
 		return s
 	}
-	s.result = DKIM{Domain: s.tags.packed("d"), Selector: s.tags.packed("s"), Algorithm: strings.ToLower(s.tags.packed("a"))}
+	s.result = DKIM{Domain: s.packed("d"), Selector: s.packed("s"), Algorithm: strings.ToLower(s.packed("a"))}
 	if d, ok := domainName(s.result.Domain); ok {
 		s.result.Domain = d
 	}
-	b := s.tags.packed("b")
+	b := s.packed("b")
 	s.result.Signature = b[:min(8, len(b))]
 	return s
+}
+
+// packed is a tag without the white space that may be anywhere in it.
+func (s *signature) packed(name string) string {
+	v, _ := s.tags.Get(name)
+	return strings.Join(strings.Fields(v), "")
 }
 
 // examine judges what needs neither key nor body, and prepares the header for the rest.
@@ -81,18 +48,13 @@ func (s *signature) examine(h *header, now time.Time) {
 		s.judge(Policy, "rsa-sha1 must not be used (RFC 8301)")
 		return
 	}
-	if _, has := s.tags["l"]; has {
+	if _, has := s.tags.Get("l"); has {
 		s.judge(Policy, "it leaves out the end of the body (l=)")
 		return
 	}
-	if x, has := s.tags["x"]; has {
-		if at, err := strconv.ParseInt(s.tags.packed("x"), 10, 64); err == nil && now.Unix() > at {
-			s.judge(Policy, "it expired at %s", time.Unix(at, 0).UTC().Format(time.RFC3339))
-			return
-		}
-		_ = x // what is no number is a syntax error to the library
+	if s.prepare(h); s.sig != nil && s.sig.Expired(now) {
+		s.judge(Policy, "it expired at %s", time.Unix(s.sig.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	s.prepare(h)
 }
 
 // prepare reads the signature, and computes what it signs of the header.
@@ -157,8 +119,8 @@ func (s *signature) lookUp(ctx context.Context, r *resolver.Resolver) {
 }
 
 // waitKey waits for the key, and judges it. The lookup ends by itself.
-func (s *signature) waitKey() {
-	if !s.undecided() || s.text != "" {
+func (s *signature) waitKey(keys *keyCache) {
+	if !s.undecided() {
 		return
 	}
 	k := <-s.key
@@ -174,57 +136,16 @@ func (s *signature) waitKey() {
 	case k.records[0] == "":
 		s.judge(PermError, "the key record is empty")
 	default:
-		s.text = k.records[0]
-		s.measure()
+		s.judgeKey(keys.parse(k.records[0]))
 	}
 }
 
-// measure judges what the library does not: how large the key is, and whether it may sign for subdomains.
-func (s *signature) measure() {
-	t := parseTags(s.text)
-	if t == nil {
-		s.judge(PermError, "the key record cannot be read")
-		return
+// judgeKey takes the key that was found.
+func (s *signature) judgeKey(key *dkim.Key, err error) {
+	switch s.public = key; {
+	case errors.Is(err, dkim.ErrKeySize):
+		s.judge(Policy, "%s (RFC 8301)", err)
+	case err != nil:
+		s.judge(PermError, "%s", err)
 	}
-	if flags := strings.Split(t.packed("t"), ":"); slices.Contains(flags, "s") {
-		// RFC 6376, 3.6.1: the domain of i= must be that of d=.
-		_, at, has := cutLast(s.tags.packed("i"), "@")
-		if has && !strings.EqualFold(at, s.tags.packed("d")) {
-			s.judge(PermError, "the key may not be used for subdomains (t=s)")
-			return
-		}
-	}
-	if k := t.packed("k"); k != "" && k != "rsa" {
-		return
-	}
-	p := t.packed("p")
-	if len(p) > 2*maxRSA/6+200 { // base64 of modulus and exponent with what is around them
-		s.judge(Policy, "the key is larger than %d bits", maxRSA)
-		return
-	}
-	der, err := base64.StdEncoding.DecodeString(p)
-	if err != nil {
-		return // the library says what is wrong
-	}
-	switch bits := rsaBits(der); {
-	case bits == 0:
-	case bits < minRSA:
-		s.judge(Policy, "the key has %d bits, and less than %d are too few (RFC 8301)", bits, minRSA)
-	case bits > maxRSA:
-		s.judge(Policy, "the key is larger than %d bits", maxRSA)
-	}
-}
-
-// rsaBits is the size of a key in either of the two forms that are in use (RFC 6376, erratum 3017); 0: it is none.
-func rsaBits(der []byte) int {
-	if pub, err := x509.ParsePKIXPublicKey(der); err == nil {
-		if k, ok := pub.(*rsa.PublicKey); ok {
-			return k.N.BitLen()
-		}
-		return 0
-	}
-	if k, err := x509.ParsePKCS1PublicKey(der); err == nil {
-		return k.N.BitLen()
-	}
-	return 0
 }

@@ -35,6 +35,8 @@ var (
 	ErrNoKey      = errors.New("there is no key record")
 	ErrKeyRevoked = errors.New("the key is revoked")
 	ErrKeyForm    = errors.New("the key record cannot be used")
+	// ErrKeySize is a kind of ErrKeyForm: an RSA key that is too small to prove anything, or too large to be tried.
+	ErrKeySize = fmt.Errorf("%w: its size", ErrKeyForm)
 )
 
 // FindKey gives the key among the TXT records of one name. Where there are more
@@ -63,7 +65,7 @@ func FindKey(records []string) (*Key, error) {
 // ParseKey reads a key record.
 func ParseKey(record string) (*Key, error) {
 	if len(record) > maxKeyText {
-		return nil, fmt.Errorf("%w: %d octets", ErrKeyForm, len(record))
+		return nil, fmt.Errorf("%w: a record of %d octets (RSA keys of more than %d bits are not used)", ErrKeySize, len(record), MaxRSABits)
 	}
 	tags, err := ParseTags(record)
 	if err != nil {
@@ -95,7 +97,10 @@ func ParseKey(record string) (*Key, error) {
 	if !ok {
 		kind = "rsa"
 	}
-	return key, key.set(strings.ToLower(kind), der)
+	if err := key.set(strings.ToLower(kind), der); err != nil {
+		return nil, err
+	}
+	return key, nil
 }
 
 // set reads the octets of p=.
@@ -122,7 +127,7 @@ func (k *Key) set(kind string, der []byte) error {
 // RSAPublicKey, which is what RFC 6376 says.
 func parseRSA(der []byte) (*rsa.PublicKey, error) {
 	if len(der) > maxKeyDER {
-		return nil, fmt.Errorf("%w: RSA keys of more than %d bits are not used", ErrKeyForm, MaxRSABits)
+		return nil, fmt.Errorf("%w: RSA keys of more than %d bits are not used", ErrKeySize, MaxRSABits)
 	}
 	var public *rsa.PublicKey
 	if parsed, err := x509.ParsePKIXPublicKey(der); err == nil {
@@ -134,7 +139,7 @@ func parseRSA(der []byte) (*rsa.PublicKey, error) {
 		return nil, fmt.Errorf("%w: p= is no RSA key", ErrKeyForm)
 	}
 	if bits := public.N.BitLen(); bits < MinRSABits || bits > MaxRSABits {
-		return nil, fmt.Errorf("%w: an RSA key of %d bits (%d to %d are used)", ErrKeyForm, bits, MinRSABits, MaxRSABits)
+		return nil, fmt.Errorf("%w: an RSA key of %d bits (%d to %d are used)", ErrKeySize, bits, MinRSABits, MaxRSABits)
 	}
 	return public, nil
 }
