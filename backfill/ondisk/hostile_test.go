@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,6 +186,64 @@ func TestMboxLockedBehindOurLook(t *testing.T) {
 	failures, err := r.Fetch([]uint32{1, 2}, imapconn.Items{Body: true}, &got)
 	if err != nil || len(failures) > 0 || len(got) != 2 || got[1] != "Subject: 2\r\n\r\nbody\r\n" {
 		t.Errorf("%q, %v, %v", got, failures, err)
+	}
+}
+
+// TestMboxUnderDeliveries: a server that delivers one message after the other, and
+// leaves the file alone for a moment only in between, keeps nobody from reading it.
+func TestMboxUnderDeliveries(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "INBOX")
+	writeFile(t, file, one(1)+one(2))
+	ctx, stop := context.WithCancel(t.Context())
+	var server sync.WaitGroup
+	defer server.Wait()
+	defer stop()
+	server.Go(func() {
+		for n := 3; ctx.Err() == nil; n++ {
+			deliver(t, file, one(n), 20*time.Millisecond)
+			<-time.After(time.Millisecond)
+		}
+	})
+	box := opened(t.Context(), t, mboxOf(file, nil), &mailtest.Ledger{})
+	r := box.NewReader()
+	began := time.Now()
+	for range 5 {
+		sel, err := r.Select(imapconn.Folder{Name: "INBOX", Wire: "INBOX"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(50 * time.Millisecond) // it is another file by now
+		var got bodies
+		failures, err := r.Fetch([]uint32{1, 2, sel.UIDNext - 1}, imapconn.Items{Body: true}, &got)
+		last := fmt.Sprintf("Subject: %d\r\n\r\nbody\r\n", sel.UIDNext-1)
+		if err != nil || len(failures) > 0 || len(got) != 3 || got[2] != last {
+			t.Fatalf("%q, %v, %v; want %q last", got, failures, err, last)
+		}
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// deliver appends to an mbox behind the file of a lock, in two parts.
+func deliver(t *testing.T, file, text string, pause time.Duration) {
+	if err := os.WriteFile(file+".lock", nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	for _, part := range []string{text[:len(text)/2], text[len(text)/2:]} {
+		if _, err := f.WriteString(part); err != nil {
+			t.Error(err)
+		}
+		<-time.After(pause / 2)
+	}
+	if err := os.Remove(file + ".lock"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -22,7 +22,8 @@ var (
 
 // Fetch implements [backfill.MailReader]. Each message is compared with what was
 // found when the file was read through: in a file that is changed in the middle
-// the octets at its place may be others.
+// the octets at its place may be others. So nobody has to be kept from writing
+// meanwhile, and a file to which mail is delivered without pause can be read.
 func (r *mbReader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receiver) ([]imapconn.Failure, error) {
 	var failures []imapconn.Failure
 	r.hand.recv = recv
@@ -38,9 +39,6 @@ func (r *mbReader) Fetch(uids []uint32, it imapconn.Items, recv imapconn.Receive
 		}
 		if r.t.ctx.Err() != nil {
 			return nil, context.Cause(r.t.ctx)
-		}
-		if errors.Is(err, errLocked) {
-			return nil, folderError(r.wire, err)
 		}
 		if done > 0 {
 			try = 0
@@ -70,14 +68,6 @@ func (r *mbReader) fetch(uids []uint32, it imapconn.Items) (done int, err error)
 		return 0, fmt.Errorf("open it: %w", err)
 	}
 	defer f.Close()
-	now, unlock, err := r.t.lock(file, f)
-	if err != nil {
-		return 0, err
-	}
-	defer unlock()
-	if !r.state.stamp.same(now) {
-		return 0, errMoved
-	}
 	for i, uid := range uids {
 		m := r.byUID[uid]
 		if m == nil {
@@ -114,7 +104,9 @@ func (h *handing) mbox(f io.ReaderAt, uid uint32, m *mbMessage, it imapconn.Item
 
 const (
 	lockTime = 5 * time.Second // that a lock of another is waited for
-	lockPoll = 50 * time.Millisecond
+	// lockPoll is short: servers that wait for a lock are told when it is free, and the
+	// next one has it at once.
+	lockPoll = 2 * time.Millisecond
 	// staleLock is the age at which the file of a lock is one that somebody left
 	// behind: its owner renews it while he works.
 	staleLock = 5 * time.Minute
