@@ -255,6 +255,37 @@ func TestFolderGoneDuringAHold(t *testing.T) {
 	}
 }
 
+// TestFolderLeftDuringAHold: the mail of a folder that was filed away into another one
+// and deleted during a hold is not twice on new afterwards, however many folders it were.
+func TestFolderLeftDuringAHold(t *testing.T) {
+	t.Parallel()
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	put(t, src, user, "INBOX.w", letters(0, 2, 100)...)
+	put(t, src, user, "INBOX.x", letters(2, 4, 100)...)
+	put(t, src, user, "INBOX.z", letters(4, 8, 100)...)
+	final := reads
+	final.Final = true
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	mustPass(t, c, job, reads)
+	cl := src.Login(t, user)
+	for _, name := range []string{"INBOX.w", "INBOX.x"} {
+		moveMail(t, src, user, name, "INBOX.z", uidsTo(2)...)
+		if err := cl.Delete(name).Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Pass(t.Context(), job, final); err == nil || !strings.Contains(err.Error(), `"INBOX.w", of which 2`) || !strings.Contains(err.Error(), `"INBOX.x", of which 2`) {
+		t.Fatal(err)
+	}
+	mustPass(t, c, job, final)
+	mustPass(t, c, job, reads)
+	mustPass(t, c, job, final)
+	if got := holds(t, dst, user, false); got.count() != 8 || len(got["z"]) != 8 {
+		t.Errorf("%d messages, %d of them in the folder that they were moved to", got.count(), len(got["z"]))
+	}
+}
+
 // TestSourceThatForgets: a list that is short, a search that leaves UIDs out and a
 // connection that breaks are no deletions.
 func TestSourceThatForgets(t *testing.T) {

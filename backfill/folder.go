@@ -160,7 +160,7 @@ func (f *folderRun) unchanged(dst imapconn.Status) bool {
 	if r.Pending != nil || r.SrcValidity == 0 || dst.UIDValidity != r.DstValidity || f.status.UIDValidity != r.SrcValidity {
 		return false
 	}
-	if r.Sift != f.p.filter.mark() || !f.settled() || r.Missed || len(r.Unproven) > 0 {
+	if r.Sift != f.p.filter.mark() || !f.settled() || r.Missed || r.Absent || len(r.Unproven) > 0 {
 		return false
 	}
 	if _, last := r.Pairs.last(); f.due() || dst.UIDNext <= last {

@@ -56,8 +56,10 @@ type half struct {
 	Gone    uidSet `json:"gone,omitempty"`
 	Stays   *stays `json:"stays,omitempty"`
 	Watched bool   `json:"watched,omitempty"`
-	// Missed tells that the source did not list the folder in the last pass.
+	// Missed tells that the source did not list the folder in the last pass. Absent
+	// tells that a final pass ended for that, and looked no further.
 	Missed bool    `json:"missed,omitempty"`
+	Absent bool    `json:"absent,omitempty"`
 	Anchor *anchor `json:"anchor,omitempty"`
 	// Carried is the highest UID of the source that was paired when deletions were
 	// last carried over: what is gone from another folder since may have come here
