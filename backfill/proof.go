@@ -105,6 +105,8 @@ func (p *pass) prove(runs []*folderRun) error {
 		if len(lack) > 0 && !p.sweeps() {
 			if lack, err = f.sendAgain(lack); err != nil {
 				errs[i] = folderError(f, err)
+			}
+			if lack == nil {
 				continue
 			}
 		}
@@ -149,7 +151,8 @@ func (f *folderRun) lacking(srcs uidSet, there map[uint32][]string) map[uint32][
 	return out
 }
 
-// sendAgain sends flags that are missing, and gives those that are missing after it.
+// sendAgain sends flags that are missing, and gives those that are missing after it;
+// nil: nobody can tell now.
 func (f *folderRun) sendAgain(lack map[uint32][]string) (map[uint32][]string, error) {
 	dst := f.p.dst
 	if _, err := dst.Select(f.wire); err != nil {
@@ -174,6 +177,9 @@ func (f *folderRun) sendAgain(lack map[uint32][]string) (map[uint32][]string, er
 	there, err := dst.FlagsIn([]imapconn.InFolder{f.copies(srcs)})
 	if err != nil {
 		return nil, fmt.Errorf("read the flags again: %w", err)
+	}
+	if there[0] == nil {
+		return nil, nil
 	}
 	return f.lacking(srcs, there[0]), nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"crossfade/backfill"
@@ -91,6 +92,43 @@ func TestRefusedFlagTakenAway(t *testing.T) {
 		t.Errorf("old has %q", got)
 	}
 	quiet(t, c, job, "settled back", "forth", "back")
+}
+
+// TestRefusedFlagsNotRead: while nobody can tell what came of flags that were sent once
+// more, they do not count as taken.
+func TestRefusedFlagsNotRead(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("k", 120)
+	src := realtest.StartDovecot(t, fast(realtest.DovecotOptions{Layout: realtest.DotINBOX, Extra: "mail_max_keyword_length = 200\n"}))
+	dst := realtest.StartDovecot(t, fast(realtest.DovecotOptions{}))
+	msg := letter(1, 10)
+	msg.Flags = []string{`\Seen`, long}
+	put(t, src, user, "INBOX", msg)
+	c, job := copier(t, newLedger(t)), jobOf(src, dst)
+	var mu sync.Mutex
+	stored, refused := false, 0
+	at := job
+	at.Dest.Server.Address = newGate(t, dst.IMAPAddr, func(cmd string) string {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case strings.Contains(cmd, "STORE"):
+			stored = true
+		case stored && strings.HasPrefix(cmd, "EXAMINE"):
+			refused++
+			return "NO [UNAVAILABLE] not now"
+		}
+		return ""
+	}).addr
+	passOn(t, c, at, "forth")
+	if !stored || refused == 0 {
+		t.Fatalf("sent once more: %t, refused %d times", stored, refused)
+	}
+	passOn(t, c, job, "forth")
+	passOn(t, c, job, "settled back")
+	if got := flagsOf(t, src); len(got) != 1 || !strings.Contains(got[0], long) {
+		t.Errorf("old has %q after the rollback", got)
+	}
 }
 
 // TestFlagsTakenWithStoreOnly: a server that forgets a flag of APPEND gets it again.
