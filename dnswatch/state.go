@@ -12,7 +12,7 @@ import (
 const (
 	maxValues   = 64 // of one record set
 	maxTTLs     = 8
-	maxPolicies = 32
+	maxPolicies = 32                  // of one domain
 	forgetAfter = 90 * 24 * time.Hour // a value that is gone for so long
 )
 
@@ -227,17 +227,25 @@ func (s *State) sawPolicy(domain string, p Policy, now time.Time) {
 	if was := s.latestPolicy(domain); was != nil {
 		was.Last = now // another one may have been given until just now
 	}
-	for _, seen := range s.Policies {
-		if seen.Domain == bare(domain) && seen.Mode == p.Mode && seen.policy().MaxAge == p.MaxAge && slices.Equal(seen.MX, mx) {
-			seen.Last = now
-			return
+	seen := &PolicySeen{Domain: bare(domain), Mode: p.Mode, MaxAge: int(p.MaxAge.Seconds()), MX: mx, First: now}
+	own := 0
+	s.Policies = slices.DeleteFunc(slices.Clone(s.Policies), func(x *PolicySeen) bool {
+		switch {
+		case x.Domain == seen.Domain && x.Mode == p.Mode && x.policy().MaxAge == p.MaxAge && slices.Equal(x.MX, mx):
+			seen = x
+			return true
+		case x.until().Add(forgetAfter).Before(now):
+			return true
+		case x.Domain == seen.Domain:
+			own++
 		}
+		return false
+	})
+	if i := slices.IndexFunc(s.Policies, func(x *PolicySeen) bool { return x.Domain == seen.Domain }); i >= 0 && own >= maxPolicies {
+		s.Policies = slices.Delete(s.Policies, i, i+1)
 	}
-	s.Policies = append(s.Policies, &PolicySeen{Domain: bare(domain), Mode: p.Mode, MaxAge: int(p.MaxAge.Seconds()), MX: mx, First: now, Last: now})
-	s.Policies = slices.DeleteFunc(s.Policies, func(p *PolicySeen) bool { return p.until().Add(forgetAfter).Before(now) })
-	if n := len(s.Policies); n > maxPolicies {
-		s.Policies = s.Policies[n-maxPolicies:]
-	}
+	seen.Last = now
+	s.Policies = append(s.Policies, seen) // at the end: of those that were seen at one time it is the latest
 }
 
 // latestPolicy is the one that was seen last; nil: none was.

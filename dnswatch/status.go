@@ -333,11 +333,11 @@ func (w *Watch) policyLine(state *State, domain string) (Line, bool) {
 	l := Line{Domain: bare(domain), What: LinePolicy}
 	if d := state.doubt(domain); d != nil {
 		l.Text = fmt.Sprintf("the MTA-STS policy of %s cannot be read (%s), and others may be able to: mend that, let this host reach it, or remove _mta-sts.%s", l.Domain, d.Why, l.Domain)
-		if d.Gone {
-			l.Until = d.Last.Add(unseenPolicy)
-			l.Text = fmt.Sprintf("the MTA-STS policy of %s could not be read while it was published, and a max_age of a week is supposed", l.Domain)
+		if !d.Gone {
+			return l, true
 		}
-		return l, true
+		l.Until = d.Last.Add(unseenPolicy)
+		l.Text = fmt.Sprintf("the MTA-STS policy of %s could not be read while it was published, and a max_age of a week is supposed", l.Domain)
 	}
 	for _, p := range state.Policies {
 		if p.Domain != bare(domain) || p.Mode != "enforce" || len(uncovered(p.policy(), hosts)) == 0 || !p.until().After(l.Until) {

@@ -1,6 +1,7 @@
 package dnswatch
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,57 @@ func TestPolicyUnread(t *testing.T) {
 	state.sawPolicy("one.test.", good, last.Add(2*time.Hour))
 	if l, _ := x.w.policyLine(state, "one.test."); !l.Until.Equal(last.Add(25 * time.Hour)) {
 		t.Errorf("a policy that is gone grows younger: %+v", l)
+	}
+}
+
+// TestPolicyTakenBack: a policy that was published for a while, between two times of another one, grows no younger.
+func TestPolicyTakenBack(t *testing.T) {
+	now := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	good := Policy{Mode: "enforce", MaxAge: time.Hour, MX: []string{"mx.one.test"}}
+	old := Policy{Mode: "enforce", MaxAge: 24 * time.Hour, MX: []string{"mail.old.test"}}
+	x := newWatched(t, nil)
+	state := &State{Since: now}
+	state.set("one.test.", ask("one.test", 15)).value("10 mx.one.test.", now)
+	for i, p := range []Policy{good, old, good, good, good} {
+		state.sawPolicy("one.test.", p, now.Add(time.Duration(i)*time.Hour))
+	}
+	if l, ok := x.w.policyLine(state, "one.test."); !ok || !l.Until.Equal(now.Add(26*time.Hour)) {
+		t.Errorf("%+v, %t, want until %s", l, ok, now.Add(26*time.Hour))
+	}
+}
+
+// TestPolicyLongerThanADoubt: of a policy that was read, and then not any more, what was read counts.
+func TestPolicyLongerThanADoubt(t *testing.T) {
+	now := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	x := newWatched(t, nil)
+	state := &State{Since: now}
+	state.set("one.test.", ask("one.test", 15)).value("10 mx.one.test.", now)
+	state.sawPolicy("one.test.", Policy{Mode: "enforce", MaxAge: 30 * 24 * time.Hour, MX: []string{"mail.old.test"}}, now)
+	state.doubtPolicy("one.test.", "no route", now.Add(time.Hour))
+	state.noPolicy("one.test.", now.Add(2*time.Hour))
+	if l, ok := x.w.policyLine(state, "one.test."); !ok || !l.Until.Equal(now.Add(2*time.Hour+30*24*time.Hour)) {
+		t.Errorf("%+v, %t", l, ok)
+	}
+}
+
+// TestPoliciesOfManyDomains: however many domains have one, no policy is forgotten while senders keep it.
+func TestPoliciesOfManyDomains(t *testing.T) {
+	now := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	state := &State{Since: now}
+	for round := range 3 {
+		for i := range 100 {
+			p := Policy{Mode: "enforce", MaxAge: 24 * time.Hour, MX: []string{"mail.old.test"}}
+			if round > 0 {
+				p.MX = []string{"mx.one.test"}
+			}
+			state.sawPolicy(fmt.Sprintf("d%d.test.", i), p, now.Add(time.Duration(round)*time.Hour))
+		}
+	}
+	for i := range 40 {
+		state.sawPolicy("d0.test.", Policy{Mode: "enforce", MaxAge: time.Duration(i) * time.Hour}, now.Add(4*time.Hour))
+	}
+	if n := len(state.Policies); n != 2*99+maxPolicies {
+		t.Errorf("%d policies are kept", n)
 	}
 }
 

@@ -318,12 +318,9 @@ func (w *Watch) observePolicy(ctx context.Context, l *lookups, state *State, dom
 	}
 	id := tags(records[0])["id"]
 	if had := w.fetched[domain]; had.id == id && now.Sub(had.at) < policyEvery {
-		for _, p := range state.Policies { // it is what it was
-			if p.Domain == bare(domain) && !p.Last.Before(had.at) {
-				p.Last = now
-			}
+		if p := state.latestPolicy(domain); p != nil { // it is what it was
+			p.Last = now
 		}
-		w.fetched[domain] = had
 		return
 	}
 	p, err := w.cfg.Checker.fetchPolicy(ctx, l, domain)
