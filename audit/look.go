@@ -30,8 +30,20 @@ type Settled struct {
 	By     string          `json:"by"`
 	Reason string          `json:"reason"`
 	Anew   []backfill.Anew `json:"anew,omitempty"`
-	// Left is how much of what sweeps cannot carry it was said of.
-	Left int `json:"left,omitempty"`
+	// Left is how much of what sweeps cannot carry it was said of, and LeftAt when that
+	// was found.
+	Left   int       `json:"left,omitempty"`
+	LeftAt time.Time `json:"left_at,omitzero"`
+}
+
+// CoversLeft tells whether it was said of what sweeps cannot carry: n messages, of
+// which there were last more than before at grew. Others may have come since.
+func (s Settled) CoversLeft(n int, grew time.Time) bool {
+	at := s.LeftAt
+	if at.IsZero() {
+		at = s.At
+	}
+	return n <= s.Left && !grew.After(at)
 }
 
 // covers tells whether it was said of this.

@@ -43,9 +43,11 @@ type Sweeps interface {
 // SweptCount is what sweeps found of one user.
 type SweptCount struct {
 	Found, Copied int
-	// Left of Found cannot be carried, and Why not.
+	// Left of Found cannot be carried, and Why not. At Grew there were last more of them
+	// than before.
 	Left int
 	Why  string
+	Grew time.Time
 }
 
 // sweeps enters what sweeps found. What they could not carry may be settled.
@@ -55,7 +57,7 @@ func (r *run) sweeps(a *Account) {
 	if s.Left == 0 {
 		return
 	}
-	if by := r.settled[a.User]; by.Left >= s.Left {
+	if by := r.settled[a.User]; by.CoversLeft(s.Left, s.Grew) {
 		a.Removed += s.Left
 		a.Differences = append(a.Differences, Difference{Kind: Removed, N: s.Left,
 			Text: fmt.Sprintf("found in the mailbox that the user does not read, not carried (%s), and settled by %s: %s", s.Why, by.By, by.Reason)})

@@ -53,6 +53,15 @@ func TestNotCarried(t *testing.T) {
 	if d = w.run(Request{}); d.Clean || w.account(d, "ann").Left != 3 {
 		t.Errorf("one more than was settled: %+v", w.account(d, "ann"))
 	}
+	// What was settled was carried later, or deleted; as many others came since.
+	now := time.Now().UTC()
+	b.settled["ann@example.org"] = Settled{At: now, By: "op", Reason: "spam", Left: 2, LeftAt: now.Add(-time.Hour)}
+	for ago, clean := range map[time.Duration]bool{2 * time.Hour: true, time.Minute: false} {
+		w.a.Sweeps = sweeps{"ann@example.org": {Found: 3, Copied: 1, Left: 2, Why: "over quota", Grew: now.Add(-ago)}}
+		if d = w.run(Request{}); d.Clean != clean || !w.account(d, "ann").Balanced() {
+			t.Errorf("grew %s ago: %+v", ago, w.account(d, "ann"))
+		}
+	}
 
 	e := &Ending{Auditor: w.a, Stragglers: lastOf{Straggler{Left: 2, Of: []string{"ann: 2"}}}, Quiet: time.Hour}
 	if c, err := e.stragglers(t.Context()); err != nil || c.Status != StatusNotYet || !strings.Contains(c.Text, "2 were found and cannot be carried") || c.Evidence[0] != "ann: 2" {

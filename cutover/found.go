@@ -65,6 +65,7 @@ func (f *Found) add(n int, hosts []string, at time.Time) {
 type Left struct {
 	Count int       `json:"count"`
 	Since time.Time `json:"since,omitzero"` // when there was first some
+	Grew  time.Time `json:"grew,omitzero"`  // when there were last more than before
 	Text  string    `json:"text,omitempty"` // why, of one of them
 }
 
@@ -78,6 +79,9 @@ func (l *Left) seen(n int, whole bool, text string, at time.Time) (changed bool)
 	l.Count = max(n, l.Count)
 	if whole {
 		l.Count = n
+	}
+	if l.Count > was.Count {
+		l.Grew = at.Truncate(time.Second)
 	}
 	switch {
 	case l.Count == 0:

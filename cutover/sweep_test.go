@@ -317,6 +317,28 @@ func testMirror(t *testing.T, all bool) {
 	})
 }
 
+// TestLeftGrows: others than those of before are told from them, by when there came to
+// be more.
+func TestLeftGrows(t *testing.T) {
+	var l Left
+	at := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	for _, x := range []struct {
+		n     int
+		whole bool
+		grew  int // the look at which it did last; 0: it is none
+	}{{3, true, 1}, {3, true, 1}, {1, false, 1}, {1, true, 1}, {3, true, 5}, {0, true, 0}, {2, false, 7}} {
+		at = at.Add(time.Hour)
+		l.seen(x.n, x.whole, "", at)
+		want := time.Time{}
+		if x.grew > 0 {
+			want = time.Date(2026, 11, 2, 12+x.grew, 0, 0, 0, time.UTC)
+		}
+		if !l.Grew.Equal(want) {
+			t.Errorf("%s: %+v", at, l)
+		}
+	}
+}
+
 // TestNotCarried: what a sweep sees and cannot carry is counted, over restarts too,
 // until a look at all folders finds that it is carried or gone.
 func TestNotCarried(t *testing.T) {

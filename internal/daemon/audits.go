@@ -183,7 +183,7 @@ func (s sweeps) Swept(ctx context.Context) (map[string]audit.SweptCount, error) 
 	err := s.each(ctx, func(u router.User, t cutover.Tally) {
 		n, left := t.Old.Count+t.New.Count, leftOf(u, t)
 		if n+left.Count > 0 {
-			out[u.Address] = audit.SweptCount{Found: n + left.Count, Copied: n, Left: left.Count, Why: left.Text}
+			out[u.Address] = audit.SweptCount{Found: n + left.Count, Copied: n, Left: left.Count, Why: left.Text, Grew: left.Grew}
 		}
 	})
 	return out, err
@@ -199,7 +199,7 @@ func (s sweeps) LastStraggler(ctx context.Context) (last audit.Straggler, err er
 		return last, err
 	}
 	err = s.each(ctx, func(u router.User, t cutover.Tally) {
-		if left := leftOf(u, t); left.Count > settled[u.Address].Left {
+		if left := leftOf(u, t); !settled[u.Address].CoversLeft(left.Count, left.Grew) {
 			if last.Left += left.Count; len(last.Of) < namedLeft {
 				last.Of = append(last.Of, fmt.Sprintf("%s: %d since %s: %s", u.Address, left.Count, left.Since.Format(time.RFC3339), left.Text))
 			}

@@ -103,7 +103,7 @@ func (a *audits) Settle(ctx context.Context, user, by, reason string) (audit.Set
 		return audit.Settled{}, err
 	}
 	acct, _ := doc.Account(user)
-	s := audit.Settled{At: time.Now().UTC().Truncate(time.Second), By: by, Reason: reason, Left: acct.Left}
+	s := audit.Settled{At: time.Now().UTC().Truncate(time.Second), By: by, Reason: reason, Left: acct.Left, LeftAt: doc.Issued}
 	if acct.Look != nil {
 		s.Anew = acct.Look.Anew
 	}
@@ -114,7 +114,12 @@ func (a *audits) Settle(ctx context.Context, user, by, reason string) (audit.Set
 	if err != nil {
 		return s, fmt.Errorf("read what was said of the mailbox of %s: %w", user, err)
 	}
-	s.Left = max(s.Left, before[user].Left)
+	if s.Left == 0 { // what was settled of it before stays so
+		s.Left, s.LeftAt = before[user].Left, before[user].LeftAt
+		if s.LeftAt.IsZero() {
+			s.LeftAt = before[user].At
+		}
+	}
 	data, err := json.Marshal(s)
 	if err == nil {
 		err = a.d.store.SaveLedger(ctx, auditRecords, settledPrefix+user, data)
