@@ -21,7 +21,7 @@ const (
 	DefaultTimeout = 5 * time.Second
 	DefaultMemory  = 64 << 20 // octets, for all checks together
 
-	maxQuestions  = 100       // lookups of one message that leave the cache; SPF alone may need 10 times 10 (RFC 7208, 4.6.4)
+	maxQuestions  = 100       // lookups for SPF of one message that leave the cache: 10 times 10 (RFC 7208, 4.6.4)
 	maxHeader     = 128 << 10 // octets of a header that are kept for DKIM
 	maxField      = 64 << 10  // of one field
 	maxSignatures = 8         // that are verified
@@ -128,13 +128,17 @@ type Check struct {
 }
 
 // Begin starts to check a message; the lookups for SPF begin at once. ctx bounds the check besides its own time.
+//
+// The bound on lookups is for SPF alone, of which the sender's domain decides how many there are. Those for keys and
+// policies are bounded by their number (maxSignatures and three for each of maxAuthors), and must not be used up by what
+// somebody else publishes: a forger could then keep the author's policy from being found.
 func (c *Checker) Begin(ctx context.Context, m Message) *Check {
 	k := &Check{c: c, m: m, spf: make(chan SPF, 1), dmarc: make(chan []verdict, 1), stop: func() {}}
-	k.ctx, k.cancel = context.WithCancel(resolver.WithBudget(ctx, maxQuestions))
+	k.ctx, k.cancel = context.WithCancel(ctx)
 	k.header.limit = func(size int) bool { return k.reserve(int64(size)) }
 	k.dkim.k = k
 	go func() {
-		ctx, stop := context.WithTimeout(k.ctx, c.cfg.Timeout)
+		ctx, stop := context.WithTimeout(resolver.WithBudget(k.ctx, maxQuestions), c.cfg.Timeout)
 		defer stop()
 		k.spf <- c.checkSPF(ctx, k.m)
 	}()

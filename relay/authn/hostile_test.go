@@ -248,6 +248,34 @@ func TestHostileDNS(t *testing.T) {
 	}
 }
 
+// TestForgedByManyLookups: a forger whose own domain publishes an SPF record of very many lookups, and who signs in the
+// name of the author with a key that is not there, does not use up what the author's policy and keys are looked up with.
+func TestForgedByManyLookups(t *testing.T) {
+	zone := []string{txt("_dmarc.bank.com", "v=DMARC1; p=reject"), "bank.com. 300 IN A 192.0.2.1"}
+	var spf strings.Builder
+	for i := range 10 {
+		fmt.Fprintf(&spf, "mx:m%d.forger.net ", i)
+		for j := range 10 {
+			host := fmt.Sprintf("h%d-%d.forger.net.", i, j)
+			zone = append(zone, fmt.Sprintf("m%d.forger.net. 300 IN MX 1 %s", i, host), host+" 300 IN A 198.51.100.1")
+		}
+	}
+	zone = append(zone, txt("forger.net", "v=spf1 "+spf.String()+"-all"))
+	c := newChecker(t, func(cfg *Config) { cfg.Enforce = EnforceReject }, zone...)
+	k := c.Begin(t.Context(), Message{ID: "01", Client: client, Helo: "x", From: mail.Address{Local: "a", Domain: "forger.net"}})
+	defer k.Close()
+	k.spf <- <-k.spf // it has looked up all that it may
+	k.Write([]byte("DKIM-Signature: v=1; a=rsa-sha256; d=bank.com; s=none; h=from; bh=AAAA; b=AAAA\r\n"))
+	k.Write(letter("ceo@bank.com", "Pay.\n"))
+	r := k.End(t.Context())
+	if r.SPF.Result != TempError || !strings.Contains(r.SPF.Reason, "more lookups") {
+		t.Errorf("the forger's SPF did not use up its lookups: %+v", r.SPF)
+	}
+	if r.DMARC.Result != Fail || r.DKIM[0].Result != PermError || r.Disposition != EnforceReject {
+		t.Errorf("%+v %+v, done %s", r.DKIM, r.DMARC, r.Disposition)
+	}
+}
+
 // TestManyAtOnce: many messages at once with one worker: all are judged right.
 func TestManyAtOnce(t *testing.T) {
 	c := newChecker(t, func(cfg *Config) { cfg.Workers = 1 }, domain("example.com", "v=DMARC1; p=reject")...)
