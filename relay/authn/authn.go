@@ -27,7 +27,7 @@ const (
 	maxSignatures = 8         // that are verified
 	maxParsed     = 64        // signatures among which those are chosen
 	maxFroms      = 4         // From fields that are kept
-	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile
+	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile; of a longer one, of its beginning and its end
 	maxAuthors    = 8         // domains of a From that names several
 	maxKeys       = 1000      // that are kept ready for use
 )
@@ -52,7 +52,8 @@ type Config struct {
 	Enforce  Enforce
 	// Timeout is how long the lookups of one message may take, counted from the end of its header.
 	Timeout time.Duration
-	// Memory bounds what all checks together keep of messages. Beyond it signatures are not verified, for now.
+	// Memory bounds what all checks together keep of headers while they arrive, but for some tens of KiB that each may
+	// keep without asking. Beyond it signatures are not verified, for now.
 	Memory int64
 	// Workers bounds the checks that compute at once; 0: one for each processor.
 	Workers int
@@ -163,6 +164,8 @@ func (k *Check) headerEnded() {
 	k.author = readFrom(k.header.froms, k.header.fromOver)
 	go func() { k.dmarc <- k.c.discoverAll(ctx, k.author.domains) }()
 	k.dkim.begin(ctx, &k.header)
+	k.header = header{over: true} // digests of it are all that is wanted from here on
+	k.release()
 }
 
 // End gives what was found. It waits for lookups no longer than Config.Timeout after the end of the header.
@@ -207,9 +210,14 @@ func (k *Check) count(r *Report) {
 func (k *Check) Close() {
 	k.cancel()
 	k.stop()
+	k.release()
+	k.header.limit = nil
+}
+
+// release gives back what was reserved.
+func (k *Check) release() {
 	k.c.memory.Add(-k.reserved)
 	k.reserved = 0
-	k.header.limit = nil
 }
 
 // reserve asks for memory, in all, for this check.

@@ -134,8 +134,11 @@ func TestBrokenFrom(t *testing.T) {
 		"an unknown character set":    {"From: =?x-odd?q?J=F6rg?= <a@example.com>", Pass, EnforceNone},
 		"an address literal":          {"From: a@[192.0.2.10]", PermError, EnforceNone},
 		"many domains, the last":      {"From: " + many("x%d.net", 50) + ", ceo@bank.com", PermError, EnforceReject},
-		"many fields":                 {strings.Repeat("From: a@example.com\r\n", 20) + "From: b@bank.com", PermError, EnforceNone}, // only the first four are kept
+		"many fields, the last":       {strings.Repeat("From: a@example.com\r\n", 20) + "From: b@bank.com", PermError, EnforceReject},
+		"many fields, the first":      {"From: b@bank.com" + strings.Repeat("\r\nFrom: a@example.com", 20), PermError, EnforceReject},
 		"a very long field":           {"From: ceo@bank.com" + strings.Repeat("\r\n a@example.com,", 5000), PermError, EnforceReject},
+		"a very long field, its end":  {"From: \"" + strings.Repeat("long\r\n name ", 7000) + "\" <ceo@bank.com>", PermError, EnforceReject},
+		"a long field, its end":       {"From: \"" + strings.Repeat("long\r\n name ", 2000) + "\" <ceo@bank.com>", PermError, EnforceReject},
 		"behind a very long header":   {strings.Repeat("X: "+strings.Repeat("x", 1000)+"\r\n", 200) + "From: ceo@bank.com", Fail, EnforceReject},
 		"behind a very long field":    {"X: " + strings.Repeat("\r\n x", 50_000) + "\r\nFrom: ceo@bank.com", Fail, EnforceReject},
 		"no end of the header":        {"From: ceo@bank.com\r\nX: y", Fail, EnforceReject},

@@ -2,6 +2,7 @@ package authn
 
 import (
 	"bytes"
+	"slices"
 )
 
 // freeHeader is what each check may keep of a header without asking.
@@ -14,7 +15,7 @@ type header struct {
 
 	kept   []byte
 	fields []field
-	froms  [][]byte // text of the From fields, folded as it came
+	froms  [][]byte // text of the From fields, folded as it came: of many the first and the last
 	signed int      // DKIM-Signature fields, kept or not
 
 	over     bool   // the header has ended
@@ -26,7 +27,8 @@ type header struct {
 	line    int  // octets of the present line so far
 	first   byte // of the present line
 	inField bool
-	tooLong bool // the present field is not kept whole
+	tooLong bool   // the present field is not kept whole
+	tail    []byte // the end of what is not kept of it
 }
 
 // field is one field in header.kept, with its line ends.
@@ -77,9 +79,9 @@ func (h *header) beginLine(c byte) {
 
 func (h *header) keep(part []byte) {
 	h.inField = true
-	if room := maxField - (len(h.kept) - h.start); room < len(part) {
-		h.tooLong = true
-		part = part[:max(room, 0)]
+	if room := max(maxField-(len(h.kept)-h.start), 0); room < len(part) {
+		defer h.drop(part[room:]) // last: forget may drop what is before it
+		part = part[:room]
 	}
 	if need := len(h.kept) + len(part); need > cap(h.kept) {
 		size := max(2*cap(h.kept), freeHeader/2, need)
@@ -102,10 +104,19 @@ func (h *header) forget(part []byte) {
 	h.kept = append(h.kept[:0], h.kept[h.start:]...)
 	h.start = 0
 	if room := cap(h.kept) - len(h.kept); room < len(part) {
-		h.tooLong = true
+		h.drop(part[room:])
 		part = part[:room]
 	}
 	h.kept = append(h.kept, part...)
+}
+
+// drop notes the end of what is not kept of the present field: if it is From, that is what readers show.
+func (h *header) drop(part []byte) {
+	h.tooLong = true
+	h.tail = append(h.tail, part[max(0, len(part)-maxFrom):]...)
+	if len(h.tail) > 2*maxFrom {
+		h.tail = append(h.tail[:0], h.tail[len(h.tail)-maxFrom:]...)
+	}
 }
 
 // endField files the present field.
@@ -132,16 +143,23 @@ func (h *header) endField() {
 	} else {
 		h.fields = append(h.fields, field{h.start, len(h.kept), string(bytes.ToLower(name))})
 	}
-	h.start, h.inField, h.tooLong = len(h.kept), false, false
+	h.start, h.inField, h.tooLong, h.tail = len(h.kept), false, false, h.tail[:0]
 }
 
+// from keeps the text of a From field. Nobody asked for this memory, so that of a long one it is the beginning and the
+// end, and of many fields the first and the last.
 func (h *header) from(value []byte) {
-	if h.tooLong || len(h.froms) == maxFroms {
+	if len(h.froms) == maxFroms {
 		h.fromOver = true
+		h.froms = slices.Delete(h.froms, maxFroms/2, maxFroms/2+1)
 	}
-	if len(h.froms) < maxFroms {
+	if !h.tooLong && len(value) <= 2*maxFrom {
 		h.froms = append(h.froms, bytes.Clone(value))
+		return
 	}
+	h.fromOver = true
+	end := slices.Concat(value[max(0, len(value)-maxFrom):], h.tail)
+	h.froms = append(h.froms, slices.Concat(value[:min(len(value), maxFrom)], []byte{' '}, end[max(0, len(end)-maxFrom):]))
 }
 
 // close ends the header.
