@@ -177,6 +177,11 @@ func parseAMS(text string) (*dkim.Signature, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ams.Partial {
+		// What stands behind the end is nobody's word, and trust in the sealer would
+		// cover it too.
+		return nil, errors.New("tag l= leaves out the end of the body")
+	}
 	for _, name := range ams.Signed {
 		// Other fields of a chain and Authentication-Results must not be signed either
 		// (RFC 8617, 4.1.2), but that harms those alone who did it.

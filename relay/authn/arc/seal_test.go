@@ -47,7 +47,7 @@ func TestSealedFields(t *testing.T) {
 	if got := strings.Join(ams.Signed, ":"); got != want {
 		t.Errorf("signed: %s", got)
 	}
-	if ams.Time != testNow.Unix() || ams.Header != dkim.Relaxed || ams.Body != dkim.Relaxed || ams.Limit != -1 {
+	if ams.Time != testNow.Unix() || ams.Header != dkim.Relaxed || ams.Body != dkim.Relaxed || ams.Partial {
 		t.Errorf("%+v", ams)
 	}
 	head, _ := split(sealed)

@@ -107,22 +107,11 @@ func (x *Verification) look() {
 }
 
 // startBodies makes the hashes of the body that the signatures ask for: one for
-// each canonical form, with all of the lengths.
+// each canonical form.
 func (x *Verification) startBodies() {
-	var want [2]bool
-	var limits [2][]int64
 	for _, s := range x.chain.sets {
-		if s.amsErr != nil {
-			continue
-		}
-		want[s.ams.Body] = true
-		if s.ams.Limit >= 0 {
-			limits[s.ams.Body] = append(limits[s.ams.Body], s.ams.Limit)
-		}
-	}
-	for form := range x.bodies {
-		if want[form] {
-			x.bodies[form] = dkim.NewBodyHash(dkim.Canon(form), limits[form]...)
+		if s.amsErr == nil && x.bodies[s.ams.Body] == nil {
+			x.bodies[s.ams.Body] = dkim.NewBodyHash(s.ams.Body)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"hash"
-	"slices"
 	"strings"
 )
 
@@ -30,7 +29,8 @@ func (c Canon) String() string {
 // white space are counted, never kept.
 type BodyHash struct {
 	relaxed bool
-	out     limitHash
+	hash    hash.Hash
+	small   []byte // pieces that were collected
 
 	lines int64 // line ends that wait for something behind them
 	cr    bool  // the last octet was a CR
@@ -39,12 +39,8 @@ type BodyHash struct {
 	done  bool
 }
 
-// NewBodyHash makes a hash of the body in a canonical form, which gives the hash
-// of its first octets too, for each of the given numbers of octets (of l= tags).
-func NewBodyHash(c Canon, limits ...int64) *BodyHash {
-	slices.Sort(limits)
-	return &BodyHash{relaxed: c == Relaxed, out: limitHash{hash: sha256.New(), limits: slices.Compact(limits)}}
-}
+// NewBodyHash makes a hash of the body in a canonical form.
+func NewBodyHash(c Canon) *BodyHash { return &BodyHash{relaxed: c == Relaxed, hash: sha256.New()} }
 
 // Write takes the next octets of the body, with CRLF line ends. A CR or LF alone
 // is an octet like any other.
@@ -101,13 +97,13 @@ func (b *BodyHash) plain(p []byte) int {
 
 // content writes what waited, and then p, which has no line end in it.
 func (b *BodyHash) content(p []byte) {
-	b.out.ends(b.lines)
+	b.ends(b.lines)
 	b.lines = 0
 	if b.blank {
-		b.out.write(spaceOctet)
+		b.put(spaceOctet)
 		b.blank = false
 	}
-	b.out.write(p)
+	b.put(p)
 	b.begun = true
 }
 
@@ -127,92 +123,45 @@ func (b *BodyHash) finish() {
 		b.content(crOctet)
 	}
 	if b.begun || !b.relaxed {
-		b.out.ends(1)
+		b.ends(1)
 	}
-	b.out.flush()
+	b.flush()
 }
 
-// Sum is the hash of the whole body. Nothing may be written after it.
+// Sum is the hash. Nothing may be written after it.
 func (b *BodyHash) Sum() []byte {
 	b.finish()
-	return b.out.hash.Sum(nil)
+	return b.hash.Sum(nil)
 }
 
-// SumOf is the hash of the first octets of the canonical body, for a number that
-// was given to [NewBodyHash]. It is false when the body is shorter. Nothing may be
-// written after it.
-func (b *BodyHash) SumOf(octets int64) ([]byte, bool) {
-	b.finish()
-	for i, l := range b.out.limits {
-		if l == octets && i < len(b.out.sums) {
-			return b.out.sums[i], true
-		}
-		if l == octets && l == b.out.n {
-			return b.out.hash.Sum(nil), true
-		}
-	}
-	return nil, false
-}
-
-// Len is the number of octets of the canonical body. Nothing may be written after
-// it.
-func (b *BodyHash) Len() int64 {
-	b.finish()
-	return b.out.n
-}
-
-// limitHash is a hash that notes its sum at some lengths. Small pieces are
-// collected.
-type limitHash struct {
-	hash   hash.Hash
-	n      int64
-	limits []int64  // in rising order
-	sums   [][]byte // of the limits that were passed
-	small  []byte
-}
-
-// smallPieces is how much is collected.
+// smallPieces is how much of small pieces is collected.
 const smallPieces = 1024
 
-func (l *limitHash) write(p []byte) {
-	if len(l.small)+len(p) > smallPieces {
-		l.flush()
+// put adds to the canonical form.
+func (b *BodyHash) put(p []byte) {
+	if len(b.small)+len(p) > smallPieces {
+		b.flush()
 	}
 	if len(p) < smallPieces/4 {
-		l.small = append(l.small, p...)
+		b.small = append(b.small, p...)
 		return
 	}
-	l.flush()
-	l.sum(p)
+	b.flush()
+	_, _ = b.hash.Write(p)
 }
 
-func (l *limitHash) flush() {
-	l.sum(l.small)
-	l.small = l.small[:0]
-}
-
-func (l *limitHash) sum(p []byte) {
-	for len(l.sums) < len(l.limits) {
-		room := l.limits[len(l.sums)] - l.n
-		if room > int64(len(p)) {
-			break
-		}
-		_, _ = l.hash.Write(p[:room])
-		l.n += room
-		p = p[room:]
-		l.sums = append(l.sums, l.hash.Sum(nil))
-	}
-	_, _ = l.hash.Write(p)
-	l.n += int64(len(p))
+func (b *BodyHash) flush() {
+	_, _ = b.hash.Write(b.small)
+	b.small = b.small[:0]
 }
 
 var manyEnds = []byte(strings.Repeat("\r\n", 1024))
 
-// ends writes n line ends.
-func (l *limitHash) ends(n int64) {
+// ends adds n line ends.
+func (b *BodyHash) ends(n int64) {
 	for n > 0 {
 		part := min(n, int64(len(manyEnds)/2))
-		l.write(manyEnds[:2*part])
+		b.put(manyEnds[:2*part])
 		n -= part
 	}
 }

@@ -132,7 +132,7 @@ func TestSignedFromTheBottom(t *testing.T) {
 func TestParseMessageSignature(t *testing.T) {
 	const good = "a=rsa-sha256; b=YQ==; bh=YWI=; d=Example.ORG; s=S1; h=From:to"
 	s, err := ParseMessageSignature(good)
-	if err != nil || s.KeyName() != "s1._domainkey.example.org" || s.Limit != -1 || s.Header != Simple || s.Body != Simple || strings.Join(s.Signed, ",") != "from,to" {
+	if err != nil || s.KeyName() != "s1._domainkey.example.org" || s.Partial || s.Header != Simple || s.Body != Simple || strings.Join(s.Signed, ",") != "from,to" {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	for _, c := range []struct{ old, new, err string }{

@@ -4,9 +4,8 @@
 //
 // Everything works on a message that streams by in pieces of any size: [Header]
 // collects the header up to a bound and hands on the body, and [BodyHash] hashes
-// the canonical body in linear time and constant memory, for any number of l=
-// tags at once. What a stranger can make this package do is bounded by the
-// octets that he sent.
+// the canonical body in linear time and constant memory. What a stranger can make
+// this package do is bounded by the octets that he sent.
 //
 // It makes no lookups and knows nothing of verdicts; package arc is built on it.
 // Start reading at [Header] and [Signature].

@@ -25,8 +25,6 @@ const (
 type Key struct {
 	Algorithm string // the one it is for: RSASHA256 or Ed25519SHA256
 	Public    crypto.PublicKey
-	Bits      int  // of an RSA key
-	Testing   bool // t=y: to be treated as unsigned where a policy looks at that
 	Strict    bool // t=s: i= of DKIM has to have the very domain of d=
 }
 
@@ -92,7 +90,7 @@ func ParseKey(record string) (*Key, error) {
 		return nil, fmt.Errorf("%w: p= is not base64", ErrKeyForm)
 	}
 	flags, _ := tags.Get("t")
-	key := &Key{Testing: hasWord(flags, "y"), Strict: hasWord(flags, "s")}
+	key := &Key{Strict: hasWord(flags, "s")}
 	kind, ok := tags.Get("k")
 	if !ok {
 		kind = "rsa"
@@ -111,7 +109,7 @@ func (k *Key) set(kind string, der []byte) error {
 		if err != nil {
 			return err
 		}
-		k.Algorithm, k.Public, k.Bits = RSASHA256, public, public.N.BitLen()
+		k.Algorithm, k.Public = RSASHA256, public
 	case "ed25519":
 		if len(der) != ed25519.PublicKeySize {
 			return fmt.Errorf("%w: an Ed25519 key has 32 octets", ErrKeyForm)

@@ -8,11 +8,8 @@ import (
 	"strings"
 )
 
-// Why a signature does not fit a body.
-var (
-	ErrBodyChanged = errors.New("the body has been changed")
-	ErrBodyShort   = errors.New("the body is shorter than l=")
-)
+// ErrBodyChanged is a signature that does not fit a body.
+var ErrBodyChanged = errors.New("the body has been changed")
 
 // ParseSignature reads the text of a DKIM-Signature field (RFC 6376, 3.5): what
 // [ParseMessageSignature] reads, and v= and i=.
@@ -60,19 +57,10 @@ func (f *Fields) Digest(field *Field, s *Signature) []byte {
 	return h.Sum(nil)
 }
 
-// CheckBody tells whether the body is that of a signature. body is of the
-// signature's canonical form and was told of its limit, and is at its end.
+// CheckBody tells whether the body is that of a signature, which covers the whole
+// of it. body is of the signature's canonical form, and is at its end.
 func (s *Signature) CheckBody(body *BodyHash) error {
-	sum, ok := []byte(nil), true
-	if s.Limit < 0 {
-		sum = body.Sum()
-	} else {
-		sum, ok = body.SumOf(s.Limit)
-	}
-	switch {
-	case !ok:
-		return ErrBodyShort
-	case !bytes.Equal(sum, s.BodyHash):
+	if !bytes.Equal(body.Sum(), s.BodyHash) {
 		return ErrBodyChanged
 	}
 	return nil

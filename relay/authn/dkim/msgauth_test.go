@@ -35,10 +35,7 @@ func verifyOne(msg string, record string) error {
 		return err
 	}
 	digest := fields.Digest(found[0], s)
-	hash := NewBodyHash(s.Body, s.Limit)
-	if s.Limit < 0 {
-		hash = NewBodyHash(s.Body)
-	}
+	hash := NewBodyHash(s.Body)
 	hash.Write(body)
 	if err := s.CheckBody(hash); err != nil {
 		return err

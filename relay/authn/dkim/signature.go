@@ -36,8 +36,10 @@ type Signature struct {
 
 	BodyHash     []byte // of bh=
 	Header, Body Canon  // of c=
-	Limit        int64  // of l=, in octets; -1: not there
 	Signed       []string
+	// Partial says that there is a tag l=: anybody can add to the end of the body. It
+	// is for the caller to refuse.
+	Partial bool
 }
 
 // KeyName is where the public key is to be found (RFC 6376, 3.6.2.1).
@@ -49,7 +51,7 @@ func ParseSeal(text string) (*Signature, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Signature{Tags: tags, Limit: -1}
+	s := &Signature{Tags: tags}
 	for _, name := range []string{"a", "b", "d", "s"} {
 		if v, ok := tags.Get(name); !ok || v == "" {
 			return nil, fmt.Errorf("tag %s= is missing", name)
@@ -95,9 +97,10 @@ func ParseMessageSignature(text string) (*Signature, error) {
 		return nil, err
 	}
 	if l, ok := s.Tags.Get("l"); ok {
-		if s.Limit, err = number(l); err != nil {
+		if _, err := number(l); err != nil {
 			return nil, errors.New("tag l= is not a number")
 		}
+		s.Partial = true
 	}
 	if q, ok := s.Tags.Get("q"); ok && !hasWord(q, "dns/txt") {
 		return nil, errors.New("tag q= names no way to find the key that is known")
