@@ -399,9 +399,11 @@ func TestMetrics(t *testing.T) {
 	c.cmd("RCPT TO:<a@b.example>", "550")
 	c.cmd("RSET", "250")
 	c.deliver("\r\n", "ann@example.org")
+	c.deliver(strings.Repeat("x", 70_000)+"\r\n", "ann@example.org")
+	c.deliver("a\n.\r\nb\r\n", "ann@example.org")
 	s.queue.set(func(q *inQueue) { q.put = queue.ErrFull })
 	c.deliver("\r\n", "ann@example.org")
-	if diff := cmp.Diff([]string{"mail 553", "rcpt 550", "received true 1 true", "data 452"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"mail 553", "rcpt 550", "received true 1 true", "data 554", "data 550", "data 452"}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -369,6 +369,7 @@ func (s *session) noteForged(env *mail.Envelope) {
 func (s *session) bodyError(err error) error {
 	var reply *mail.Reply
 	var lib *smtp.SMTPError
+	var refused *wire.RefusedError
 	switch body := s.body.err; {
 	case body == nil || body == io.EOF:
 		return putError(err)
@@ -376,13 +377,14 @@ func (s *session) bodyError(err error) error {
 		return s.limited(limit.HeaderFields, body)
 	case errors.As(body, &reply) || errors.As(body, &lib):
 		return body
+	case errors.As(body, &refused): // wire has the words for the client
+		return fmt.Errorf("%w: %w", mail.Replyf(refused.Code(), mail.Enhanced{refused.Code() / 100, 6, 0}, "refused for its bytes"), body)
 	default:
 		return fmt.Errorf("%w: %w", errBrokenOff, body)
 	}
 }
 
-// errBrokenOff is a message that the client did not finish, or that wire
-// refused. wire has the reply for it, if there is anybody to hear it.
+// errBrokenOff is a message that the client did not finish.
 var errBrokenOff = errors.New("the message broke off")
 
 // putError gives a full queue its reply; all else is unknown.

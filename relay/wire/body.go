@@ -19,6 +19,12 @@ type RefusedError struct {
 	Reply string
 }
 
+// Code is the code of the reply.
+func (e *RefusedError) Code() int {
+	code, _ := parseReply([]byte(e.Reply))
+	return code
+}
+
 // Error says what the client is told.
 func (e *RefusedError) Error() string { return "wire: message refused: " + e.Reply }
 
