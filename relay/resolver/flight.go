@@ -78,8 +78,14 @@ func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
 	return f
 }
 
-// resolve asks within the bound on questions under way.
-func (r *Resolver) resolve(ctx context.Context, q question) *entry {
+// resolve asks within the bound on questions under way. It runs in a goroutine of its own: what servers send must not end
+// the process, whatever the library makes of it.
+func (r *Resolver) resolve(ctx context.Context, q question) (e *entry) {
+	defer func() {
+		if p := recover(); p != nil {
+			e = r.failure(q.failed(ErrTemporary, "the answer cannot be read: %v", p))
+		}
+	}()
 	select {
 	case r.slots <- struct{}{}:
 	case <-ctx.Done():

@@ -237,6 +237,19 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// TestPanic: what makes the library fail is a failure of one question, and nobody waits for ever.
+func TestPanic(t *testing.T) {
+	r, _ := newResolver(t, "127.0.0.1:1", func(c *Config) {
+		c.MaxInFlight = 1
+		c.Dial = func(context.Context, string, string) (net.Conn, error) { panic("odd") }
+	})
+	for _, name := range []string{"a.test", "b.test"} {
+		if _, err := r.LookupTXT(t.Context(), name); !errors.Is(err, ErrTemporary) || !strings.Contains(err.Error(), "odd") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestCache: answers are kept for their TTL, nothing for that of the SOA, and failures for seconds.
 func TestCache(t *testing.T) {
 	var fail atomic.Bool

@@ -250,7 +250,14 @@ func (k *keyring) fetch(ctx context.Context, names []string) {
 	wg.Wait()
 }
 
-func (k *keyring) one(ctx context.Context, name string) foundKey {
+// one looks up a key, in a goroutine of its own: what strangers publish must not
+// end the process, whatever reads it.
+func (k *keyring) one(ctx context.Context, name string) (found foundKey) {
+	defer func() {
+		if recover() != nil {
+			found = foundKey{err: errLookup, temp: true}
+		}
+	}()
 	if ctx.Err() != nil {
 		return foundKey{err: errLookup, temp: true}
 	}
