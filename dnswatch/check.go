@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"crossfade/internal/dnsask"
+
 	"github.com/miekg/dns"
 )
 
@@ -288,7 +290,7 @@ func (r *run) resolvers() {
 			r.add(Finding{Severity: Warn, Check: "resolver-silent", Seen: cmp.Or(st.problem, "no answer"), Server: s.String(),
 				Why: "what senders behind it see is not known", Change: "name another one in dns.resolvers, or open port 53 (UDP and TCP) to it"})
 		case st.forged > 0:
-			r.add(Finding{Severity: Warn, Check: "resolver-forged", Seen: errMismatch.Error(), Server: s.String(), Why: "its answers cannot be trusted", Change: "name another one in dns.resolvers"})
+			r.add(Finding{Severity: Warn, Check: "resolver-forged", Seen: dnsask.ErrMismatch.Error(), Server: s.String(), Why: "its answers cannot be trusted", Change: "name another one in dns.resolvers"})
 		case st.failed > 0:
 			r.add(Finding{Severity: Note, Check: "resolver-unsteady", Seen: fmt.Sprintf("%d of %d questions without an answer: %s", st.failed, st.failed+st.answered, st.problem), Server: s.String(),
 				Why: "what it says of them is not known"})

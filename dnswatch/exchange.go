@@ -2,31 +2,21 @@ package dnswatch
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"time"
+
+	"crossfade/internal/dnsask"
 
 	"github.com/miekg/dns"
 )
 
 // Bounds of one question.
 const (
-	ednsSize   = 1232 // octets of an answer over UDP that no path fragments
-	readSize   = 4096 // what is read all the same of a server that sends more
-	maxStray   = 32   // packets that answer something else before a server is given up
-	maxRecords = 100  // of one answer that are looked at
-	maxChain   = 8    // CNAMEs of one answer that are followed
+	maxRecords = 100 // of one answer that are looked at
+	maxChain   = 8   // CNAMEs of one answer that are followed
 	udpTries   = 2
-)
-
-// Errors of a question. Each says what the server did.
-var (
-	errSilent    = errors.New("no answer")
-	errMismatch  = errors.New("it answered another question, or with another id: it is broken, or somebody forges answers")
-	errMalformed = errors.New("its answer is no DNS message")
 )
 
 // Dial connects to host:port; net.Dialer.DialContext is one.
@@ -107,83 +97,12 @@ func (c *client) ask(ctx context.Context, s Server, q question) *answer {
 	m.SetQuestion(q.name, q.typ)
 	m.RecursionDesired = !s.Authoritative
 	m.CheckingDisabled = q.cd
-	m.SetEdns0(ednsSize, true)
-	resp, err := c.try(ctx, s, m)
-	if err == nil && (resp.Rcode == dns.RcodeFormatError || resp.Rcode == dns.RcodeNotImplemented) {
-		m.Extra = nil // a server of the time before EDNS
-		resp, err = c.try(ctx, s, m)
-	}
+	m.SetEdns0(dnsask.EDNSSize, true)
+	resp, err := dnsask.Asker{Dial: c.dial, Wait: c.wait, Tries: udpTries}.Ask(ctx, s.Address, m)
 	if err != nil {
 		return &answer{server: s, q: q, err: err}
 	}
 	return read(s, q, resp)
-}
-
-func (c *client) try(ctx context.Context, s Server, m *dns.Msg) (resp *dns.Msg, err error) {
-	for range udpTries {
-		m.Id = dns.Id()
-		resp, err = c.once(ctx, "udp", s.Address, m)
-		if err == nil || !errors.Is(err, errSilent) || ctx.Err() != nil {
-			break
-		}
-	}
-	if err == nil && resp.Truncated || errors.Is(err, errMalformed) { // larger than what was asked for, or cut off on its way
-		if resp, err = c.once(ctx, "tcp", s.Address, m); err != nil {
-			return nil, fmt.Errorf("its answer is too long for UDP, and over TCP: %w", err)
-		}
-		if resp.Truncated {
-			return nil, errors.New("its answer is cut short over TCP too")
-		}
-	}
-	return resp, err
-}
-
-// once sends m and waits for its answer. What answers something else is read over, for as long as the time allows:
-// over UDP anybody may send it.
-func (c *client) once(ctx context.Context, network, address string, m *dns.Msg) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.wait)
-	defer cancel()
-	conn, err := c.dial(ctx, network, address)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errSilent, err)
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-	dc := &dns.Conn{Conn: conn, UDPSize: readSize}
-	if err := dc.WriteMsg(m); err != nil {
-		return nil, fmt.Errorf("%w: %w", errSilent, err)
-	}
-	stray := errSilent
-	for range maxStray {
-		resp, err := dc.ReadMsg()
-		var ne net.Error
-		switch {
-		case errors.As(err, &ne) || err != nil && network == "tcp":
-			if stray == errSilent {
-				return nil, fmt.Errorf("%w: %w", errSilent, err)
-			}
-			return nil, stray
-		case err != nil:
-			stray = errMalformed
-		case answers(resp, m):
-			return resp, nil
-		default:
-			stray = errMismatch
-		}
-	}
-	return nil, stray
-}
-
-// answers tells whether resp is the answer to m.
-func answers(resp, m *dns.Msg) bool {
-	if !resp.Response || resp.Id != m.Id {
-		return false
-	}
-	if len(resp.Question) == 0 { // servers that refuse leave it out
-		return resp.Rcode != dns.RcodeSuccess
-	}
-	want, got := m.Question[0], resp.Question[0]
-	return len(resp.Question) == 1 && got.Qtype == want.Qtype && got.Qclass == want.Qclass && strings.EqualFold(got.Name, want.Name)
 }
 
 // read takes out of a message what answers q, and no more than is of use.

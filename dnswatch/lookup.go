@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"crossfade/internal/dnsask"
+
 	"github.com/miekg/dns"
 )
 
@@ -97,12 +99,12 @@ func (l *lookups) askOne(ctx context.Context, s Server, q question) *answer {
 	case over:
 		return &answer{server: s, q: q, err: errTooMany}
 	case dead:
-		return &answer{server: s, q: q, err: fmt.Errorf("%w to the first %d questions", errSilent, maxSilence)}
+		return &answer{server: s, q: q, err: fmt.Errorf("%w to the first %d questions", dnsask.ErrSilent, maxSilence)}
 	}
 	select {
 	case l.sem <- struct{}{}:
 	case <-ctx.Done():
-		return &answer{server: s, q: q, err: fmt.Errorf("%w: %w", errSilent, ctx.Err())}
+		return &answer{server: s, q: q, err: fmt.Errorf("%w: %w", dnsask.ErrSilent, ctx.Err())}
 	}
 	defer func() { <-l.sem }()
 	a := l.unhidden(ctx, s, q)
@@ -139,7 +141,7 @@ func (l *lookups) count(a *answer) {
 	}
 	st.failed++
 	st.problem = a.q.String() + ": " + a.problem()
-	if errors.Is(a.err, errMismatch) {
+	if errors.Is(a.err, dnsask.ErrMismatch) {
 		st.forged++
 	}
 }

@@ -73,11 +73,9 @@ func (r *Resolver) fellSilent(ctx context.Context, s *server) {
 // refusal. The caller has set probing.
 func (r *Resolver) probe(ctx context.Context, s *server) bool {
 	// Whoever pays for the look may be about to run out of time: that says nothing of the server.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
-	defer cancel()
 	m := new(dns.Msg)
 	m.SetQuestion(".", dns.TypeNS)
-	_, err := r.exchange(ctx, "udp", s, m)
+	_, err := r.asker(probeTime).Once(context.WithoutCancel(ctx), "udp", s.addr.String(), m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.probing = false

@@ -470,6 +470,12 @@ func TestLookupErrors(t *testing.T) {
 	if r := x.Finish(t.Context()); r.Status != TempError {
 		t.Errorf("a DNS that says nothing: %s %q", r.Status, r.Reason)
 	}
+	v, _ = NewVerifier(Config{LookupTXT: func(context.Context, string) ([]string, error) { panic("odd") }, Now: func() time.Time { return testNow }})
+	x = v.Begin()
+	x.Write([]byte(msg))
+	if r := x.Finish(t.Context()); r.Status != TempError {
+		t.Errorf("a reader that fails: %s %q", r.Status, r.Reason)
+	}
 	if _, err := NewVerifier(Config{}); err == nil {
 		t.Error("a verifier without a way to look up keys")
 	}
