@@ -197,6 +197,32 @@ func TestScannerSeesOddMessages(t *testing.T) {
 	}
 }
 
+// No packet is larger than scanners take it, and what comes behind a long field is
+// there.
+func TestLongFields(t *testing.T) {
+	s := &scanner{}
+	text := "To: " + strings.Repeat("somebody@example.org,\r\n ", 10_000) + "x@y.test\r\n" + strings.Repeat("n", 60_000) + ": " + strings.Repeat("v", 5_000) + strings.Repeat("\r\n v", 10_000) + "\r\nSubject: x\r\n\r\nx\r\n"
+	if _, err := ask(t, s.serve(t, nil), incoming("a@b.test"), text, 4096); err != nil {
+		t.Fatal(err)
+	}
+	fields := 0
+	for _, said := range s.said {
+		if !strings.HasPrefix(said, "header ") {
+			continue
+		}
+		var name, value string
+		if _, err := fmt.Sscanf(said, "header %q %q", &name, &value); err != nil {
+			t.Fatal(err)
+		}
+		if fields++; len(name)+len(value)+3 > 65_535 {
+			t.Errorf("a packet of %d octets", len(name)+len(value)+3)
+		}
+	}
+	if fields != 3 || !slices.Contains(s.said, `header "Subject" "x"`) {
+		t.Errorf("%d fields", fields)
+	}
+}
+
 func TestVerdicts(t *testing.T) {
 	only := func(r milter.Response) func(*milter.Modifier) (milter.Response, error) {
 		return func(*milter.Modifier) (milter.Response, error) { return r, nil }

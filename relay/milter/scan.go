@@ -359,6 +359,11 @@ func fieldName(line []byte) int {
 	return len(name)
 }
 
+// maxSent is how many octets of a field are passed on. Sendmail's library, in which
+// most scanners are written, hangs up when one packet has more than 64 KiB, and the
+// message would be put off for ever.
+const maxSent = 65_000
+
 // sendField passes one field on. As other servers do, folds are LF alone, and the
 // blank behind the colon is left out.
 func (x *scan) sendField(b []byte) error {
@@ -373,7 +378,8 @@ func (x *scan) sendField(b []byte) error {
 	_, value, _ := bytes.Cut(b, []byte{':'})
 	value = bytes.TrimPrefix(bytes.TrimRight(value, "\r\n"), []byte{' '})
 	value = bytes.ReplaceAll(bytes.ReplaceAll(value, []byte("\r\n"), []byte{'\n'}), []byte{0}, nil)
-	return x.take(x.s.HeaderField(string(b[:n]), string(value)))
+	name := b[:min(n, maxSent/2)]
+	return x.take(x.s.HeaderField(string(name), string(value[:min(len(value), maxSent-len(name))])))
 }
 
 func (x *scan) endHeader() error {
