@@ -23,13 +23,20 @@ func newResolver(cfg *config.Config, looked func(string, resolver.Result, time.D
 	return r, nil
 }
 
-// openResolver makes what asks the DNS for the relay, and what counts that.
-func (d *Daemon) openResolver() (err error) {
+// openResolvers make what asks the DNS for the relay, and what counts that. What is published about the servers that mail
+// is delivered to is asked for by a resolver of its own: strangers decide what the other one is asked, and could keep mail
+// from being delivered by having it wait for many answers at once.
+func (d *Daemon) openResolvers() (err error) {
 	var m *admin.AuthMetrics
-	d.resolver, err = newResolver(d.cfg, func(typ string, r resolver.Result, took time.Duration) { m.Looked(typ, string(r), took) })
+	looked := func(typ string, r resolver.Result, took time.Duration) { m.Looked(typ, string(r), took) }
+	if d.resolver, err = newResolver(d.cfg, looked); err != nil {
+		return err
+	}
+	forPolicies, err := newResolver(d.cfg, looked)
 	if err != nil {
 		return err
 	}
+	d.policies = newTLSPolicies(forPolicies, stsFile(d.cfg), d.log)
 	m = admin.NewAuthMetrics(d.registry, func() float64 {
 		down, _ := d.resolver.Down()
 		return float64(down)

@@ -17,11 +17,16 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
+	"crossfade/relay/resolver"
+
+	"github.com/miekg/dns"
 )
 
 // authnSite is a relay in front of two sinks, with a real name server for the domains of senders.
@@ -231,5 +236,53 @@ func TestAuthenticationOfOurs(t *testing.T) {
 		if !strings.HasPrefix(got, "Received:") || strings.Count(got, "Authentication-Results:") != map[string]int{"trusted": 1}[name] {
 			t.Errorf("%s:\n%s", name, got)
 		}
+	}
+}
+
+// TestStrangersDoNotHoldUpDeliveries: however many answers the relay waits for because of strangers, what is published
+// about the servers that mail is delivered to can be asked for.
+func TestStrangersDoNotHoldUpDeliveries(t *testing.T) {
+	var slow atomic.Int64
+	ns, err := mailtest.NewDNS(func(req *dns.Msg, _ bool) *dns.Msg {
+		resp := new(dns.Msg).SetReply(req)
+		if strings.HasSuffix(req.Question[0].Name, ".slow.test.") {
+			slow.Add(1)
+			return nil
+		}
+		return resp
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	d, err := New(parse(t, t.TempDir(), fmt.Sprintf(`hostname: mx.example.org
+domains: [example.org]
+store: ./data
+smtp: {listen: ["127.0.0.1:0"], resolvers: [%q]}
+admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
+backends: {old: {smtp: "smtp://127.0.0.1:9"}, new: {smtp: "smtp://127.0.0.1:8"}}
+routing: {unknown: old}
+`, ns.Addr)), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for i := range resolver.DefaultMaxInFlight + 50 {
+		wg.Go(func() { _, _ = d.resolver.LookupA(ctx, fmt.Sprintf("n%d.slow.test", i)) })
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); slow.Load() < resolver.DefaultMaxInFlight; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d questions are under way", slow.Load())
+		}
+	}
+	soon, stop := context.WithTimeout(ctx, time.Second)
+	defer stop()
+	if _, err := d.policies.resolver.LookupA(soon, "mx.test"); err != nil {
+		t.Error(err)
 	}
 }

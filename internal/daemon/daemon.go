@@ -119,7 +119,7 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 	}
 	d.warnOfFiles(cfg)
 	d.metrics.PresetLimits(append(limit.TurnedAway(), wire.Reasons()...), limit.Limited())
-	if err := d.openResolver(); err != nil {
+	if err := d.openResolvers(); err != nil {
 		return nil, err
 	}
 	if d.tls, err = openTLS(cfg, log, d.metrics.Renewed); err != nil {
@@ -130,7 +130,6 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		return nil, err
 	}
 	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
-	d.policies = newTLSPolicies(d.resolver, stsFile(cfg), log)
 	d.policies.counted = d.metrics.TLSFared
 	d.backends, err = d.newBackends(cfg)
 	return d, err
