@@ -288,6 +288,7 @@ func (s *Server) ServeWith(l net.Listener, opts ListenerOptions) error {
 	cfg.TLSUse, cfg.NeedCert, cfg.AuthUse = opts.TLS, opts.NeedCert, opts.Auth
 	if opts.Auth == wire.AuthRequired {
 		cfg.GreetDelay = nil // people are not on any list of mail servers
+		cfg.Door = limit.Logins{Guard: s.cfg.Guard}
 	}
 	if opts.AskCert || opts.NeedCert {
 		cfg.TLS, cfg.ClientCert = s.cfg.AskTLS, s.cfg.ClientCert

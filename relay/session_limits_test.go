@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"crossfade/relay/limit"
+	"crossfade/relay/wire"
 	"crossfade/router"
 )
 
@@ -33,6 +35,17 @@ func newLimitedSite(t *testing.T, set limit.Settings, more ...func(*ServerConfig
 		}
 	})
 	return l
+}
+
+// also serves one more listener, which is the one that is dialled from now on.
+func (l *limitedSite) also(opts ListenerOptions) {
+	l.t.Helper()
+	more, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.addr = more.Addr().String()
+	go func() { _ = l.srv.ServeWith(more, opts) }() // the first listener's end is the end of both
 }
 
 func (l *limitedSite) hit(name string) int {
@@ -141,6 +154,8 @@ func TestHarvest(t *testing.T) {
 		t.Errorf("name 7: %q", got)
 	}
 	s.dial().want("421 4.7.0 too many unknown recipients") // a new connection, from the same network
+	s.also(ListenerOptions{Auth: wire.AuthRequired})
+	s.dial().want("220") // where a login comes before any name
 	if s.hit(limit.Slowed) != 4 || s.hit(limit.FailedRecipients) != 1 {
 		t.Errorf("counted: %v", s.hits)
 	}

@@ -143,8 +143,17 @@ const (
 	tooManyRcpt = "4.7.0 too many unknown recipients from your network, try again later"
 )
 
+// Logins are the same doors for listeners where nothing can be tried out before a
+// login: what others of a client's network tried elsewhere does not close them.
+type Logins struct{ *Guard }
+
 // Enter asks for a connection of a client, see wire.Door.
-func (g *Guard) Enter(a netip.Addr) (reason, text string) {
+func (l Logins) Enter(a netip.Addr) (reason, text string) { return l.enter(a, true) }
+
+// Enter asks for a connection of a client, see wire.Door.
+func (g *Guard) Enter(a netip.Addr) (reason, text string) { return g.enter(a, false) }
+
+func (g *Guard) enter(a netip.Addr, login bool) (reason, text string) {
 	r := g.live.Load()
 	if !a.IsValid() || r.Ours(a) {
 		if !g.doors.open(a, r.limits(ours)) {
@@ -157,7 +166,7 @@ func (g *Guard) Enter(a netip.Addr) (reason, text string) {
 	if g.known(net) {
 		as = friends
 	}
-	if as == strangers && r.Failed.CutAfter > 0 && g.failures(net, r) >= float64(r.Failed.CutAfter) {
+	if as == strangers && !login && r.Failed.CutAfter > 0 && g.failures(net, r) >= float64(r.Failed.CutAfter) {
 		return FailedRecipients, tooManyRcpt
 	}
 	if reason = r.host.take(connections, subject(Host(a))); reason == "" {

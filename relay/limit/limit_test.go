@@ -195,6 +195,9 @@ func TestFailuresFade(t *testing.T) {
 			if got, _ := g.Enter(a); got != want {
 				t.Errorf("%s: %q, want %q", a, got, want)
 			}
+			if got, _ := (Logins{g}).Enter(a); got != "" {
+				t.Errorf("%s may not even log in: %q", a, got)
+			}
 		}
 		time.Sleep(time.Minute)
 		if got, _ := g.Enter(neighbour); got != "" {
