@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -55,8 +54,6 @@ type Config struct {
 	// Memory bounds what all checks together keep of headers while they arrive, but for some tens of KiB that each may
 	// keep without asking. Beyond it signatures are not verified, for now.
 	Memory int64
-	// Workers bounds the checks that compute at once; 0: one for each processor.
-	Workers int
 
 	Metrics Metrics
 	Now     func() time.Time // nil: time.Now
@@ -75,7 +72,6 @@ type Metrics struct {
 // Checker judges messages. Many goroutines may use it.
 type Checker struct {
 	cfg    Config
-	slots  chan struct{}
 	memory atomic.Int64
 	keys   keyCache
 }
@@ -91,11 +87,10 @@ func New(cfg Config) (*Checker, error) {
 	}
 	cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
 	cfg.Memory = cmp.Or(cfg.Memory, DefaultMemory)
-	cfg.Workers = cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0))
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Checker{cfg: cfg, slots: make(chan struct{}, cfg.Workers)}, nil
+	return &Checker{cfg: cfg}, nil
 }
 
 // Message is what is known of a message before its first octet.
@@ -232,12 +227,6 @@ func (k *Check) reserve(size int64) bool {
 	}
 	k.reserved = size
 	return true
-}
-
-// slot waits for a place among those that compute. It is held for a bounded piece of work that waits for nothing.
-func (c *Checker) slot() (release func()) {
-	c.slots <- struct{}{}
-	return func() { <-c.slots }
 }
 
 // domainName is the normal form of a domain that may be looked up.

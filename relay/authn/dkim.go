@@ -19,14 +19,11 @@ type signatures struct {
 	more int // signatures that are not looked at
 
 	bodies [2]*dkim.BodyHash // by canonical form: those that are wanted
-	broken string            // why nothing more is verified
-	again  bool              // that is for now
 }
 
 // signature is one of those that are verified.
 type signature struct {
 	result DKIM
-	tags   dkim.TagList
 	field  field
 	sig    *dkim.Signature
 	digest []byte // of the header, as the signature covers it
@@ -125,8 +122,6 @@ func (v *signatures) finish(s *signature) {
 		s.judge(Fail, "the body was changed")
 		return
 	}
-	release := v.k.c.slot()
-	defer release()
 	switch err := s.public.VerifySignature(s.sig, s.digest); {
 	case err == nil:
 		s.result.Result = Pass

@@ -7,8 +7,7 @@
 // default never.
 //
 // Strangers choose what is looked at, so everything has a bound: the header that is kept and the fields of it, the
-// signatures that are verified, the size of keys, the memory of all checks together, the work at once, the lookups and
-// their time. What is beyond a bound is judged as not authenticated, with the reason in the result; it is never let pass
+// signatures that are verified, the size of keys, the memory of all checks together, the lookups and their time. What is beyond a bound is judged as not authenticated, with the reason in the result; it is never let pass
 // and never lost.
 //
 // SPF is blitiri.com.ar/go/spf, which asks the relay's own resolver. DKIM is package dkim below, which ARC needs too: it is linear in

@@ -13,23 +13,23 @@ import (
 
 func newSignature(h *header, f field) *signature {
 	s := &signature{field: f}
-	var err error
-	if s.tags, err = dkim.ParseTags(string(afterColon(h.text(f)))); err != nil {
+	tags, err := dkim.ParseTags(string(afterColon(h.text(f))))
+	if err != nil {
 		s.judge(PermError, "the tags of the signature cannot be read: %s", err)
 		return s
 	}
-	s.result = DKIM{Domain: s.packed("d"), Selector: s.packed("s"), Algorithm: strings.ToLower(s.packed("a"))}
+	s.result = DKIM{Domain: packed(tags, "d"), Selector: packed(tags, "s"), Algorithm: strings.ToLower(packed(tags, "a"))}
 	if d, ok := domainName(s.result.Domain); ok {
 		s.result.Domain = d
 	}
-	b := s.packed("b")
+	b := packed(tags, "b")
 	s.result.Signature = b[:min(8, len(b))]
 	return s
 }
 
 // packed is a tag without the white space that may be anywhere in it.
-func (s *signature) packed(name string) string {
-	v, _ := s.tags.Get(name)
+func packed(tags dkim.TagList, name string) string {
+	v, _ := tags.Get(name)
 	return strings.Join(strings.Fields(v), "")
 }
 
@@ -38,38 +38,29 @@ func (s *signature) examine(h *header, now time.Time) {
 	if !s.undecided() {
 		return
 	}
-	d, ok := domainName(s.result.Domain)
-	_, okSelector := domainName(s.result.Selector + "._domainkey." + d)
-	switch {
-	case !ok || !okSelector:
-		s.judge(PermError, "d= and s= are no names that there can be")
-		return
-	case s.result.Algorithm == "rsa-sha1":
+	if s.result.Algorithm == "rsa-sha1" {
 		s.judge(Policy, "rsa-sha1 must not be used (RFC 8301)")
 		return
 	}
-	if _, has := s.tags.Get("l"); has {
-		s.judge(Policy, "it leaves out the end of the body (l=)")
-		return
-	}
-	if s.prepare(h); s.sig != nil && s.sig.Expired(now) {
-		s.judge(Policy, "it expired at %s", time.Unix(s.sig.Expires, 0).UTC().Format(time.RFC3339))
-	}
-}
-
-// prepare reads the signature, and computes what it signs of the header.
-func (s *signature) prepare(h *header) {
 	text := h.text(s.field)
 	sig, err := dkim.ParseSignature(string(afterColon(text)))
 	switch {
 	case errors.Is(err, dkim.ErrBounds):
 		s.judge(Policy, "%s", err)
 		s.result.skipped = true
-		return
 	case err != nil:
 		s.judge(PermError, "%s", err)
-		return
+	case sig.Partial:
+		s.judge(Policy, "it leaves out the end of the body (l=)")
+	case sig.Expired(now):
+		s.judge(Policy, "it expired at %s", time.Unix(sig.Expires, 0).UTC().Format(time.RFC3339))
+	default:
+		s.prepare(h, text, sig)
 	}
+}
+
+// prepare computes what a signature signs of the header.
+func (s *signature) prepare(h *header, text []byte, sig *dkim.Signature) {
 	names := map[string]struct{}{}
 	for _, name := range sig.Signed {
 		names[name] = struct{}{}
@@ -86,6 +77,7 @@ func (s *signature) prepare(h *header) {
 		return
 	}
 	s.sig, s.digest = sig, dkim.FieldsOf(covered).Digest(own[0], sig)
+	s.result.Domain = sig.Domain // whose key is asked for
 }
 
 // ended is a field with the CRLF of its last line, which a header that the message ends in may lack.
@@ -111,9 +103,8 @@ type key struct {
 // lookUp begins to look up the key.
 func (s *signature) lookUp(ctx context.Context, r *resolver.Resolver) {
 	s.key = make(chan key, 1)
-	name := s.result.Selector + "._domainkey." + s.result.Domain
 	go func() {
-		a, err := r.LookupTXT(ctx, name)
+		a, err := r.LookupTXT(ctx, s.sig.KeyName())
 		s.key <- key{a.Records, err}
 	}()
 }
