@@ -21,8 +21,14 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		secure(h)
+		rc := http.NewResponseController(w)
+		if hasBody(r) {
+			// A body that no handler reads, as of a request without a token, is read by
+			// net/http, and that without an end of its own.
+			s.deadline("reading a body", rc.SetReadDeadline(time.Now().Add(s.bodyIdle)))
+		}
 		if p := s.guard(r); p != nil {
-			h.Set("Connection", "close") // a body that it may have is not read
+			h.Set("Connection", "close") // a body that it may have is not asked for
 			writeProblem(w, p)
 			return
 		}
@@ -30,15 +36,19 @@ func (s *Server) outer(mux *http.ServeMux) http.Handler {
 			s.noEndpoint(w, r, mux)
 			return
 		}
-		rc := http.NewResponseController(w)
-		if err := rc.SetWriteDeadline(time.Now().Add(answerTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			s.log.Debug("cannot set a deadline for an answer", "error", err)
-		}
+		s.deadline("an answer", rc.SetWriteDeadline(time.Now().Add(answerTime)))
 		body := http.MaxBytesReader(w, r.Body, maxImport+1) // each operation has its own limit below that
 		r.Body = &idleBody{ReadCloser: body, rc: rc, header: h, idle: s.bodyIdle}
 		defer s.recoverPanic(w, r)
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// deadline says that one could not be set. A test without a socket has none.
+func (s *Server) deadline(of string, err error) {
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		s.log.Debug("cannot set a deadline", "for", of, "error", err)
+	}
 }
 
 // recoverPanic answers for a handler that panicked. When its answer had begun

@@ -518,6 +518,33 @@ func TestSilentBodyIsCutOff(t *testing.T) {
 	}
 }
 
+// TestSilentBodyOfStrangers: who has no token, or asks for what there is not, keeps no
+// connection by announcing a body that does not come.
+func TestSilentBodyOfStrangers(t *testing.T) {
+	r := newRig(t, nil)
+	r.server.bodyIdle = 50 * time.Millisecond
+	for _, tt := range []struct{ request, header, status string }{
+		{"POST /v1/tokens", "", "401"},
+		{"POST /v1/tokens", "Authorization: Bearer " + readToken + "\r\n", "403"},
+		{"POST /healthz", "", "405"},
+		{"POST /nothing", "", "404"},
+		{"POST /v1/tokens", "Origin: https://evil.test\r\n", "403"},
+		{"GET /healthz", "", "200"},
+	} {
+		for _, length := range []string{"Content-Length: 100", "Transfer-Encoding: chunked"} {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+			check(t, err)
+			check(t, conn.SetDeadline(time.Now().Add(5*time.Second)))
+			fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%s%s\r\n\r\n", tt.request, tt.header, length)
+			answer, err := io.ReadAll(conn)
+			if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 "+tt.status)) {
+				t.Errorf("%s, %s: %s, %v", tt.request, length, answer, err)
+			}
+			conn.Close()
+		}
+	}
+}
+
 func TestHealthAndReadiness(t *testing.T) {
 	var reasons []string
 	var sick error
