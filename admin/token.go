@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Role says what a token may do. Each role may do what the ones before it may.
@@ -283,8 +285,14 @@ func createTokenFile(path string) (value string, err error) {
 	return value, replaceFile(path, value+"\n")
 }
 
-// replaceFile writes a file of mode 0600, which appears complete or not at all.
+// replaceFile writes a file, which appears complete or not at all. It has owner and
+// mode of the one whose place it takes, or the relay, which is another user than
+// the operator at the command line, could not read it any more. A new one has the
+// mode 0600.
 func replaceFile(path, text string) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".token-*") // mode 0600
 	if err != nil {
@@ -292,7 +300,7 @@ func replaceFile(path, text string) error {
 	}
 	defer os.Remove(f.Name()) // fails once it was renamed
 	_, err = f.WriteString(text)
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = errors.Join(err, keepOwner(f, path), f.Sync(), f.Close())
 	if err != nil {
 		return err
 	}
@@ -302,14 +310,44 @@ func replaceFile(path, text string) error {
 	return syncDir(dir)
 }
 
+// keepOwner gives f owner and mode of the file at path. Where there is none, what
+// root makes belongs to the owner of the directory.
+func keepOwner(f *os.File, path string) error {
+	var now, want unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &now); err != nil {
+		return err
+	}
+	err := unix.Stat(path, &want)
+	switch {
+	case err == nil:
+		err = f.Chmod(fs.FileMode(want.Mode) & fs.ModePerm)
+	case errors.Is(err, fs.ErrNotExist) && os.Geteuid() == 0:
+		err = unix.Stat(filepath.Dir(path), &want)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	if err != nil || now.Uid == want.Uid && now.Gid == want.Gid {
+		return err
+	}
+	if err := f.Chown(int(want.Uid), int(want.Gid)); err != nil {
+		return fmt.Errorf("it belongs to the user %d: run this as that user or as root: %w", want.Uid, err)
+	}
+	return nil
+}
+
+// bareLine is a line of a token file with a token and nothing else.
+var bareLine = regexp.MustCompile(`(?m)^[ \t]*([^\s#]\S*)[ \t\r]*$`)
+
 // AddTokenLine adds a line with a token's hash to a token file, which it makes
-// when there is none. It is the way to a first token, or to one more, for somebody
-// who may write the file; the relay reads it at a start and at a reload.
+// when there is none; a bare token in it gets its name and role written out. It is
+// the way to a first token, or to one more, for somebody who may write the file;
+// the relay reads it at a start and at a reload.
 func AddTokenLine(path string, t Token) error {
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("token file: %w", err)
 	}
+	text = bareLine.ReplaceAll(text, []byte("admin "+RoleAdmin+" $1"))
 	if len(text) > 0 && text[len(text)-1] != '\n' {
 		text = append(text, '\n')
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -112,8 +113,12 @@ func TestHashedTokenFile(t *testing.T) {
 	if _, err := LoadTokens(path); err == nil || !strings.Contains(err.Error(), "everybody") {
 		t.Errorf("a token that everybody can read: %v", err)
 	}
-	if err := AddTokenLine(path, ops); err == nil || !strings.Contains(err.Error(), "stands alone") {
-		t.Errorf("a line beside a bare token: %v", err)
+	check(t, os.Chmod(path, 0o600))
+	check(t, AddTokenLine(path, ops)) // the file of a first start, with its bare token
+	tokens, err = LoadTokens(path)
+	check(t, err)
+	if bare, ok := tokens.find(mon.Value()); !ok || bare.Name != "admin" || bare.Role != RoleAdmin || len(tokens) != 2 {
+		t.Errorf("a line beside a bare token: %v", tokens)
 	}
 	for _, name := range []string{"", "two words", "-x", strings.Repeat("x", 65), "a\x1b[0m"} {
 		if _, err := MakeToken(name, RoleRead); err == nil {
@@ -131,4 +136,40 @@ func FuzzParseTokens(f *testing.F) {
 			t.Error("no token and no error")
 		}
 	})
+}
+
+// TestTokenFileKeepsItsOwner: the relay, which is another user than the operator, can
+// read the file that a line was added to, and a file that stands behind a link stays
+// there.
+func TestTokenFileKeepsItsOwner(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "tokens"), filepath.Join(dir, "link")
+	check(t, os.WriteFile(path, nil, 0o640))
+	check(t, os.Symlink(path, link))
+	owner := uint32(os.Geteuid())
+	if owner == 0 {
+		owner = 12345
+		check(t, os.Chown(path, int(owner), int(owner)))
+	}
+	ops, err := MakeToken("ops", RoleOperate)
+	check(t, err)
+	check(t, AddTokenLine(link, ops))
+	info, err := os.Lstat(path)
+	check(t, err)
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != owner || info.Mode() != 0o640 {
+		t.Errorf("the file belongs to %d and has the mode %v", uid, info.Mode())
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link: %v %v", info, err)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	check(t, os.Chown(dir, int(owner), int(owner)))
+	check(t, AddTokenLine(filepath.Join(dir, "new"), ops))
+	info, err = os.Stat(filepath.Join(dir, "new"))
+	check(t, err)
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != owner || info.Mode() != 0o600 {
+		t.Errorf("a new file belongs to %d and has the mode %v", uid, info.Mode())
+	}
 }
