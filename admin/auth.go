@@ -42,11 +42,7 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
 	c, p := s.authenticate(r)
 	if p == nil && !c.role.May(need) {
-		p = &Problem{Type: ProblemForbidden, Title: "not allowed", Status: http.StatusForbidden,
-			Detail: "the token " + c.name + " has the role " + string(c.role) + "; this needs " + string(need),
-			Hint:   "use a token with the role " + string(need)}
-		s.refusedBy("role")
-		s.auditDenied(ctx.Operation(), c, r)
+		p = s.forbidden(c, need, ctx.Operation().OperationID, r.URL.Path)
 	}
 	if p != nil {
 		refuse(w, p)
@@ -55,17 +51,16 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, callerKey{}, c))
 }
 
-// auditDenied records that somebody with a token tried to change what he may
-// not change.
-func (s *Server) auditDenied(op *huma.Operation, c caller, r *http.Request) {
-	if op.Method == http.MethodGet {
-		return
-	}
-	err := s.cfg.Audit.Record(Record{Time: time.Now(), By: c.name, Role: c.role, Remote: c.remote, Action: op.OperationID,
-		Object: r.URL.Path, Result: ResultDenied})
+// forbidden answers a caller whose role is not enough, and records what he tried.
+func (s *Server) forbidden(c caller, need Role, action, object string) *Problem {
+	s.refusedBy("role")
+	err := s.cfg.Audit.Record(Record{Time: time.Now(), By: c.name, Role: c.role, Remote: c.remote, Action: action, Object: object, Result: ResultDenied})
 	if err != nil {
 		s.log.Error("a denied request was not recorded", "error", err)
 	}
+	return &Problem{Type: ProblemForbidden, Title: "not allowed", Status: http.StatusForbidden,
+		Detail: "the token " + c.name + " has the role " + string(c.role) + "; this needs " + string(need),
+		Hint:   "use a token with the role " + string(need)}
 }
 
 func refuse(w http.ResponseWriter, p *Problem) {

@@ -219,8 +219,7 @@ func (s *Server) applyQueue(ctx context.Context, in *body[QueueApply]) (*body[qu
 		return nil, invalid("body.filter", "it is empty: all that is queued would be changed; say so with all")
 	}
 	if c := callerOf(ctx); a.Verb == queue.DoDelete && !c.role.May(RoleAdmin) {
-		return nil, &Problem{Type: ProblemForbidden, Title: "not allowed", Status: http.StatusForbidden,
-			Detail: "the token " + c.name + " has the role " + string(c.role) + "; delete needs admin", Hint: "use a token with the role admin"}
+		return nil, s.forbidden(c, RoleAdmin, "apply-queue", string(a.Verb))
 	}
 	f, err := b.Filter.filter("body.filter")
 	if err != nil {

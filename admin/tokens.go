@@ -156,13 +156,13 @@ func (s *Server) dropToken(ctx context.Context, name string) error {
 	if err := s.RefreshTokens(ctx); err != nil {
 		return err
 	}
-	all := s.infos()
-	i := slices.IndexFunc(all, func(i TokenInfo) bool { return i.Name == name })
-	if i < 0 {
+	// A name may have come into the file since: what is in the store can be taken away
+	// all the same.
+	if !slices.ContainsFunc(s.tokens.storedTokens(), func(t StoredToken) bool { return t.Name == name }) {
+		if slices.ContainsFunc(s.tokens.all(), func(t Token) bool { return t.Name == name }) {
+			return refused(ProblemRefused, "the token "+name+" is in the token file (admin.token_file)", "take it out there, and reload")
+		}
 		return &Problem{Type: ProblemNoToken, Title: "no such token", Status: http.StatusNotFound, Detail: "no token has the name " + name, Hint: "GET /v1/tokens lists them"}
-	}
-	if all[i].From == "file" {
-		return refused(ProblemRefused, "the token "+name+" is in the token file (admin.token_file)", "take it out there, and reload")
 	}
 	if err := s.cfg.TokenStore.DeleteToken(ctx, name); err != nil {
 		return fmt.Errorf("revoking the token %s: %w", name, err)
