@@ -132,7 +132,11 @@ func makeRoom[K comparable](of map[K]*guessing, now time.Time) {
 func (g *guesses) heal(client netip.Addr, name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	key := g.key(client, name)
+	g.forget(g.key(client, name))
+}
+
+// forget takes a name out, of the names that fail from its network too.
+func (g *guesses) forget(key guessed) {
 	if g.names[key] == nil {
 		return
 	}
@@ -148,7 +152,12 @@ func (g *guesses) heal(client netip.Addr, name string) {
 func (g *guesses) forgive(client netip.Addr, name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if of := g.names[g.key(client, name)]; of != nil && of.failed > 0 {
-		of.failed--
+	key := g.key(client, name)
+	of := g.names[key]
+	if of == nil {
+		return
+	}
+	if of.failed--; of.failed <= 0 {
+		g.forget(key)
 	}
 }

@@ -59,12 +59,12 @@ type Users struct {
 	log   *slog.Logger
 	turns chan struct{}
 	key   []byte // of what is remembered; never leaves the process
-	dummy []byte // hash that nobody's password has
 	guess guesses
 
 	mu     sync.Mutex
 	stamp  stamp
 	hashes map[string]string
+	dummy  string                       // what the password for an unknown name is compared with
 	known  map[string][sha256.Size]byte // name -> MAC of hash and password that matched
 }
 
@@ -83,10 +83,23 @@ func Open(path string, log *slog.Logger) (*Users, error) {
 	if u.hashes, u.stamp, err = load(path); err != nil {
 		return nil, err
 	}
-	if u.dummy, err = bcrypt.GenerateFromPassword([]byte(rand.Text()), Cost); err != nil {
-		return nil, fmt.Errorf("make a hash: %w", err)
-	}
+	u.dummy = costliest(u.hashes)
 	return u, nil
+}
+
+// nobody is a hash of [Cost], of a random password that was not kept.
+const nobody = "$2b$10$YN3e0Wz9t0giLB80OAd/SuX1pytncp.wFo8uVh8.v6Siz6tjdeHkq"
+
+// costliest is the hash that takes longest: an unknown name is to take as long as a
+// wrong password, whatever made the file.
+func costliest(hashes map[string]string) string {
+	out, most := nobody, 0
+	for _, h := range hashes {
+		if cost, err := bcrypt.Cost([]byte(h)); err == nil && cost > most {
+			out, most = h, cost
+		}
+	}
+	return out
 }
 
 // Len is the number of users.
@@ -144,7 +157,7 @@ func parse(raw []byte) (map[string]string, error) {
 		cost, err := bcrypt.Cost([]byte(hash))
 		switch {
 		case err != nil: // the line is not shown: it may be a password
-			return nil, fmt.Errorf("line %d: what is behind the name is no bcrypt hash; `crossfade password %s` makes the line", n, name)
+			return nil, fmt.Errorf("line %d: what is behind the name is no bcrypt hash; `crossfade password NAME` makes the line", n)
 		case cost > maxCost:
 			return nil, fmt.Errorf("line %d: a hash of cost %d would take too long, %d is the most", n, cost, maxCost)
 		case hashes[name] != "":
@@ -190,7 +203,7 @@ func (u *Users) refresh() {
 		u.log.Error("the users who may submit mail stay as they were", "error", err)
 		return
 	}
-	u.hashes, u.stamp = hashes, s
+	u.hashes, u.stamp, u.dummy = hashes, s, costliest(hashes)
 	clear(u.known)
 	u.log.Info("the users who may submit mail were read again", "users", len(hashes))
 }
@@ -204,6 +217,9 @@ func (u *Users) Verify(ctx context.Context, client netip.Addr, name, password st
 	u.mu.Lock()
 	u.refresh()
 	hash, there := u.hashes[name]
+	if !there {
+		hash = u.dummy
+	}
 	mac := u.mac(hash, password)
 	before, known := u.known[name]
 	u.mu.Unlock()
@@ -219,9 +235,6 @@ func (u *Users) Verify(ctx context.Context, client netip.Addr, name, password st
 	case <-ctx.Done():
 		u.guess.forgive(client, name)
 		return Later
-	}
-	if !there {
-		hash = string(u.dummy) // an unknown name takes as long as a wrong password
 	}
 	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(password)) != nil || !there {
 		return Refused

@@ -63,6 +63,10 @@ func TestVerify(t *testing.T) {
 	check("Ann", "a secret", Refused)
 	check("bob", "another", Granted)
 	check("carol", "", Refused)
+	// An unknown name takes as long as the file's own.
+	if cost, err := bcrypt.Cost([]byte(u.dummy)); err != nil || cost != bcrypt.MinCost {
+		t.Errorf("an unknown name takes the cost %d, %v", cost, err)
+	}
 	// A new file counts at once; one that cannot be read does not.
 	write(t, path, line(t, "ann", "a new secret"))
 	check("ann", "a secret", Refused)
@@ -186,6 +190,24 @@ func TestGuessesAtOnce(t *testing.T) {
 	g.forgive(home, "ann")
 }
 
+// A login that could not be looked at, because all turns were taken, counts neither for
+// its name nor for its network: a flood of others would else lock an office out.
+func TestForgiven(t *testing.T) {
+	var g guesses
+	g.init()
+	now := time.Now()
+	for i := range 3 * freeNames {
+		name := fmt.Sprint("user", i)
+		if !g.try(home, name, now) {
+			t.Fatalf("name %d is not looked at", i)
+		}
+		g.forgive(home, name)
+	}
+	if len(g.names)+len(g.nets) > 0 {
+		t.Errorf("%d names and %d networks are remembered", len(g.names), len(g.nets))
+	}
+}
+
 // However many networks guess, memory is bounded, and the one that guesses most
 // is not forgotten for it.
 func TestGuessesAreBounded(t *testing.T) {
@@ -234,6 +256,9 @@ func TestTurns(t *testing.T) {
 }
 
 func TestHash(t *testing.T) {
+	if cost, err := bcrypt.Cost([]byte(nobody)); err != nil || cost != Cost {
+		t.Errorf("the hash for an empty file: cost %d, %v", cost, err)
+	}
 	l, err := Hash("ann", "a good secret")
 	if err != nil {
 		t.Fatal(err)
