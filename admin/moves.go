@@ -282,7 +282,7 @@ type verification struct {
 }
 
 func (s *Server) verifyBackfill(ctx context.Context, in *UserPath) (*body[Verified], error) {
-	v, err := lookAt(ctx, s, in, ConductorAPI.Verify)
+	v, err := lookAt(ctx, s, in, LooksAPI.Verify)
 	if err != nil {
 		return nil, err
 	}
@@ -303,15 +303,15 @@ func (s *Server) planBackfill(ctx context.Context, in *UserPath) (*body[backfill
 	if err := s.oursToMove(ctx, key); err != nil {
 		return nil, err
 	}
-	return lookAt(ctx, s, in, ConductorAPI.Plan)
+	return lookAt(ctx, s, in, LooksAPI.Plan)
 }
 
 func (s *Server) inventoryBackfill(ctx context.Context, in *UserPath) (*body[backfill.Inventory], error) {
-	return lookAt(ctx, s, in, ConductorAPI.Inventory)
+	return lookAt(ctx, s, in, LooksAPI.Inventory)
 }
 
 // lookAt asks the conductor for something that changes nothing.
-func lookAt[T any](ctx context.Context, s *Server, in *UserPath, look func(ConductorAPI, context.Context, string) (T, error)) (*body[T], error) {
+func lookAt[T any](ctx context.Context, s *Server, in *UserPath, look func(LooksAPI, context.Context, string) (T, error)) (*body[T], error) {
 	key, err := mailboxKey(in.Address)
 	if err != nil {
 		return nil, err

@@ -41,21 +41,36 @@ type BodyOpener interface {
 	Open(ctx context.Context, id mail.ID) (io.ReadCloser, error)
 }
 
-// ConductorAPI is what the API asks of the conductor. Start, Cancel and
-// RunBackfill return when the request is durable; the work goes on by itself.
+// ConductorAPI is what the API asks of the conductor.
 type ConductorAPI interface {
+	MovesAPI
+	PausesAPI
+	LooksAPI
+	WindowAPI
+}
+
+// MovesAPI moves users. Start, Cancel and RunBackfill return when the request is
+// durable; the work goes on by itself.
+type MovesAPI interface {
 	Start(ctx context.Context, req cutover.Request) error
 	Cancel(ctx context.Context, user, by string) error
 	Status() []cutover.Status
 	StatusOf(user string) (cutover.Status, bool)
 	RunBackfill(ctx context.Context, user, by string) error
+}
+
+// PausesAPI is the operator's switch of copies and flips.
+type PausesAPI interface {
 	Pause(ctx context.Context, p cutover.Pause) error
 	Resume(ctx context.Context, wave string) (bool, error)
 	Pauses() []cutover.Pause
+}
+
+// LooksAPI looks into mailboxes and changes nothing.
+type LooksAPI interface {
 	Plan(ctx context.Context, user string) (backfill.Plan, error)
 	Verify(ctx context.Context, user string) (backfill.Verification, error)
 	Inventory(ctx context.Context, user string) (backfill.Inventory, error)
-	WindowAPI
 }
 
 // BackendStatus says how deliveries over one route go.
