@@ -16,6 +16,8 @@ COPY --from=build --chown=65532:65532 /out/data /var/lib/crossfade
 USER 65532:65532
 WORKDIR /var/lib/crossfade
 VOLUME /var/lib/crossfade
+# There is no /tmp, and nothing else that can be written to: large messages wait here while they are copied.
+ENV TMPDIR=/var/lib/crossfade
 # Port 25 needs `--sysctl net.ipv4.ip_unprivileged_port_start=25` or a mapping such as -p 25:2525.
 EXPOSE 2525 8025
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/usr/bin/crossfade", "health", "-c", "/etc/crossfade/crossfade.yaml"]

@@ -92,13 +92,16 @@ func TestImage(t *testing.T) {
 		t.Fatalf("the Dockerfile has %d stages", len(stages))
 	}
 	last := text[stages[1][0]:]
-	for _, want := range []string{"FROM scratch\n", "\nUSER 65532:65532\n", "\nVOLUME /var/lib/crossfade\n", "\nWORKDIR /var/lib/crossfade\n", "\nENTRYPOINT [", "\nHEALTHCHECK "} {
+	for _, want := range []string{"FROM scratch\n", "\nUSER 65532:65532\n", "\nVOLUME /var/lib/crossfade\n", "\nWORKDIR /var/lib/crossfade\n", "\nENV TMPDIR=/var/lib/crossfade\n", "\nENTRYPOINT [", "\nHEALTHCHECK "} {
 		if !strings.Contains(last, want) {
 			t.Errorf("the image lacks %q", strings.TrimSpace(want))
 		}
 	}
 	if strings.Contains(last, "\nRUN ") || strings.Contains(last, "\nADD ") || !strings.Contains(text, "CGO_ENABLED=0") {
 		t.Error("the last stage runs something, or the binary is not static")
+	}
+	if !strings.Contains(read(t, "deploy/kubernetes/crossfade.yaml"), "{name: data, mountPath: /var/lib/crossfade}") {
+		t.Error("the manifests mount nothing where the image writes")
 	}
 	compose, _ := parseYAML(t, read(t, "docker-compose.yml"))[0]["services"].(map[string]any)
 	for _, name := range []string{"node-a", "node-b"} {

@@ -96,8 +96,8 @@ func (a *audits) auditor() *audit.Auditor {
 	return out
 }
 
-// tempDir is where an audit keeps what it has read: beside the store, whose disk
-// has room; empty for the system's.
+// tempDir is where an audit keeps what it has read, and the backfill a large message
+// between two servers: beside the store, whose disk has room; empty for the system's.
 func (d *Daemon) tempDir() string {
 	if shared(d.cfg) {
 		return ""

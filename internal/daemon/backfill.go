@@ -63,7 +63,7 @@ func (d *Daemon) newCopier(cfg *config.Config) *backfill.Copier {
 		SourceRates: rates(b.Rates.Old), DestRates: rates(b.Rates.New),
 		Daily:  backfill.Daily{Source: int64(b.Daily.Old), Dest: int64(b.Daily.New)},
 		Filter: filter(b.Filter), DeleteCeiling: ceiling(b.DeleteCeiling),
-		Dialer: imapconn.Dialer{NetDial: d.dialIMAP},
+		Dialer: imapconn.Dialer{NetDial: d.dialIMAP}, TempDir: d.tempDir(),
 	}
 }
 
