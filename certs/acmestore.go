@@ -35,6 +35,12 @@ func newACMEStore(dir, directory string) acmeStore {
 	return acmeStore{filepath.Join(dir, host+"-"+hex.EncodeToString(sum[:4]))}
 }
 
+// Kept is the certificate of an authority that lies in dir, the Dir of an [ACMEConfig]; ErrNone when there is none.
+// Nothing is made.
+func Kept(dir, directory string) (*tls.Certificate, error) {
+	return newACMEStore(dir, directory).certificate()
+}
+
 const (
 	accountFile     = "account.pem"
 	certificateFile = "certificate.pem"

@@ -44,6 +44,7 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 		out = append(out, Finding{What: "configuration", OK: true, Text: "warning: " + w})
 	}
 	if shared(cfg) {
+		out = append(out, checkTemp())
 		out = append(out, checkRedis(ctx, cfg)...)
 	} else {
 		out = append(out, checkStore(cfg.Store))
@@ -68,6 +69,9 @@ func CheckUser(ctx context.Context, cfg *config.Config, user router.User) []Find
 // checkStore writes and syncs a file where the store is, and times it.
 func checkStore(dir string) Finding {
 	f := Finding{What: "store " + dir, Hint: "the directory has to be on a local disk that the user who runs crossfade may write to"}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		defer os.Remove(dir) // whoever runs the check may not be the relay's user
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		f.Text = err.Error()
 		return f
@@ -94,6 +98,23 @@ func checkStore(dir string) Finding {
 	}
 	f.OK, f.Hint = true, ""
 	f.Text = fmt.Sprintf("a write of 4 KiB is synced in %s", (time.Since(began) / rounds).Round(10*time.Microsecond))
+	return f
+}
+
+// checkTemp looks whether there is room for what waits on the disk; where the store is
+// a directory, that is it.
+func checkTemp() Finding {
+	f := Finding{What: "temporary files " + os.TempDir(),
+		Hint: "set TMPDIR to a directory that the user who runs crossfade may write to: large messages wait there while they are copied, and what an audit has read"}
+	file, err := os.CreateTemp("", "crossfade-check-*")
+	if err == nil {
+		err = errors.Join(file.Close(), os.Remove(file.Name()))
+	}
+	if err != nil {
+		f.Text = err.Error()
+		return f
+	}
+	f.OK, f.Hint, f.Text = true, "", "can be written"
 	return f
 }
 

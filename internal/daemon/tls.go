@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -83,21 +84,20 @@ func smtpCertificate(cfg *config.Config, log *slog.Logger, attempted func(ok boo
 	if err != nil {
 		return nil, fmt.Errorf("acme.%w", err)
 	}
-	directory := a.Directory
-	if directory == "" {
-		directory = config.DefaultDirectory
-	}
 	terms := func(url string) bool {
-		if log != nil && a.AcceptTerms {
+		if a.AcceptTerms {
 			log.Info("the terms of service of the certificate authority are agreed to, by accept_terms", "terms", url)
 		}
 		return a.AcceptTerms
 	}
 	return certs.NewACME(certs.ACMEConfig{
-		Name: "smtp.tls", Directory: directory, Email: a.Email, Names: cfg.ACMENames(), Dir: cfg.ACMEDir(), HTTP01: a.HTTP01, ALPN01: a.TLSALPN01,
+		Name: "smtp.tls", Directory: acmeDirectory(a), Email: a.Email, Names: cfg.ACMENames(), Dir: cfg.ACMEDir(), HTTP01: a.HTTP01, ALPN01: a.TLSALPN01,
 		Terms: terms, KeyID: a.KeyID, MACKey: key, KeepKey: a.KeepKey, Roots: roots, Logger: log, Attempted: attempted,
 	})
 }
+
+// acmeDirectory is the authority that is asked.
+func acmeDirectory(a *config.ACME) string { return cmp.Or(a.Directory, config.DefaultDirectory) }
 
 // fileCertificate is one in files; nil without an error when none is configured.
 func fileCertificate(name string, pair config.KeyPair, log *slog.Logger) (certificate, error) {
