@@ -105,7 +105,9 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	rc.Hostname = d.cfg.Hostname
 	answers, err := d.newAnswers(cfg)
 	welcome, listErr := d.welcome(cfg.SMTP)
-	errs := []error{err, listErr}
+	// Who takes a token out of the file has to hear of it when that had no effect.
+	tokens, tokenErr := admin.LoadTokens(d.cfg.Admin.TokenFile)
+	errs := []error{err, listErr, tokenErr}
 	for _, r := range routes {
 		_, err := target(cfg, r, d.log)
 		errs = append(errs, err)
@@ -124,7 +126,7 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	d.warnOfFiles(cfg)
 	d.mailboxes.sides.Store(sides)
 	d.retune(cfg)
-	d.reloadTokens(cfg)
+	_ = d.admin.SetTokens(tokens) // what LoadTokens gives is never empty
 	if !cfg.SMTP.SmartHost.Enabled() {
 		d.relaysOut.Store(false) // before the route out leads to a backend
 	}
@@ -142,17 +144,6 @@ func (d *Daemon) Reload(_ context.Context, cfg *config.Config) ([]string, error)
 	d.log.Info("reload: the configuration is in force", "changed", config.Changed(d.live, cfg))
 	d.live = cfg
 	return later, nil
-}
-
-// reloadTokens reads the token file again, so that tokens can be given and
-// taken away while the relay runs.
-func (d *Daemon) reloadTokens(cfg *config.Config) {
-	tokens, err := admin.LoadTokens(cfg.Admin.TokenFile)
-	if err != nil {
-		d.log.Error("reload: the tokens stay as they were", "err", err)
-		return
-	}
-	d.admin.SetTokens(tokens)
 }
 
 // retarget points a backend to where the new configuration has it. Its target

@@ -2,34 +2,45 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"crossfade/admin"
+	"crossfade/config"
 	"crossfade/internal/mailtest"
 )
 
 // serveTest runs a daemon until the test ends.
 func serveTest(t *testing.T, dir, text string) *Daemon {
 	t.Helper()
-	d, err := New(parse(t, dir, text), nil, Options{})
+	d, _ := serveLogged(t, parse(t, dir, text), nil, Options{})
+	return d
+}
+
+// serveLogged runs a daemon until the test ends, or until stop.
+func serveLogged(t *testing.T, cfg *config.Config, log *slog.Logger, opts Options) (d *Daemon, stop func()) {
+	t.Helper()
+	d, err := New(cfg, log, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Error(err)
+			t.Errorf("Run: %v", err)
 		}
 	})
+	t.Cleanup(stop)
 	select {
 	case <-d.Started():
 	case err := <-ended:
@@ -38,7 +49,7 @@ func serveTest(t *testing.T, dir, text string) *Daemon {
 	case <-time.After(time.Minute):
 		t.Fatal("the daemon does not start")
 	}
-	return d
+	return d, stop
 }
 
 // fileClient is a client with the token of the token file.
@@ -164,6 +175,12 @@ func TestTokensLive(t *testing.T) {
 		if list, err := ops.Tokens(t.Context()); err != nil || len(list) != 2 {
 			t.Errorf("%v %v", list, err)
 		}
+		if err := os.Chmod(d.cfg.Admin.TokenFile, 0o622); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Reload(t.Context(), parse(t, dir, reloadConfig)); err == nil || !strings.Contains(err.Error(), "token file") {
+			t.Errorf("a reload with a token file that cannot be used says %v", err)
+		}
 		if err := os.Rename(d.cfg.Admin.TokenFile+".away", d.cfg.Admin.TokenFile); err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +206,7 @@ func TestTokensLive(t *testing.T) {
 		}
 	})
 	log, err := admin.CheckAuditLog([]string{filepath.Join(dir, "data", "audit.jsonl")}, "", admin.AuditHead{})
-	if err != nil || log.Bad != nil || log.Lines != 4 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made and revoked
+	if err != nil || log.Bad != nil || log.Lines != 5 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made and revoked, a request denied
 		t.Errorf("the audit log: %+v %v %v", log, log.Bad, err)
 	}
 	err = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {

@@ -4,11 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 
 	"crossfade/admin"
 	"crossfade/backfill"
-	"crossfade/config"
 )
 
 // openAuditLog opens the log of what operators did. Its lines are signed with the
@@ -18,7 +16,10 @@ func (d *Daemon) openAuditLog(ctx context.Context, counts *admin.APIMetrics) err
 	if err != nil {
 		return err
 	}
-	node := nodeName(d.cfg)
+	node := "local" // an embedded store has one log, whatever the machine is called
+	if shared(d.cfg) {
+		node = d.nodeName()
+	}
 	d.audit, err = admin.OpenAuditLog(auditPath(d.cfg), admin.AuditOptions{
 		Key: key, Node: node, Heads: headBook{d.store, node}, Log: d.log,
 		Grown: func(seq uint64) { counts.Sequence.Set(float64(seq)) },
@@ -28,21 +29,6 @@ func (d *Daemon) openAuditLog(ctx context.Context, counts *admin.APIMetrics) err
 	}
 	d.log.Info("the audit log is open", "file", auditPath(d.cfg), "last_line", d.audit.Head())
 	return nil
-}
-
-// nodeName is how this node calls its audit log in the store.
-func nodeName(cfg *config.Config) string {
-	if !shared(cfg) {
-		return "local"
-	}
-	if cfg.Node != "" {
-		return cfg.Node
-	}
-	name, err := os.Hostname()
-	if err != nil {
-		return "local"
-	}
-	return name
 }
 
 // headRecords is the user, who is none, under whom the store keeps the last line of

@@ -70,7 +70,7 @@ func newAuthnSite(t *testing.T, options string) *authnSite {
 	})
 	s.sink = newAuthnSink(t)
 	other := newAuthnSink(t)
-	s.d, err = New(parse(t, t.TempDir(), fmt.Sprintf(`hostname: mx.example.org
+	s.d = serveTest(t, t.TempDir(), fmt.Sprintf(`hostname: mx.example.org
 domains: [example.org]
 store: ./data
 smtp: {listen: ["127.0.0.1:0"], resolvers: [%q]%s}
@@ -80,25 +80,7 @@ backends:
   new: {smtp: "smtp+insecure://%s"}
 routing: {unknown: old}
 queue: {min_free: 0}
-`, s.ns.Addr, strings.ReplaceAll(options, "KEY", s.key), s.sink.Addr(), other.Addr())), nil, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.d.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	select {
-	case <-s.d.Started():
-	case err := <-ended:
-		ended <- err
-		t.Fatal(err)
-	}
+`, s.ns.Addr, strings.ReplaceAll(options, "KEY", s.key), s.sink.Addr(), other.Addr()))
 	return s
 }
 

@@ -2,13 +2,9 @@ package daemon
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,36 +17,8 @@ func aNode(t *testing.T, store, name string) (d *Daemon, c *admin.Client, stop f
 	t.Helper()
 	dir := t.TempDir()
 	text := strings.Replace(reloadConfig, "store: ./data", "store: "+store+"\nnode: "+name, 1)
-	d, err := New(parse(t, dir, text), nil, Options{Version: "v-" + name})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("node %s: %v", name, err)
-		}
-	})
-	select {
-	case <-d.Started():
-		t.Cleanup(stop)
-	case err := <-ended:
-		cancel()
-		t.Fatal(err)
-	}
-	token, err := os.ReadFile(filepath.Join(dir, "admin.token"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(token))
-	if c, err = admin.NewClient(d.AdminURL(), f[len(f)-1]); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return d, c, stop
+	d, stop = serveLogged(t, parse(t, dir, text), nil, Options{Version: "v-" + name})
+	return d, fileClient(t, d), stop
 }
 
 // greeting is what the SMTP side says first.

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"net"
 	"net/textproto"
 	"slices"
@@ -38,19 +37,7 @@ func parse(t *testing.T, dir, text string) *config.Config {
 // it was at the start.
 func TestReloadTwice(t *testing.T) {
 	dir := t.TempDir()
-	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	select {
-	case <-d.Started():
-	case err := <-ended:
-		t.Fatal(err)
-	}
+	d, ctx := serveTest(t, dir, reloadConfig), t.Context()
 	changed := strings.NewReplacer("mx.example", "mx2.example", "[example.org]", "[example.org, example.net]").Replace(reloadConfig) +
 		"backfill: {connections: 5, patience: 9s, delete_ceiling: never, rates: {old: {user_bytes: 1MiB}}, filter: {exclude: [Junk]}}\n"
 	before := d.copier.now.Load()
@@ -73,12 +60,11 @@ func TestReloadTwice(t *testing.T) {
 	if c.Connections != 5 || c.Patience != 9*time.Second || c.SourceRates.User.Bytes != 1<<20 || c.DeleteCeiling >= 0 || len(c.Filter.Exclude) != 1 {
 		t.Errorf("the section backfill is not in force: %+v", c)
 	}
+	if c.TempDir != d.cfg.Store {
+		t.Errorf("large messages wait in %q while they are copied, and not beside the store", c.TempDir)
+	}
 	if c.Shared == nil || c.Shared != before.Shared {
 		t.Error("passes that run and passes to come have no memory in common")
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: %v", err)
 	}
 }
 
@@ -86,19 +72,7 @@ func TestReloadTwice(t *testing.T) {
 // open too.
 func TestReloadLimits(t *testing.T) {
 	dir := t.TempDir()
-	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	select {
-	case <-d.Started():
-	case err := <-ended:
-		t.Fatal(err)
-	}
+	d, ctx := serveTest(t, dir, reloadConfig), t.Context()
 	conn, err := net.Dial("tcp", d.SMTPAddrs()[0].String())
 	if err != nil {
 		t.Fatal(err)
@@ -131,31 +105,15 @@ func TestReloadLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	say("MAIL FROM:<a@b.example>", 250)
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
 }
 
 // TestReloadDNSBL: lists and the greet delay come into force with a reload, and
 // loopback, which is exempt, has nothing to do with them.
 func TestReloadDNSBL(t *testing.T) {
 	dir := t.TempDir()
-	d, err := New(parse(t, dir, reloadConfig), nil, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, ctx := serveTest(t, dir, reloadConfig), t.Context()
 	if w, err := d.welcome(d.cfg.SMTP); err != nil || w.Lists != nil || w.GreetDelay != 0 {
 		t.Errorf("the default asks lists or waits: %+v, %v", w, err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	select {
-	case <-d.Started():
-	case err := <-ended:
-		t.Fatal(err)
 	}
 	greeted := func() time.Duration {
 		began := time.Now()
@@ -181,9 +139,5 @@ func TestReloadDNSBL(t *testing.T) {
 	}
 	if took := greeted(); took > 30*time.Second {
 		t.Errorf("an exempt client waited %v", took)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
 	}
 }

@@ -69,19 +69,9 @@ func TestSubmission(t *testing.T) {
 	if f := checkLogins(cfg); len(f) != 1 || !f[0].OK || f[0].Text != "1 users may submit mail" {
 		t.Errorf("check says %+v", f)
 	}
-	d, err := New(cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, stop := serveLogged(t, cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	select {
-	case <-d.Started():
-	case err := <-ended:
-		t.Fatal(err)
-	}
 	if _, _, err := d.store.SetUser(ctx, router.User{Address: "ann@example.org", Kind: router.KindMailbox, State: router.StateOld}, router.Change{By: "test", To: router.StateOld}); err != nil {
 		t.Fatal(err)
 	}
@@ -120,10 +110,7 @@ func TestSubmission(t *testing.T) {
 	if _, err := sinks["OLD"].Wait(ctx, 1); err != nil {
 		t.Error(err)
 	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	stop()
 	for _, secret := range []string{"a good secret", "a bad guess", "YSBnb29kIHNlY3JldA", "AGEgZ29vZCBzZWNyZXQ"} {
 		if strings.Contains(log.String(), secret) {
 			t.Errorf("%q is in the log", secret)
@@ -146,20 +133,9 @@ func TestFilter(t *testing.T) {
 	t.Cleanup(func() { _ = sink.Close() })
 	scanner, stop := realtest.StartRspamd(t)
 	cfg := parse(t, dir, strings.NewReplacer(`127.0.0.1:1"}`, sink.Addr()+`"}`, `listen: ["127.0.0.1:0"]`, `listen: ["127.0.0.1:0"], filter: {milter: "inet:`+scanner+`", verdicts: [X-Spam*]}`).Replace(reloadConfig)+"routing: {unknown: old}\n")
-	var log lockedBuffer
-	d, err := New(cfg, slog.New(slog.NewTextHandler(&log, nil)), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, _ := serveLogged(t, cfg, nil, Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	select {
-	case <-d.Started():
-	case err := <-ended:
-		t.Fatal(err)
-	}
 	const dataRefused = 26
 	send := func(body string) (string, int) {
 		return realtest.Swaks(t, ctx, d.SMTPAddrs()[0].String(), "--from", "a@far.test", "--to", "ann@example.org", "--header", "x-SPAM-flag: forged\n\tby a stranger", "--header", "X-Other: stays", "--body", body)
@@ -199,9 +175,5 @@ func TestFilter(t *testing.T) {
 	}
 	if w := strings.Join(d.warnings(), "\n"); !strings.Contains(w, "mail is put off") {
 		t.Errorf("readyz says nothing of it: %q", w)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
 	}
 }

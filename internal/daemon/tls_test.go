@@ -63,23 +63,7 @@ backends:
 routing: {unknown: old}
 queue: {min_free: 0}
 `, strings.ReplaceAll(smtp, "OUT", s.out.Addr()), more, s.old.Addr(), s.new.Addr())
-	if s.d, err = New(parse(t, s.dir, text), slog.New(slog.NewTextHandler(t.Output(), nil)), Options{}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.d.Run(ctx) }()
-	select {
-	case <-s.d.Started():
-	case err := <-ended:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
+	s.d, _ = serveLogged(t, parse(t, s.dir, text), slog.New(slog.NewTextHandler(t.Output(), nil)), Options{})
 	return s
 }
 
