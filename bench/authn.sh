@@ -11,7 +11,8 @@ ROOT=$PWD
 SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || SHARED=$ROOT/../../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-bench.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 ROUNDS=${ROUNDS:-3}; SESS=${SESS:-10 50}; N=${N:-20000}
 CX_SMTP=${CX_SMTP:-12735}; CX_ADMIN=${CX_ADMIN:-12736}; DNS=${DNS:-12753}
 # shellcheck source=/dev/null
@@ -19,7 +20,7 @@ CX_SMTP=${CX_SMTP:-12735}; CX_ADMIN=${CX_ADMIN:-12736}; DNS=${DNS:-12753}
 # DIRTY=1 takes runs beside others' work too, once each: then only the CPU time of a message says something.
 [ -z "${DIRTY:-}" ] || meas() { "$BIN/smtpmeas" "$@" || true; }
 need postfix nsd python3-dkim openssl; build_tools
-trap 'stop_nsd; stop_sinks; stop_crossfade' EXIT
+trap 'code=$?; set +e; stop_nsd; stop_sinks; stop_crossfade; tidy $code' EXIT
 [ -x "$ROOT/bin/crossfade" ] || make -s build
 
 start_nsd() {
@@ -104,6 +105,7 @@ runs() { # ROUND true|false
 }
 
 OUT=$W/results.txt; : > "$OUT"
+set -o pipefail # tee hides no failure
 start_nsd
 for r in $(seq "$ROUNDS"); do
   runs "$r" false 2>&1 | tee -a "$OUT"

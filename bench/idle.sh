@@ -6,7 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 ROOT=$PWD
-W=${1:-$(mktemp -d /tmp/crossfade-idle.XXXXXX)}; mkdir -p "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 N=${N:-10000}; SMTP=${CX_SMTP:-12725}; ADMIN=${CX_ADMIN:-12726}
 ulimit -n "$(ulimit -Hn)"
 go build -o "$W/crossfade" ./cmd/crossfade
@@ -28,7 +29,7 @@ backends: {old: {smtp: "smtp+insecure://127.0.0.1:1"}, new: {smtp: "smtp+insecur
 queue: {min_free: 0}
 C
 PID= HOLD=
-trap 'for p in $HOLD $PID; do kill "$p" 2>/dev/null || true; done' EXIT
+trap 'code=$?; set +e; for p in $HOLD $PID; do kill "$p" 2>/dev/null || true; done; wait; tidy $code' EXIT
 mem() { awk '/VmRSS/ {print $2}' "/proc/$PID/status"; }
 measure() { # MODE
   rm -rf "$W/data"
@@ -38,6 +39,7 @@ measure() { # MODE
   "$W/smtphold" -mode "$1" -n "$N" -c 32 -addr 127.0.0.1:$SMTP > "$W/hold.$1" & HOLD=$!
   for _ in $(seq 600); do grep -q OPEN "$W/hold.$1" && break; sleep 0.5; done
   cat "$W/hold.$1"
+  grep -q "OPEN $N of $N " "$W/hold.$1" || { echo "idle.sh: not all connections are open: nothing was measured" >&2; exit 1; }
   local at; at=$(mem)
   sleep 5
   awk -v b="$before" -v a="$at" -v l="$(mem)" -v n="$N" -v mode="$1" -v h="$(awk '/VmHWM/ {print $2}' "/proc/$PID/status")" 'BEGIN {

@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 ROOT=$PWD
 SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there: nothing to compare with" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-imap.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 ROUNDS=${ROUNDS:-3}; N=${N:-10000}; USERS=${USERS:-20}; PER=${PER:-500}; PAR=${PAR:-4}; RN=${RN:-500}; RTT=${RTT:-40ms}
 WHAT=${WHAT:-big users rtt}; HUGE=${HUGE:-50000}
 export IMAP_OLD=${IMAP_OLD:-12243} IMAP_NEW=${IMAP_NEW:-12244}
@@ -22,7 +23,7 @@ go build -o "$BIN/imapcopy" bench/imapcopy/main.go
 go build -o "$BIN/imapdelay" bench/imapdelay/main.go
 bash "$SHARED/start-backends.sh" "$W"
 "$BIN/imapdelay" -rtt "$RTT" "127.0.0.1:$FAR_OLD=127.0.0.1:$IMAP_OLD" "127.0.0.1:$FAR_NEW=127.0.0.1:$IMAP_NEW" & DELAY=$!
-trap 'kill $DELAY 2>/dev/null; bash "$SHARED/start-backends.sh" "$W" stop' EXIT
+trap 'code=$?; set +e; kill $DELAY 2>/dev/null || true; bash "$SHARED/start-backends.sh" "$W" stop || true; wait; tidy $code' EXIT
 S=$W/sync; mkdir -p "$S"; : > "$W/runs.tsv"
 NAMES=$(seq -s' ' -f 'u%02g' 1 "$USERS")
 

@@ -12,7 +12,8 @@ set -eu
 cd "$(dirname "$0")/.."
 ROOT=$PWD; SHARED=${SHARED:-$ROOT/../shared/bench}
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there: no load generator" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-load.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 N=${N:-12000}; ROUNDS=${ROUNDS:-3}; DRIP=${DRIP:-2000}; FLOOD=${FLOOD:-5000}; FOR=${FOR:-10}; PEER=${PEER:-1}
 CX_SMTP=${CX_SMTP:-12725}; CX_ADMIN=${CX_ADMIN:-12726}; PF_SMTP=${PF_SMTP:-12525}
 ulimit -n "$(ulimit -Hn)"
@@ -22,7 +23,7 @@ need postfix; build_tools
 go build -o "$W/crossfade" ./cmd/crossfade
 go build -o "$W/smtphold" ./bench/smtphold/main.go
 PID= HOLD=
-trap 'stop_sinks; for p in $HOLD $PID; do kill "$p" 2>/dev/null || true; done; [ ! -d "$W/postfix" ] || postfix -c "$W/postfix/etc" stop >/dev/null 2>&1 || true' EXIT
+trap 'code=$?; set +e; stop_sinks; for p in $HOLD $PID; do kill "$p" 2>/dev/null || true; done; [ ! -d "$W/postfix" ] || postfix -c "$W/postfix/etc" stop >/dev/null 2>&1 || true; wait; tidy $code' EXIT
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=relay.bench.test -keyout "$W/key.pem" -out "$W/cert.pem" 2>/dev/null
 
 start() { # MAX_CONNECTIONS
@@ -64,6 +65,7 @@ start $((DRIP * 2 + 1000)); good >/dev/null; : > "$W/alone"; : > "$W/beside"
 for r in $(seq "$ROUNDS"); do
   good > "$W/out"; rate "$W/out" >> "$W/alone"; echo "round $r alone: $(tail -n 1 "$W/alone") msg/s"
   hold -mode drip -n "$DRIP"
+  grep -q "OPEN $DRIP of $DRIP " "$W/hold" || { echo "load.sh: not all that drip are there: nothing was measured" >&2; exit 1; }
   good > "$W/out"; rate "$W/out" >> "$W/beside"; echo "round $r beside: $(tail -n 1 "$W/beside") msg/s"
   let_go
 done

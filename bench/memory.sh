@@ -7,13 +7,14 @@ set -eu
 cd "$(dirname "$0")/.."
 ROOT=$PWD; SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-mem.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 QUEUED=${QUEUED:-1000000}; CX_SMTP=${CX_SMTP:-12725}; CX_ADMIN=${CX_ADMIN:-12726}
 # shellcheck source=/dev/null
 . "$SHARED/lib.sh"
 need postfix; build_tools
 # A sink left behind would take messages from the next run's: they share the port.
-trap 'stop_sinks; [ -z "${PID:-}" ] || kill "$PID" 2>/dev/null || true' EXIT
+trap 'code=$?; set +e; stop_sinks; [ -z "${PID:-}" ] || kill "$PID" 2>/dev/null || true; wait; tidy $code' EXIT
 start_sinks
 mkdir -p "$W/cx"; rm -rf "$W/cx/data"
 conf() { # PORT-OLD PORT-NEW

@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 ROOT=$PWD
 SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there: nothing to compare with" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-redis.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 SESS=${SESS:-10 50}; N=${N:-12000}; PEER=${PEER:-1}; USERS=${USERS:-1000000}; MESSAGES=${MESSAGES:-1000000}
 PORT=${PORT:-16379}; CX_SMTP=${CX_SMTP:-12725}; CX_ADMIN=${CX_ADMIN:-12825}
 # shellcheck source=/dev/null
@@ -18,7 +19,7 @@ need postfix postfix-lmdb postfix-cdb; build_tools
 command -v redis-server >/dev/null || { echo "bench: apt-get install redis-server" >&2; exit 1; }
 PIDS=()
 stop_all() { stop_sinks; for p in "${PIDS[@]}"; do kill "$p" 2>/dev/null || true; done; for p in "${PIDS[@]}"; do wait "$p" 2>/dev/null || true; done; PIDS=(); }
-trap stop_all EXIT
+trap 'code=$?; set +e; stop_all; tidy $code' EXIT
 
 start_redis() {
   rm -rf "$W/redis"; mkdir -p "$W/redis"
@@ -85,6 +86,7 @@ postfix_runs() {
 }
 
 OUT=$W/results.txt; : > "$OUT"
+set -o pipefail # tee hides no failure
 redis_runs 1 2>&1 | tee -a "$OUT"
 redis_runs 2 2>&1 | tee -a "$OUT"
 [ "$PEER" = 1 ] && postfix_runs 2>&1 | tee -a "$OUT"

@@ -9,14 +9,15 @@ cd "$(dirname "$0")/.."
 ROOT=$PWD
 SHARED=$ROOT/../shared/bench
 [ -d "$SHARED" ] || { echo "bench: $SHARED is not there: nothing to compare with" >&2; exit 1; }
-W=${1:-$(mktemp -d /tmp/crossfade-bench.XXXXXX)}; mkdir -p "$W"; chmod 755 "$W"
+# shellcheck source=bench/workdir.sh
+. bench/workdir.sh
 ROUNDS=${ROUNDS:-2}; SESS=${SESS:-10 50}; N=${N:-12000}; PEER=${PEER:-1}
 CX_SMTP=${CX_SMTP:-12725}; CX_ADMIN=${CX_ADMIN:-12726}
 # shellcheck source=/dev/null
 . "$SHARED/lib.sh"
 need postfix postfix-lmdb postfix-cdb; build_tools
 # A sink left behind would take messages from the next run's: they share the port.
-trap 'stop_sinks; stop_crossfade' EXIT
+trap 'code=$?; set +e; stop_sinks; stop_crossfade; tidy $code' EXIT
 
 start_crossfade() {
   rm -rf "$W/cx"; mkdir -p "$W/cx"
@@ -68,6 +69,7 @@ postfix_runs() { # ROUND
 }
 
 OUT=$W/results.txt; : > "$OUT"
+set -o pipefail # tee hides no failure
 for r in $(seq "$ROUNDS"); do
   crossfade_runs "$r" 2>&1 | tee -a "$OUT"
   [ "$PEER" = 1 ] && postfix_runs "$r" 2>&1 | tee -a "$OUT"

@@ -1,8 +1,8 @@
 //go:build ignore
 
 // Command smtphold opens many SMTP connections and keeps them: idle, dripping one byte a second into a message, or
-// piled up as a flood; or it counts TLS handshakes. It is what bench/idle.sh, bench/load.sh and bench/flood.sh load
-// a relay with.
+// piled up as a flood; or it counts TLS handshakes. It is what bench/idle.sh and bench/load.sh load a
+// relay with.
 //
 //	go run ./bench/smtphold/main.go -mode idle  -n 10000 -addr 127.0.0.1:2525        until it is interrupted
 //	go run ./bench/smtphold/main.go -mode shake -c 8 -for 10s -addr 127.0.0.1:2525   prints handshakes a second
