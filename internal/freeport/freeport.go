@@ -20,7 +20,7 @@ const (
 	lastPort  = 31_999
 )
 
-// Take returns a TCP port of 127.0.0.1 that is free, and that nobody else gets from here until the test ends, in this
+// Take returns a port of 127.0.0.1 that is free, and that nobody else gets from here until the test ends, in this
 // process or another. A port that was only free a moment ago may be that of another test's server when ours
 // wants it, and then its greeting is taken for the one of ours.
 func Take(t testing.TB) int {
@@ -45,11 +45,17 @@ func Take(t testing.TB) int {
 	return 0
 }
 
+// isFree tells whether TCP and UDP are: a name server wants both, and resolvers ask from any port.
 func isFree(port int) bool {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return false
 	}
-	_ = l.Close()
-	return true
+	defer l.Close()
+	u, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return false
+	}
+	return u.Close() == nil
 }
