@@ -227,8 +227,11 @@ func (b *Backend) dialAs(ctx context.Context, o smtpclient.Origin) (*backendConn
 	if !errors.Is(err, smtpclient.ErrOrigin) {
 		return c, err
 	}
-	b.originRefused(o, err)
-	return b.dial(ctx)
+	c, own := b.dial(ctx)
+	if own == nil { // otherwise it is not about the client
+		b.originRefused(o, err)
+	}
+	return c, own
 }
 
 // makeRoom ends idle connections that nothing under way can use, so that the server

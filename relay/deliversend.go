@@ -49,7 +49,7 @@ func (w *deliverWorker) deliver(work context.Context, lease *queue.Lease) gateRe
 	conn, answers, err := x.send()
 	x.stopRenewing()
 	x.body.close()
-	verdicts, report := x.verdicts(conn, answers, err), deliverReport(answers, err)
+	verdicts, report := x.verdicts(conn, answers, err), deliverReport(conn, answers, err)
 	if conn != nil { // answers belong to it
 		w.b.sends.put(x.ctx, conn)
 	}
@@ -218,8 +218,10 @@ func (x *delivery) verdicts(c *backendConn, answers []smtpclient.Answer, err err
 	return vs
 }
 
-// deliverReport is what a transaction tells of its backend.
-func deliverReport(answers []smtpclient.Answer, err error) gateReport {
+// deliverReport is what a transaction over c tells of its backend. Where the backend
+// takes the session for a client's, a refusal of the sender is about that client:
+// strangers must not take a backend out of service.
+func deliverReport(c *backendConn, answers []smtpclient.Answer, err error) gateReport {
 	switch {
 	case errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrSource):
 		return gateReport{}
@@ -232,7 +234,7 @@ func deliverReport(answers []smtpclient.Answer, err error) gateReport {
 		switch {
 		case a.Reply.Positive():
 			return gateReport{ok: true}
-		case a.Reply.Code == 421, a.Step == smtpclient.StepMail && misconfigured(a):
+		case a.Reply.Code == 421, a.Step == smtpclient.StepMail && misconfigured(a) && !c.ForClient():
 			return gateReport{err: fmt.Errorf("in reply to %s: %w", a.Step, &a.Reply)}
 		}
 	}

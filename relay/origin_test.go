@@ -11,14 +11,16 @@ import (
 	"time"
 
 	"crossfade/mail"
+	"crossfade/queue"
 	"crossfade/relay/smtpclient"
 )
 
 // xclientServer takes mail, offers XCLIENT once in a session as Postfix does, and
-// refuses one client.
+// refuses one client, and the mail of another.
 type xclientServer struct {
-	l  net.Listener
-	wg sync.WaitGroup
+	l     net.Listener
+	wg    sync.WaitGroup
+	proxy bool // PROXY headers of version 1 instead
 
 	mu    sync.Mutex
 	got   []string // for each message: connection, client, name in EHLO
@@ -66,8 +68,15 @@ func (s *xclientServer) serve(conn net.Conn, n int) {
 	defer leave()
 	r := bufio.NewReader(conn)
 	say := func(text string) { fmt.Fprint(conn, text+"\r\n") }
-	say("220 hi")
 	client, helo := "", ""
+	if s.proxy {
+		line, _ := r.ReadString('\n')
+		if client = strings.Fields(line + " - - -")[2]; client == "198.51.100.66" {
+			say("554 5.7.1 your client is on a list")
+			return
+		}
+	}
+	say("220 hi")
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
@@ -91,6 +100,8 @@ func (s *xclientServer) serve(conn net.Conn, n int) {
 			leave()
 			say("221 bye")
 			return
+		case word == "MAIL" && client == "198.51.100.67":
+			say("554 5.7.1 Service unavailable; Client host [198.51.100.67] blocked using list.example")
 		case word == "DATA":
 			say("354 go on")
 			for line != "." {
@@ -170,5 +181,51 @@ func TestDeliverXClientConnections(t *testing.T) {
 	defer srv.mu.Unlock()
 	if len(srv.got) != 6 || srv.most > 2 {
 		t.Errorf("%d messages over up to %d connections at once, want 6 over 2", len(srv.got), srv.most)
+	}
+}
+
+// Clients that a backend refuses, whom it knows by a PROXY header or by XCLIENT, take
+// nobody else's mail with them.
+func TestRefusedClientsAreNoFailures(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		proxy   bool
+		ip      string
+		arrives bool // in our own name
+	}{
+		{"in the greeting", true, "198.51.100.66", true},
+		{"in reply to MAIL", false, "198.51.100.67", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			outNoLeaks(t)
+			srv := newXClientServer(t)
+			srv.mu.Lock()
+			srv.proxy = tt.proxy
+			srv.mu.Unlock()
+			s := newOutSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
+				target := b[mail.Old].Target
+				target.Address, target.Origin = srv.l.Addr().String(), smtpclient.OriginXClient
+				if tt.proxy {
+					target.Origin = smtpclient.OriginProxyV1
+				}
+				b[mail.Old].Target, b[mail.Old].Failures, b[mail.Old].FirstProbe = target, 2, time.Hour
+			})
+			put := func(ip string) mail.ID {
+				return s.q.put(outBody, mail.Old, func(m *outMessage) {
+					m.env.Client = mail.Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(ip), 4711), Helo: "x.test", ESMTP: true}
+				}, "a@b.test")
+			}
+			for range 4 {
+				if r := s.q.outKinds(t, put(tt.ip))[0]; (r.kind == queue.Done) != tt.arrives {
+					t.Fatalf("%s: %s", r.kind, r.last)
+				}
+			}
+			if r := s.q.outKinds(t, put("198.51.100.7"))[0]; r.kind != queue.Done {
+				t.Errorf("another client's: %s: %s", r.kind, r.last)
+			}
+			if st := s.d.Backend(mail.Old).Status(); st.State != BackendUp || st.Failures > 0 {
+				t.Errorf("%+v", st)
+			}
+		})
 	}
 }

@@ -62,7 +62,7 @@ func dial(ctx context.Context, t Target, o Origin) (*Conn, error) {
 		c.identity = t.identity(o)
 	}
 	if step, err := c.open(ctx); err != nil {
-		return nil, c.fail(step, SentNothing, err)
+		return nil, c.fail(step, SentNothing, c.aboutClient(step, err))
 	}
 	if t.Login != nil {
 		if err := c.login(ctx); err != nil {

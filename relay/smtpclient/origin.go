@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"crossfade/mail"
+
 	"github.com/pires/go-proxyproto"
 )
 
@@ -39,9 +41,10 @@ type Origin struct {
 	ID    string // the message's queue id, told by XFORWARD as IDENT
 }
 
-// ErrOrigin means that the server offered XCLIENT and did not take it: it said no
-// to the client, or to the command.
-var ErrOrigin = errors.New("the server did not take the client's origin (XCLIENT)")
+// ErrOrigin means that the server did not take the client that it was told of: it
+// said no to the command XCLIENT that it offered, or to the client, whom it knows by
+// XCLIENT or by a PROXY header.
+var ErrOrigin = errors.New("the server did not take the client's origin (XCLIENT or PROXY header)")
 
 // identity is who a session is, so that it is used for nobody else. It is empty
 // for our own mail, and where sessions do not differ.
@@ -66,6 +69,20 @@ func (c *Conn) Is(o Origin) bool { return c.t.identity(o) == c.identity }
 // XCLIENT only once.
 func (c *Conn) Fits(o Origin) bool {
 	return c.Is(o) || c.t.Origin == OriginXClient && c.t.identity(o) != "" && c.caps.XClient != ""
+}
+
+// ForClient tells whether the server takes the session for one of a client, and not
+// for ours: what it says of the session may be about that client.
+func (c *Conn) ForClient() bool { return c.identity != "" }
+
+// aboutClient marks the words with which a server that was told of a client ended a
+// session before it began: it may have said no to that client.
+func (c *Conn) aboutClient(step Step, err error) error {
+	var said *mail.Reply
+	if !c.ForClient() || step != StepGreeting && step != StepHello || !errors.As(err, &said) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrOrigin, err)
 }
 
 // Become has the server take what follows as sent by o, where the session is not
