@@ -56,7 +56,7 @@ type deliverVerdict struct {
 //	command unknown or out of step       retry, park when expired: it says nothing about the message
 //	any other 5xx                        fail
 //	stored message damaged or missing    park
-//	TLS required of a server without     fail (RFC 8689)
+//	TLS required of a server without     fail at the first attempt (RFC 8689), else retry
 //	lease lost, cut before the dot       release
 //
 // What fails leaves with a bounce in the same step. Where no bounce may be
@@ -118,8 +118,7 @@ func (r deliverRules) noAnswer(v *deliverVerdict, item queue.Item, rcpt mail.Rec
 	var bare *unprotectedError
 	switch {
 	case errors.As(err, &bare):
-		r.unprotected(v, bare)
-		r.fail(v, item, rcpt)
+		r.unprotected(v, item, rcpt, bare)
 	case errors.Is(err, smtpclient.ErrWithheld):
 		v.Kind, v.Reply = queue.Release, "not sent: "+err.Error()
 	case errors.Is(err, queue.ErrCorrupt), errors.Is(err, smtpclient.ErrLength):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"crossfade/mail"
+	"crossfade/queue"
 	"crossfade/relay/smtpclient"
 )
 
@@ -17,6 +18,7 @@ var errUnprotected = errors.New("the message requires TLS (REQUIRETLS)")
 type unprotectedError struct {
 	status mail.Enhanced
 	why    string
+	later  bool // it may be otherwise soon, without anybody's doing
 }
 
 func (e *unprotectedError) Error() string { return errUnprotected.Error() + ", and " + e.why }
@@ -31,18 +33,29 @@ func (x *delivery) unprotected(c *backendConn) error {
 	case !env.RequireTLS || env.From.IsNull() || c.Local():
 		return nil
 	case !c.Verified():
-		return &unprotectedError{mail.Enhanced{5, 7, 10}, "the next mail system cannot be reached over TLS with a certificate that is checked"}
+		// What is published is what proves such a server, and it could not be had now.
+		published := x.w.b.currentTarget().Policy != nil
+		return &unprotectedError{mail.Enhanced{5, 7, 10}, "the next mail system cannot be reached over TLS with a certificate that is checked", published}
 	case !c.Caps().RequireTLS:
-		return &unprotectedError{mail.Enhanced{5, 7, 30}, "the next mail system does not support REQUIRETLS"}
+		return &unprotectedError{mail.Enhanced{5, 7, 30}, "the next mail system does not support REQUIRETLS", false}
 	}
 	return nil
 }
 
-// unprotected gives a recipient of such a message up: its sender wants to know and
-// not to have it sent (RFC 8689, 4.2.1 and 5).
-func (r deliverRules) unprotected(v *deliverVerdict, e *unprotectedError) {
-	v.status, v.reason, v.Reply = e.status, "Your message asks to be sent over TLS only (REQUIRETLS), and "+e.why+". It was not sent.", "not sent: "+e.Error()
+// unprotected decides about a recipient of such a message. Its sender wants to know
+// and not to have it sent (RFC 8689, 4.2.1 and 5), so it is given up at once, unless
+// more is known of it already: an earlier attempt may have arrived, and whoever took
+// the message over checked TLS then lacks that for a while.
+func (r deliverRules) unprotected(v *deliverVerdict, item queue.Item, rcpt mail.Recipient, e *unprotectedError) {
+	v.status, v.reason, v.Reply = e.status, "Your message asks to be sent over TLS only (REQUIRETLS), and "+e.why+".", "not sent: "+e.Error()
 	v.alarm = fmt.Sprintf("%s cannot take a message that requires TLS: %s", r.route, e.why)
+	if e.later || item.LastReply != "" {
+		v.status[0] = 4
+		r.again(v, item, rcpt)
+	} else {
+		v.reason += " It was not sent."
+		r.fail(v, item, rcpt)
+	}
 }
 
 // dialFree makes a connection for a message whose sender wants what is published

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"crossfade/internal/mailtest"
 	"crossfade/mail"
@@ -105,6 +106,38 @@ func TestDeliverRequireTLS(t *testing.T) {
 			}
 			if total, _ := sink.Connections(); total != 1 {
 				t.Errorf("%d connections", total)
+			}
+		})
+	}
+}
+
+// What may have arrived at an earlier attempt, or wants a policy that is not to be had
+// now, is tried again.
+func TestDeliverRequireTLSLater(t *testing.T) {
+	outNoLeaks(t)
+	sink, pool := tlsSink(t, mailtest.SinkConfig{}) // without REQUIRETLS
+	gone := func(context.Context) (smtpclient.Rule, error) { return smtpclient.Rule{}, nil }
+	for _, c := range []struct {
+		name   string
+		mode   smtpclient.Mode
+		policy func(context.Context) (smtpclient.Rule, error)
+		item   queue.Item
+		says   string
+	}{
+		{"it was in doubt", smtpclient.Required, nil, queue.Item{Doubt: queue.Doubt{Route: mail.Old, At: time.Now(), Since: time.Now()}}, "does not support REQUIRETLS"},
+		{"an earlier attempt", smtpclient.Required, nil, queue.Item{Attempts: 1, LastReply: "451 later"}, "does not support REQUIRETLS"},
+		{"no policy", smtpclient.Opportunistic, gone, queue.Item{}, "cannot be reached over TLS"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newOutSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
+				b[mail.Old].Target = outTarget(sink)
+				b[mail.Old].Target.Mode, b[mail.Old].Target.TLS, b[mail.Old].Target.Policy = c.mode, &tls.Config{RootCAs: pool}, c.policy
+			})
+			c.item.Since = time.Now()
+			id := s.q.put(outBody, mail.Old, func(m *outMessage) { m.env.RequireTLS, m.rcpts[0].item = true, c.item }, "a@b.test")
+			r := s.q.wait(t, id, func(rs []outRcpt) bool { return strings.Contains(rs[0].last, c.says) })[0]
+			if r.kind != queue.Retry || len(s.q.notices()) != 0 || sink.Count() != 0 || s.alarmCount() != 1 {
+				t.Errorf("%s: %s; %d notices, %d messages, %d alarms", r.kind, r.last, len(s.q.notices()), sink.Count(), s.alarmCount())
 			}
 		})
 	}
