@@ -31,7 +31,7 @@ func dialFor(ctx context.Context, target Target, o Origin) (*Conn, error) {
 		return nil, &Error{Step: StepPolicy, Target: target.String(), Err: err}
 	}
 	c, err := dial(ctx, t, o)
-	if err == nil || t.Mode != Opportunistic || t.rule.demands() || !errors.Is(err, errTLS) || ctx.Err() != nil {
+	if err == nil || t.Mode != Opportunistic || t.rule.Require || !errors.Is(err, errTLS) || ctx.Err() != nil {
 		return c, err
 	}
 	t.Logger.Warn("STARTTLS failed, sending in clear; use smtp+starttls:// to forbid that, or smtp+insecure:// to skip the attempt",

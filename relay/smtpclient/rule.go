@@ -20,7 +20,8 @@ var ErrPolicy = errors.New("the published policy for this server is not met")
 type Rule struct {
 	// Name is short, for counting: "tlsa", "sts".
 	Name string
-	// Require wants TLS also where Mode would do without.
+	// Require wants TLS also where Mode would do without. Without it a handshake that
+	// fails is answered as ever, with clear text where Mode allows that.
 	Require bool
 	// Verify judges the server, beside what Mode and TLS demand, or instead of that
 	// when Alone is set; nil judges nothing.
@@ -31,9 +32,6 @@ type Rule struct {
 	// ServerName is asked for in the handshake instead of that of TLS; empty: no.
 	ServerName string
 }
-
-// demands tells whether the rule may make a connection fail.
-func (r Rule) demands() bool { return r.Require || r.Verify != nil }
 
 // ask looks the rule for this connection up.
 func (t *Target) ask(ctx context.Context) (Rule, error) {

@@ -2,6 +2,7 @@ package tlspolicy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"crossfade/dnswatch"
+	"crossfade/internal/mailtest"
 	"crossfade/relay/resolver"
 	"crossfade/relay/smtpclient"
 	"crossfade/relay/tlspolicy"
@@ -134,6 +136,31 @@ func TestSTSRule(t *testing.T) {
 		}
 		if strings.Join(tested, " ") != c.tested {
 			t.Errorf("%s: tested %q", c.name, tested)
+		}
+		if conn != nil {
+			conn.Quit(t.Context())
+		}
+	}
+}
+
+// TestSTSTesting: a policy that is only being tested keeps no mail back from a server whose TLS does not work.
+func TestSTSTesting(t *testing.T) {
+	s := newSite(t)
+	broken, err := mailtest.NewSink(mailtest.SinkConfig{STARTTLS: true, TLS: &tls.Config{Certificates: []tls.Certificate{s.cert}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = broken.Close() })
+	for mode, sent := range map[string]bool{"testing": true, "none": true, "enforce": false} {
+		w := &stsWorld{id: "1", now: time.Now(), policy: dnswatch.Policy{Mode: mode, MaxAge: time.Hour, MX: []string{"mx.example.org"}}}
+		var results []string
+		server := tlspolicy.Server{STS: w.open(""), Domain: "example.org", Host: "mx.example.org"}
+		conn, err := dial(t, broken, "mx.example.org", smtpclient.Opportunistic, server.Rule, &results)
+		if (err == nil) != sent || conn != nil && conn.Encrypted() {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if len(results) == 0 || !strings.HasSuffix(results[0], tlspolicy.ValidationFailure) {
+			t.Errorf("%s: counted %q", mode, results)
 		}
 		if conn != nil {
 			conn.Quit(t.Context())
