@@ -85,10 +85,7 @@ var errDamaged = errors.New("the block is damaged")
 // when this is the first.
 func seal(lines []byte, first, last uint64, prev Head) (Block, error) {
 	b := Block{Info: Info{Number: prev.Number + 1, First: first, Last: last, Prev: prev.Hash, Raw: len(lines)}}
-	index, err := b.describe(lines)
-	if err != nil {
-		return b, err
-	}
+	index := b.describe(lines)
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return b, fmt.Errorf("seal a block of the journal: %w", err)
@@ -112,15 +109,16 @@ func seal(lines []byte, first, last uint64, prev Head) (Block, error) {
 	return b, nil
 }
 
-// describe counts the lines, and gives the index over them.
-func (b *Block) describe(lines []byte) ([]byte, error) {
+// describe counts the lines, and gives the index over them. A line that makes no sense
+// is kept as it is: it must not hold up those behind it, and whoever reads it says so.
+func (b *Block) describe(lines []byte) []byte {
 	var keys []uint32
 	for line := range bytes.Lines(lines) {
+		b.Entries++
 		g, err := glanceAt(line)
 		if err != nil {
-			return nil, err
+			continue
 		}
-		b.Entries++
 		keys = append(keys, key(g.id))
 		if g.messageID != "" {
 			keys = append(keys, key(plainMessageID(g.messageID)))
@@ -138,7 +136,7 @@ func (b *Block) describe(lines []byte) ([]byte, error) {
 	for _, k := range keys {
 		index = binary.BigEndian.AppendUint32(index, k)
 	}
-	return index, nil
+	return index
 }
 
 // key is what an index has of a queue id or a Message-ID. Two may have the same:

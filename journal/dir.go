@@ -197,19 +197,23 @@ func (d *Dir) cutOff(cause error) error {
 }
 
 // begin makes the file for a block and those behind it. When there is one of this
-// name, in which a write was cut off at once, the name gets a letter.
+// name in which a write was cut off, the name gets a letter; one that is empty, of a
+// process that found no room or was killed at once, is as good as new.
 func (d *Dir) begin(number uint64) error {
 	for _, letter := range strings.Split(" bcdefghijklmnopqrstuvwxyz", "") {
 		name := fmt.Sprintf("%020d%s%s", number, strings.TrimSpace(letter), extension)
-		f, err := os.OpenFile(filepath.Join(d.path, name), os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
-		if errors.Is(err, os.ErrExist) {
-			continue
-		}
+		f, err := os.OpenFile(filepath.Join(d.path, name), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return err
 		}
-		d.f, d.size, d.day = f, 0, dayOf(time.Now())
-		return nil
+		info, err := f.Stat()
+		if err == nil && info.Size() == 0 {
+			d.f, d.size, d.day = f, 0, dayOf(time.Now())
+			return nil
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
 	}
 	return fmt.Errorf("block %d was begun 25 times in %s, and none can be read: look at the disk, and move these files away", number, d.path)
 }
@@ -222,7 +226,9 @@ func (d *Dir) syncDir(path string) error {
 	return errors.Join(d.sync(f), f.Close())
 }
 
-// Prune implements [Shelf]: whole files go.
+// Prune implements [Shelf]: whole files go. One that cannot be read is evidence and
+// stays, with the file before it until what is behind it may go too: between two files
+// it shows what is missing.
 func (d *Dir) Prune(ctx context.Context, before time.Time) (removed int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -230,15 +236,30 @@ func (d *Dir) Prune(ctx context.Context, before time.Time) (removed int, err err
 	if err != nil {
 		return 0, err
 	}
+	last, blocks, unread := "", 0, false // the newest file that is old, and what is behind it
 	for _, name := range names[:max(len(names)-1, 0)] {
 		n, old, err := d.older(ctx, name, before)
-		if err != nil || !old {
+		if err != nil {
 			return removed, err
 		}
-		if err := os.Remove(filepath.Join(d.path, name)); err != nil {
-			return removed, fmt.Errorf("remove an old part of the journal: %w", err)
+		if n == 0 {
+			unread = true
+			continue
 		}
-		removed += n
+		if !old {
+			break
+		}
+		if err := d.remove(last); err != nil {
+			return removed, err
+		}
+		removed += blocks
+		last, blocks, unread = name, n, false
+	}
+	if !unread {
+		if err := d.remove(last); err != nil {
+			return removed, err
+		}
+		removed += blocks
 	}
 	if removed > 0 {
 		err = d.syncDir(d.path)
@@ -246,7 +267,19 @@ func (d *Dir) Prune(ctx context.Context, before time.Time) (removed int, err err
 	return removed, err
 }
 
-// older tells whether a file has nothing newer than a time, nor the newest block.
+// remove takes a file away; none has no name.
+func (d *Dir) remove(name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(d.path, name)); err != nil {
+		return fmt.Errorf("remove an old part of the journal: %w", err)
+	}
+	return nil
+}
+
+// older counts the blocks of a file that can be read, and tells whether they have
+// nothing newer than a time, and are not the newest.
 func (d *Dir) older(ctx context.Context, name string, before time.Time) (blocks int, old bool, err error) {
 	r, err := openBlocks(filepath.Join(d.path, name))
 	if err != nil {
@@ -265,7 +298,7 @@ func (d *Dir) older(ctx context.Context, name string, before time.Time) (blocks 
 			old = old && b.To.Before(before) && b.Number != d.head.Number
 		}
 	}
-	return blocks, old && blocks > 0, nil // one that cannot be read is evidence
+	return blocks, old, nil
 }
 
 // Close closes the file that is added to.

@@ -459,3 +459,71 @@ func TestEndIsLost(t *testing.T) {
 		t.Fatalf("%d entries, %+v", len(ids), r)
 	}
 }
+
+// TestPruneUnreadable: a file that cannot be read stays, and keeps nothing behind it; as long as what is behind it
+// stays, so does what is before it, and the gap between them is told.
+func TestPruneUnreadable(t *testing.T) {
+	b := newBench(t)
+	d := b.j.Shelf.(*Dir)
+	begun := time.Now()
+	b.box.list, b.box.last = append(b.box.list, Batch{1, Entry{At: stamp(begun.Add(-time.Hour)), Kind: Deferred, ID: mail.NewID()}.Line()}), 1
+	for n := range 4 {
+		if n > 0 {
+			b.box.add("")
+		}
+		_, err := b.j.Drain(t.Context(), 0)
+		b.ok(err)
+		d.mu.Lock()
+		d.leave() // as on another day
+		d.mu.Unlock()
+	}
+	files := b.files()
+	b.ok(os.Truncate(filepath.Join(b.dir, files[1]), 30))
+	if n, err := d.Prune(t.Context(), begun.Add(-time.Minute)); n != 0 || err != nil {
+		t.Errorf("the file before the one that cannot be read: %d, %v", n, err)
+	}
+	b.j.Keep = time.Hour
+	if _, r := b.scan(); r.Whole() {
+		t.Errorf("nothing says that a block is missing: %+v", r)
+	}
+	if n, err := d.Prune(t.Context(), time.Now().Add(time.Hour)); n != 2 || err != nil || !slices.Equal(b.files(), []string{files[1], files[3]}) {
+		t.Errorf("%d blocks were removed, %v; left: %v", n, err, b.files())
+	}
+}
+
+// TestKilledAtOnce: a process that is killed again and again before it writes anything leaves no files that the next one
+// stumbles over.
+func TestKilledAtOnce(t *testing.T) {
+	b := newBench(t)
+	for range 30 {
+		b.open()
+		d := b.j.Shelf.(*Dir)
+		b.ok(d.begin(1))
+		d.leave()
+	}
+	b.open()
+	b.block(5)
+	if ids, r := b.scan(); len(ids) != 5 || !r.Whole() || len(b.files()) != 1 {
+		t.Errorf("%d entries in %v, %+v", len(ids), b.files(), r)
+	}
+}
+
+// TestSenselessLine: a line that cannot be read is told of, and keeps nothing behind it out of the files.
+func TestSenselessLine(t *testing.T) {
+	b := newBench(t)
+	first := b.box.add("<first@example.com>")
+	b.box.list = append(b.box.list, Batch{2, []byte("{\"t\":\x00\n")})
+	b.box.last = 2
+	last := b.box.add("<last@example.com>")
+	if n, err := b.j.Drain(t.Context(), 0); n != 3 || err != nil {
+		t.Fatalf("%d batches were moved, %v", n, err)
+	}
+	if ids, r := b.scan(); !slices.Equal(ids, []mail.ID{first, last}) || r.Unread != 1 || r.Whole() || len(r.Gaps) > 0 {
+		t.Errorf("%v, %+v", ids, r)
+	}
+	for _, id := range []string{string(first), "last@example.com"} {
+		if found, _, err := b.j.Find(t.Context(), id); err != nil || len(found) != 1 {
+			t.Errorf("%s: %+v, %v", id, found, err)
+		}
+	}
+}
