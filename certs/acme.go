@@ -181,6 +181,12 @@ func backoff(failures int) time.Duration {
 	return d + rand.N(d/5)
 }
 
+// errUnkept is about a certificate that is in use and could not be written to Dir.
+var errUnkept = errors.New("the certificate is in use, and is lost with the next start")
+
+// errDue is about an authority's certificate that would be asked for again at once.
+var errDue = errors.New("the new certificate is for other names, or has to be renewed at once: is the clock of this machine right?")
+
 // attempt gets a certificate and takes note of how that went.
 func (a *ACME) attempt(ctx context.Context) {
 	actx, cancel := context.WithTimeout(ctx, attemptTime)
@@ -189,21 +195,31 @@ func (a *ACME) attempt(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	now := a.cfg.now()
+	had := err == nil || errors.Is(err, errUnkept)
+	if had && !renewAt(a.current.Load(), a.cfg.Names).After(now) {
+		had, err = false, errDue
+	}
 	if a.cfg.Attempted != nil {
-		a.cfg.Attempted(err == nil)
+		a.cfg.Attempted(had)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err == nil {
+	if had {
 		a.problem, a.since, a.next, a.failures = "", time.Time{}, time.Time{}, 0
+	}
+	if err == nil {
 		return
 	}
-	now := a.cfg.now()
 	if a.problem == "" {
 		a.since = now
 	}
-	a.failures++
 	a.problem = err.Error()
+	if had { // another one would be no better, and authorities count them
+		a.log.Error("the new certificate could not be kept", "error", err, "dir", a.cfg.Dir)
+		return
+	}
+	a.failures++
 	wait := a.cfg.wait(a.failures)
 	if limit, limited := acme.RateLimit(err); limited {
 		wait = max(wait, limit)
@@ -242,12 +258,16 @@ func (a *ACME) obtain(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("get the certificate for %v: %w", a.cfg.Names, err)
 	}
-	pair, err := a.store.save(chain, key)
+	pair, text, err := makePair(chain, key)
 	if err != nil {
 		return err
 	}
+	err = a.store.write(certificateFile, text)
 	a.current.Store(pair)
 	a.log.Info("a new certificate is in use", "names", a.cfg.Names, "ends", pair.Leaf.NotAfter)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnkept, err)
+	}
 	return nil
 }
 

@@ -121,23 +121,24 @@ func parsePair(data []byte) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// save writes chain and key as one file, so that they always belong together.
-func (s acmeStore) save(chain [][]byte, key crypto.Signer) (*tls.Certificate, error) {
+// makePair joins chain and key, and gives the text of one file for both, so that they
+// always belong together.
+func makePair(chain [][]byte, key crypto.Signer) (*tls.Certificate, []byte, error) {
 	block, err := keyBlock(key)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b := bytes.NewBuffer(block)
 	for _, der := range chain {
 		if err := pem.Encode(b, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
-			return nil, fmt.Errorf("write the certificate: %w", err)
+			return nil, nil, fmt.Errorf("write the certificate: %w", err)
 		}
 	}
 	pair, err := parsePair(b.Bytes())
 	if err != nil {
-		return nil, fmt.Errorf("what the authority sent is no certificate for our key: %w", err)
+		return nil, nil, fmt.Errorf("what the authority sent is no certificate for our key: %w", err)
 	}
-	return pair, s.write(certificateFile, b.Bytes())
+	return pair, b.Bytes(), nil
 }
 
 // write replaces a file whole or not at all, for our user alone.

@@ -70,7 +70,7 @@ func TestPebble(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			ports := realtest.PebblePorts{HTTP01: realtest.FreePort(t), ALPN01: realtest.FreePort(t)}
-			p := realtest.StartPebble(t, ports, 3*time.Second)
+			p := realtest.StartPebble(t, ports, 5*time.Second)
 			cfg := certs.ACMEConfig{
 				Name: "smtp.tls", Directory: p.Directory, Email: "postmaster@example.org", Names: []string{"mx.example.org", "mx2.example.org"},
 				Dir: t.TempDir(), Logger: talk(t), Terms: agree, Roots: p.Roots, KeepKey: kind == "http-01",
@@ -187,6 +187,32 @@ func TestPebbleRefuses(t *testing.T) {
 	if _, err := a.Get(nil); err == nil {
 		t.Error("a certificate out of nothing")
 	}
+}
+
+// TestUnkept: a certificate for which there is no room on the disk is used all the same, and no other is asked for.
+func TestUnkept(t *testing.T) {
+	t.Parallel()
+	ports := realtest.PebblePorts{HTTP01: realtest.FreePort(t), ALPN01: realtest.FreePort(t)}
+	p := realtest.StartPebble(t, ports, time.Hour)
+	attempts := make(chan bool, 10)
+	dir := filepath.Join(t.TempDir(), "acme")
+	a, err := certs.NewACME(certs.ACMEConfig{Name: "smtp.tls", Directory: p.Directory, Names: []string{"mx.example.org"}, Dir: dir, Logger: talk(t), Terms: agree, Roots: p.Roots,
+		HTTP01: fmt.Sprintf("127.0.0.1:%d", ports.HTTP01), Attempted: func(ok bool) { attempts <- ok }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // in its place
+		t.Fatal(err)
+	}
+	run(t, a)
+	if !<-attempts || !a.Ready() {
+		t.Error("it is not used")
+	}
+	eventually(t, "the problem", func() bool { return strings.Contains(a.Status().Problem, "is lost with the next start") })
+	eventually(t, "the plan", func() bool { return time.Until(a.Status().Next) > 30*time.Minute })
 }
 
 // TestTermsNotAccepted: without consent no account is made.

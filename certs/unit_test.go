@@ -2,9 +2,11 @@ package certs
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,10 +14,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"crossfade/internal/mailtest"
+	"crossfade/internal/mailtest/realtest"
 )
 
 func authority(t *testing.T) *mailtest.CA {
@@ -245,5 +249,33 @@ func TestAddressTaken(t *testing.T) {
 	}
 	if _, err := a.bind(t.Context()); err == nil || !strings.Contains(err.Error(), "listen for tls-alpn-01") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestDueAtOnce: a certificate that has to be renewed at once, because the clock is wrong, is no reason to ask for one
+// after the other.
+func TestDueAtOnce(t *testing.T) {
+	t.Parallel()
+	ports := realtest.PebblePorts{HTTP01: realtest.FreePort(t), ALPN01: realtest.FreePort(t)}
+	p := realtest.StartPebble(t, ports, time.Hour)
+	ahead := func() time.Time { return time.Now().Add(2 * time.Hour) }
+	a, err := NewACME(ACMEConfig{Name: "smtp.tls", Directory: p.Directory, Names: []string{"mx.example.org"}, Dir: t.TempDir(), Terms: func(string) bool { return true }, Roots: p.Roots,
+		HTTP01: fmt.Sprintf("127.0.0.1:%d", ports.HTTP01), now: ahead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound, err := a.bind(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { a.answers.serve(ctx, bound[0]) })
+	defer a.client.HTTPClient.CloseIdleConnections()
+	a.attempt(ctx)
+	if st := a.Status(); !a.Ready() || !strings.Contains(st.Problem, "is the clock of this machine right?") || st.Next.Sub(ahead()) < 30*time.Second {
+		t.Errorf("ready: %t, %+v", a.Ready(), st)
 	}
 }
