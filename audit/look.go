@@ -64,8 +64,9 @@ type Look struct {
 	// Deleted were delivered, are on the other side, and have been on this one: the
 	// user deleted them there.
 	Deleted int `json:"deleted"`
-	// Gone were taken by a backend, and are on neither side now, both of which were
-	// looked into: deleted or moved away by the user, or by a rule of the mail system.
+	// Gone were taken by a backend, and are on neither side now, of which the one that it
+	// was delivered to was looked into: deleted or moved away by the user, or by a rule of
+	// the mail system.
 	Gone int `json:"gone"`
 	// Behind are on the other side alone, and were never on the one that the user
 	// reads. They are missing there.
@@ -75,7 +76,8 @@ type Look struct {
 	// not say that the user deleted them.
 	Missing int `json:"missing,omitempty"`
 	// Unknown were delivered to the other side, are not on the one that the user
-	// reads, and the other one cannot be looked into.
+	// reads, and the other one cannot be looked into; or there are messages on the one
+	// that he reads that cannot be read.
 	Unknown int `json:"unknown,omitempty"`
 	// Twice are on the side that the user reads more than once.
 	Twice int `json:"twice"`
@@ -86,7 +88,8 @@ type Look struct {
 	TwiceIDs   []mail.ID `json:"twice_ids,omitempty"`
 	GoneIDs    []mail.ID `json:"gone_ids,omitempty"` // the first 1,000
 
-	// Other is why the side that the user does not read could not be looked into.
+	// Other is why the side that the user does not read could not be looked into, or not
+	// all of the one that he reads.
 	Other string `json:"other,omitempty"`
 	// Anew are the folders of the side that the user reads that were made anew.
 	Anew []backfill.Anew `json:"anew,omitempty"`
@@ -198,6 +201,9 @@ func (k *looking) read(ctx context.Context, m Mailboxes, user string) (err error
 	} else if n := k.other.Unread; n > 0 {
 		k.Other = fmt.Sprintf("%d messages on %s cannot be read", n, other)
 	}
+	if n := k.here.Unread; n > 0 && k.Other == "" {
+		k.Other = fmt.Sprintf("%d messages on %s, which the user reads, cannot be read", n, k.Reads)
+	}
 	return ctx.Err()
 }
 
@@ -238,7 +244,7 @@ func (k *looking) absent(id mail.ID, w *wanted, other []backfill.Place) {
 	case paired >= 0, k.madeSince(w.at):
 		k.Missing++
 		k.MissingIDs = append(k.MissingIDs, id)
-	case k.Other != "" && !w.to[k.Reads]:
+	case k.here.Unread > 0, k.Other != "" && !w.to[k.Reads]:
 		k.Unknown++
 		k.UnknownIDs = append(k.UnknownIDs, id)
 	default:
@@ -282,7 +288,7 @@ func (l Look) String() string {
 		}
 	}
 	if l.Unknown > 0 {
-		text += fmt.Sprintf(", %d not known: the other side cannot be looked into: %s", l.Unknown, l.Other)
+		text += fmt.Sprintf(", %d not known: a mailbox cannot be looked into: %s", l.Unknown, l.Other)
 	}
 	if l.Settled != nil {
 		text += fmt.Sprintf("; made anew, and settled by %s: %s", l.Settled.By, l.Settled.Reason)

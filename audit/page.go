@@ -92,7 +92,7 @@ func (a *Account) All() []Difference {
 		out = append(out[:len(out):len(out)], Difference{Kind: Missing, ID: id, Text: "it was delivered, and the mailbox was made anew since: look whether it can be had from a backup, or settle it (crossfade audit --settle)"})
 	}
 	for _, id := range a.Look.UnknownIDs {
-		out = append(out[:len(out):len(out)], Difference{Kind: "unknown", ID: id, Text: "it was delivered to the side that the user does not read, is not on the one that he reads, and the other one cannot be looked into: " + a.Look.Other})
+		out = append(out[:len(out):len(out)], Difference{Kind: "unknown", ID: id, Text: "it was delivered and is not found, and not all of both mailboxes can be looked into: " + a.Look.Other})
 	}
 	for _, id := range a.Look.TwiceIDs {
 		out = append(out[:len(out):len(out)], Difference{Kind: Twice, ID: id, Text: "it is in the mailbox more than once"})

@@ -246,6 +246,7 @@ type boxes struct {
 	oldErr  error
 	newErr  error
 	unread  int // on old
+	unseen  int // on new, the same
 	asked   []mail.Route
 }
 
@@ -261,7 +262,7 @@ func (b *boxes) Traced(_ context.Context, _ string, side mail.Route, keep func(s
 	i := 0
 	t.Places, t.Folders, t.Unread, err = map[string][]backfill.Place{}, map[string]uint32{"INBOX": 1}, b.unread, b.oldErr
 	if side == mail.New {
-		i, t.Anew, t.Folders, t.Unread, err = 1, b.anew, b.folders, 0, b.newErr
+		i, t.Anew, t.Folders, t.Unread, err = 1, b.anew, b.folders, b.unseen, b.newErr
 	}
 	for id, p := range b.places {
 		if keep(id) && p[i] != nil {
@@ -300,6 +301,8 @@ func TestLook(t *testing.T) {
 
 		{"old cannot be looked into", mail.Old, at{}, boxes{oldErr: errors.New("off")}, Look{Unknown: 1}, false},
 		{"of old some cannot be read", mail.Old, at{}, boxes{unread: 1}, Look{Unknown: 1}, false},
+		{"of new some cannot be read", mail.New, at{}, boxes{unseen: 1}, Look{Unknown: 1}, false},
+		{"of new some cannot be read, and it is there", mail.New, at{nil, place}, boxes{unseen: 1}, Look{There: 1}, true},
 		{"old cannot be looked into, and it was never there", mail.New, at{}, boxes{oldErr: errors.New("off")}, Look{Gone: 1}, true},
 		{"old cannot be looked into, and nobody needs it", mail.Old, at{nil, place}, boxes{oldErr: errors.New("off")}, Look{There: 1}, true},
 

@@ -177,7 +177,7 @@ func (c *candidates) byQueueID(id string) ([]uint32, error) {
 		return nil, nil
 	}
 	if c.queue == nil {
-		headers, err := c.f.lane.dstReader.Received(sortedKeys(c.sizes))
+		headers, _, err := c.f.lane.dstReader.Received(sortedKeys(c.sizes))
 		if err != nil {
 			return nil, err
 		}

@@ -190,7 +190,7 @@ func (t *sweeping) trace() error {
 // brought it to both sides: then the reader may have moved his.
 func (t *sweeping) delivered() (bool, error) {
 	src, ok := t.p.src.(interface {
-		Received(uids []uint32) (map[uint32][]byte, error)
+		Received(uids []uint32) (map[uint32][]byte, []imapconn.Failure, error)
 	})
 	if !ok || t.p.job.Host == "" {
 		return false, nil
@@ -202,7 +202,7 @@ func (t *sweeping) delivered() (bool, error) {
 		if _, err := t.p.src.Select(f.src); err != nil {
 			return false, folderError(f, err)
 		}
-		headers, err := src.Received(uidsOf(f.fresh.metas))
+		headers, _, err := src.Received(uidsOf(f.fresh.metas))
 		if err != nil {
 			return false, folderError(f, err)
 		}

@@ -219,7 +219,7 @@ func (s *search) likely(reader *imapconn.Reader, metas []imapconn.Meta, widows m
 	if len(queued) == 0 || len(rest) == 0 {
 		return want, nil
 	}
-	headers, err := reader.Received(rest)
+	headers, _, err := reader.Received(rest)
 	for uid, h := range headers {
 		if queued[queueID(h, s.p.job.Host)] {
 			want.add(uid)

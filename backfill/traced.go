@@ -126,15 +126,25 @@ func (t *tracing) folder(r *imapconn.Reader, f imapconn.Folder) error {
 	for len(uids) > 0 {
 		some := uids[:min(len(uids), receivedAtOnce)]
 		uids = uids[len(some):]
-		headers, err := r.Received(some)
+		headers, failures, err := r.Received(some)
 		if err != nil {
 			return err
 		}
+		t.unread(failures)
 		for uid, h := range headers {
 			t.found(h, Place{Folder: f.Name, UID: uid, Validity: sel.UIDValidity}, paired)
 		}
 	}
 	return nil
+}
+
+// unread counts what is there and cannot be read.
+func (t *tracing) unread(failures []imapconn.Failure) {
+	for _, x := range failures {
+		if !x.Gone {
+			t.out.Unread++
+		}
+	}
 }
 
 // found takes one message by its Received fields.

@@ -1,6 +1,7 @@
 package backfill_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -93,6 +94,33 @@ func TestTracedSources(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		})
+	}
+}
+
+// TestTracedUnreadable: a message whose header the server does not hand out is counted, so that nobody takes what is not
+// found for deleted.
+func TestTracedUnreadable(t *testing.T) {
+	t.Parallel()
+	s := newSides(t)
+	poison := relayed(2)
+	poison.Body = bytes.Replace(poison.Body, []byte("today"), []byte("POISON"), 1)
+	put(t, s.dst, user, "INBOX", relayed(1), poison, relayed(3))
+	p := newProxy(t, s.dst.IMAPAddr, func(p *proxy, b []byte) []byte {
+		before, _, found := bytes.Cut(b, []byte("POISON"))
+		if !found {
+			return b
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for c := range p.live {
+			c.Close()
+		}
+		return before
+	})
+	s.job.Dest.Server.Address = p.addr
+	got := traced(t, s.c, s.job, backfill.SideDest)
+	if found := paired(got, "Q1", "Q2", "Q3"); found != "there no there" || got.Unread != 1 || got.Messages != 3 {
+		t.Errorf("%s, %+v", found, got)
 	}
 }
 

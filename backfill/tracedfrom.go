@@ -55,11 +55,7 @@ func (t *tracing) folderFrom(r MailReader, f imapconn.Folder) error {
 		t.found(header, Place{Folder: f.Name, UID: uid, Validity: sel.UIDValidity}, paired)
 	}}
 	failures, err := r.Fetch(uidsOf(metas), imapconn.Items{Body: true}, h)
-	for _, x := range failures {
-		if !x.Gone {
-			t.out.Unread++
-		}
-	}
+	t.unread(failures)
 	return err
 }
 

@@ -274,17 +274,19 @@ func (r *Reader) ListThese(uids []uint32, it Items) ([]Meta, error) {
 	return sorted(c.metas), err
 }
 
-// Received gives the Received fields of some messages by UID, as they stand.
-func (r *Reader) Received(uids []uint32) (map[uint32][]byte, error) {
+// Received gives the Received fields of some messages by UID, as they stand, and which
+// messages the server did not hand out.
+func (r *Reader) Received(uids []uint32) (map[uint32][]byte, []Failure, error) {
 	c := &metaReceiver{fields: map[uint32]*fieldBuffer{}}
-	if _, err := r.Fetch(uids, Items{Received: true}, c); err != nil {
-		return nil, err
+	failures, err := r.Fetch(uids, Items{Received: true}, c)
+	if err != nil {
+		return nil, failures, err
 	}
 	out := make(map[uint32][]byte, len(c.metas))
 	for _, m := range c.metas {
 		out[m.UID] = c.fields[m.UID].Bytes()
 	}
-	return out, nil
+	return out, failures, nil
 }
 
 func (r *Reader) list(set imap.UIDSet, it Items) ([]Meta, error) {
