@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"crossfade/certs"
@@ -228,8 +229,14 @@ func checkPins(pins []config.Pin, chain []*x509.Certificate) error {
 	return fmt.Errorf("%w; it has key-sha256:%x", errPin, key)
 }
 
-// noting has the book told of the certificate that a server shows.
+// noting has the book told of the certificate that a server shows, and of the one that
+// is shown to it.
 func (o *ourTLS) noting(name string, c *tls.Config) *tls.Config {
+	for _, own := range c.Certificates {
+		if own.Leaf != nil {
+			o.book.Saw(strings.TrimSuffix(strings.TrimSuffix(name, ".smtp"), ".imap")+".tls.cert", own.Leaf)
+		}
+	}
 	before := c.VerifyConnection
 	c.VerifyConnection = func(s tls.ConnectionState) error {
 		if len(s.PeerCertificates) > 0 {

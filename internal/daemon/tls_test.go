@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"crossfade/admin"
+	"crossfade/certs"
 	"crossfade/config"
 	"crossfade/internal/mailtest"
 	"crossfade/internal/mailtest/realtest"
@@ -480,6 +481,34 @@ func TestBackendVerification(t *testing.T) {
 		if (len(shown) > 0) != (c.tls.Cert != "") {
 			t.Errorf("%s: we showed %d certificates", c.name, len(shown))
 		}
+	}
+}
+
+// TestShownToServers: the end of a certificate that we show to a backend is watched too.
+func TestShownToServers(t *testing.T) {
+	ca, err := mailtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.IssueValid(time.Now().AddDate(0, -3, 0), time.Now().AddDate(0, 0, 7), "relay.example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.WritePEM(t.TempDir(), cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	book := certs.NewBook(nil)
+	for _, server := range []string{"backends.old.smtp", "backends.old.imap", "smtp.smart_host"} {
+		conf, err := backendTLS(config.BackendTLS{Cert: files.Cert, Key: files.Key}, "old.example.org")
+		if err != nil {
+			t.Fatal(err)
+		}
+		(&ourTLS{book: book}).noting(server, conf)
+	}
+	got := book.Warnings()
+	if len(got) != 2 || !strings.Contains(got[0], "backends.old.tls.cert ends in 6 days") || !strings.Contains(got[1], "smtp.smart_host.tls.cert") {
+		t.Errorf("%q", got)
 	}
 }
 
