@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"crossfade/backfill/certificate"
+	"crossfade/mail"
 )
 
 //go:embed page.html
@@ -81,21 +83,23 @@ func (d *Document) WritePage(w io.Writer, file string) error {
 
 // All gives the differences, those that a look found among them.
 func (a *Account) All() []Difference {
-	out := a.Differences
 	if a.Look == nil {
-		return out
+		return a.Differences
 	}
-	for _, id := range a.Look.BehindIDs {
-		out = append(out[:len(out):len(out)], Difference{Kind: "behind", ID: id, Text: "it is in the mailbox that the user does not read, and not in the one that he reads"})
-	}
-	for _, id := range a.Look.MissingIDs {
-		out = append(out[:len(out):len(out)], Difference{Kind: Missing, ID: id, Text: "it was delivered, and the mailbox was made anew since: look whether it can be had from a backup, or settle it (crossfade audit --settle)"})
-	}
-	for _, id := range a.Look.UnknownIDs {
-		out = append(out[:len(out):len(out)], Difference{Kind: "unknown", ID: id, Text: "it was delivered and is not found, and not all of both mailboxes can be looked into: " + a.Look.Other})
-	}
-	for _, id := range a.Look.TwiceIDs {
-		out = append(out[:len(out):len(out)], Difference{Kind: Twice, ID: id, Text: "it is in the mailbox more than once"})
+	out := slices.Clip(a.Differences) // a look may have found very many
+	for _, found := range []struct {
+		ids  []mail.ID
+		kind DifferenceKind
+		text string
+	}{
+		{a.Look.BehindIDs, "behind", "it is in the mailbox that the user does not read, and not in the one that he reads"},
+		{a.Look.MissingIDs, Missing, "it was delivered, and the mailbox was made anew since: look whether it can be had from a backup, or settle it (crossfade audit --settle)"},
+		{a.Look.UnknownIDs, "unknown", "it was delivered and is not found, and not all of both mailboxes can be looked into: " + a.Look.Other},
+		{a.Look.TwiceIDs, Twice, "it is in the mailbox more than once"},
+	} {
+		for _, id := range found.ids {
+			out = append(out, Difference{Kind: found.kind, ID: id, Text: found.text})
+		}
 	}
 	return out
 }

@@ -355,6 +355,20 @@ func TestLook(t *testing.T) {
 	}
 }
 
+// TestManyDifferences: the time for what a look found grows with it and no faster, and what the journal tells is not
+// written over.
+func TestManyDifferences(t *testing.T) {
+	ids := make([]mail.ID, 20_000)
+	own := make([]Difference, 1, 50_000)
+	a := &Account{Differences: own, Look: &Look{MissingIDs: ids, TwiceIDs: ids[:1]}}
+	if allocs := testing.AllocsPerRun(1, func() { a.All() }); allocs > 100 {
+		t.Errorf("%.0f allocations", allocs)
+	}
+	if all := a.All(); len(all) != len(ids)+2 || all[1].Kind != Missing || all[len(all)-1].Kind != Twice || own[:2][1] != (Difference{}) {
+		t.Errorf("%d differences", len(all))
+	}
+}
+
 // The document says what was changed, and so does that of one user.
 func TestDocument(t *testing.T) {
 	w := newWorld(t)
