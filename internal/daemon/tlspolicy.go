@@ -74,7 +74,6 @@ func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Tar
 	}
 	if b.TLS.MTASTS != "" {
 		server.STS = p.sts
-		server.Failed = func(err error) { p.count(name, tlspolicy.RuleSTS, err) }
 	}
 	if server.DANE != nil || server.STS != nil {
 		t.Policy = server.Rule

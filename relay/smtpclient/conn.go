@@ -91,7 +91,8 @@ type Conn struct {
 	used   time.Time
 	uses   int
 
-	verified bool // TLS, and the server's certificate was checked
+	verified bool  // TLS, and the server's certificate was checked
+	tested   error // what a rule that is only being tested says of the server
 
 	identity string // of the client that the server takes us for; see Become
 

@@ -78,7 +78,7 @@ func (c *Conn) open(ctx context.Context) (Step, error) {
 	c.br = bufio.NewReaderSize(c.raw, maxReplyLine)
 	if c.t.Mode == Implicit {
 		err := c.handshake(ctx)
-		c.t.counted(err)
+		c.counted(err)
 		if err != nil {
 			return StepConnect, err
 		}
@@ -100,7 +100,7 @@ func (c *Conn) open(ctx context.Context) (Step, error) {
 	if c.caps.StartTLS {
 		err = c.startTLS(ctx)
 	}
-	c.t.counted(err)
+	c.counted(err)
 	switch {
 	case err == nil:
 	case c.t.rule.Require && c.t.Mode == Opportunistic:
@@ -170,7 +170,7 @@ func (c *Conn) startTLS(ctx context.Context) error {
 
 func (c *Conn) handshake(ctx context.Context) error {
 	conf := c.t.tlsConfig()
-	c.t.rule.apply(conf)
+	c.t.rule.apply(conf, &c.tested)
 	tc := tls.Client(c.raw, conf)
 	if err := c.raw.SetDeadline(until(ctx, c.t.Timeouts.Hello)); err != nil {
 		return fmt.Errorf("set deadline: %w", err)

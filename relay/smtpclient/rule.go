@@ -29,6 +29,8 @@ type Rule struct {
 	Alone  bool
 	// Proves says that a server which Verify lets pass is the right one.
 	Proves bool
+	// Testing says that a refusal of Verify is told to Target.TLSResult and not obeyed.
+	Testing bool
 	// ServerName is asked for in the handshake instead of that of TLS; empty: no.
 	ServerName string
 }
@@ -45,8 +47,9 @@ func (t *Target) ask(ctx context.Context) (Rule, error) {
 	return rule, nil
 }
 
-// apply makes the configuration of a handshake under the rule.
-func (r Rule) apply(cfg *tls.Config) {
+// apply makes the configuration of a handshake under the rule. tested gets a refusal
+// that is not obeyed.
+func (r Rule) apply(cfg *tls.Config, tested *error) {
 	if r.ServerName != "" {
 		cfg.ServerName = r.ServerName
 	}
@@ -63,16 +66,23 @@ func (r Rule) apply(cfg *tls.Config) {
 				return err
 			}
 		}
-		if err := r.Verify(s); err != nil {
-			return fmt.Errorf("%w: %w", ErrPolicy, err)
+		err := r.Verify(s)
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrPolicy, err)
 		}
-		return nil
+		if r.Testing {
+			*tested, err = err, nil
+		}
+		return err
 	}
 }
 
-// counted tells the target's owner how TLS fared on a connection.
-func (t *Target) counted(err error) {
-	if t.TLSResult != nil {
-		t.TLSResult(t.rule.Name, err)
+// counted tells the target's owner how TLS fared on the connection.
+func (c *Conn) counted(err error) {
+	if err == nil {
+		err = c.tested
+	}
+	if c.t.TLSResult != nil {
+		c.t.TLSResult(c.t.rule.Name, err)
 	}
 }

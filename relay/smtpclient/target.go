@@ -85,7 +85,8 @@ type Target struct {
 	// nothing. It is not asked with mode Insecure, nor for a socket.
 	Policy func(ctx context.Context) (Rule, error)
 	// TLSResult is told how TLS fared on each connection that got as far, with the
-	// name of the rule: nil, or why there was no (valid) TLS. It must not block.
+	// name of the rule: nil, or why there was no (valid) TLS, or would be none if the
+	// rule was not only tested. It must not block.
 	TLSResult func(rule string, err error)
 	rule      Rule // of this connection
 

@@ -15,8 +15,6 @@ type Server struct {
 	Domain string
 	Host   string
 	Roots  *x509.CertPool // nil: the system's
-	// Failed is told what a policy that is only being tested would have refused; it may be nil.
-	Failed func(error)
 }
 
 // Rule is what is demanded of a connection that is made now. DANE goes first: where there are TLSA records, MTA-STS must
@@ -29,7 +27,7 @@ func (s *Server) Rule(ctx context.Context) (smtpclient.Rule, error) {
 		}
 	}
 	if s.STS != nil && s.Domain != "" {
-		return s.STS.Rule(ctx, s.Domain, s.Host, s.Roots, s.Failed), nil
+		return s.STS.Rule(ctx, s.Domain, s.Host, s.Roots), nil
 	}
 	return smtpclient.Rule{}, nil
 }

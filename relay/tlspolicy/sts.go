@@ -205,26 +205,18 @@ var (
 )
 
 // Rule is what the policy of a domain demands of one of its servers. roots are the authorities that count; nil: the
-// system's. failed is told what a policy that is only being tested would have refused; it may be nil.
-func (s *STS) Rule(ctx context.Context, domain, host string, roots *x509.CertPool, failed func(error)) smtpclient.Rule {
+// system's.
+func (s *STS) Rule(ctx context.Context, domain, host string, roots *x509.CertPool) smtpclient.Rule {
 	p, ok := s.Policy(ctx, domain)
 	if !ok || p.Mode == "none" {
 		return smtpclient.Rule{}
 	}
-	check := func(state tls.ConnectionState) error {
+	enforce := p.Mode == "enforce"
+	return smtpclient.Rule{Name: RuleSTS, Require: enforce, Proves: enforce, Testing: !enforce, Verify: func(state tls.ConnectionState) error {
 		if !p.Covers(host) {
 			return fmt.Errorf("%w: %s is none of %s", ErrNotListed, host, strings.Join(p.MX, ", "))
 		}
 		return verifyPKIX(state.PeerCertificates, host, roots)
-	}
-	if p.Mode == "enforce" {
-		return smtpclient.Rule{Name: RuleSTS, Require: true, Verify: check, Proves: true}
-	}
-	return smtpclient.Rule{Name: RuleSTS, Verify: func(state tls.ConnectionState) error {
-		if err := check(state); err != nil && failed != nil {
-			failed(err)
-		}
-		return nil
 	}}
 }
 
