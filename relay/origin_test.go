@@ -21,6 +21,7 @@ type xclientServer struct {
 	l     net.Listener
 	wg    sync.WaitGroup
 	proxy bool // PROXY headers of version 1 instead
+	plain bool // it offers nothing
 
 	mu    sync.Mutex
 	got   []string // for each message: connection, client, name in EHLO
@@ -85,7 +86,7 @@ func (s *xclientServer) serve(conn net.Conn, n int) {
 		line = strings.TrimSpace(line)
 		word, arg, _ := strings.Cut(line, " ")
 		switch {
-		case word == "EHLO" && client == "":
+		case word == "EHLO" && client == "" && !s.plain:
 			helo = arg
 			say("250-hi\r\n250 XCLIENT ADDR HELO")
 		case word == "EHLO":
@@ -181,6 +182,36 @@ func TestDeliverXClientConnections(t *testing.T) {
 	defer srv.mu.Unlock()
 	if len(srv.got) != 6 || srv.most > 2 {
 		t.Errorf("%d messages over up to %d connections at once, want 6 over 2", len(srv.got), srv.most)
+	}
+}
+
+// A backend that does not offer XCLIENT gets the mail of all clients over kept
+// connections.
+func TestDeliverXClientNotOffered(t *testing.T) {
+	outNoLeaks(t)
+	srv := newXClientServer(t)
+	srv.mu.Lock()
+	srv.plain = true
+	srv.mu.Unlock()
+	s := newOutSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
+		target := b[mail.Old].Target
+		target.Address, target.Origin = srv.l.Addr().String(), smtpclient.OriginXClient
+		b[mail.Old].Target = target
+	})
+	for i := range 4 {
+		id := s.q.put(outBody, mail.Old, func(m *outMessage) {
+			if i > 0 {
+				m.env.Client = mail.Client{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 4711), Helo: "x.test", ESMTP: true}
+			}
+		}, "a@b.test")
+		if r := s.q.outKinds(t, id)[0]; r.kind != queue.Done {
+			t.Fatalf("%s: %s", r.kind, r.last)
+		}
+	}
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.conns != 1 {
+		t.Errorf("%d connections", srv.conns)
 	}
 }
 

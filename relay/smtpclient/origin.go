@@ -62,8 +62,11 @@ func (t Target) identity(o Origin) string {
 	return ""
 }
 
-// Is tells whether the session is one of o already.
-func (c *Conn) Is(o Origin) bool { return c.t.identity(o) == c.identity }
+// Is tells whether the session is one of o already: o's own, or one of a server that
+// was told of nobody and does not offer to be.
+func (c *Conn) Is(o Origin) bool {
+	return c.t.identity(o) == c.identity || c.t.Origin == OriginXClient && c.identity == "" && c.caps.XClient == ""
+}
 
 // Fits tells whether [Conn.Become] can make the session one of o. Postfix takes
 // XCLIENT only once.
