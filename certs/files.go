@@ -65,7 +65,7 @@ func OpenFiles(name, cert, key string, log *slog.Logger) (*Files, error) {
 func (f *Files) stat() (infos [2]os.FileInfo, err error) {
 	for i, name := range []string{f.cert, f.key} {
 		if infos[i], err = os.Stat(name); err != nil {
-			return infos, fmt.Errorf("read a certificate: %w", err)
+			return [2]os.FileInfo{}, fmt.Errorf("read a certificate: %w", err)
 		}
 	}
 	return infos, nil
@@ -95,9 +95,9 @@ func (f *Files) Refresh() {
 		if sameFile(infos[0], f.seen[0]) && sameFile(infos[1], f.seen[1]) {
 			return
 		}
-		f.seen = infos
 		err = f.take()
 	}
+	f.seen = infos // nothing when they could not be looked at: when they are back they are read
 	switch {
 	case err == nil:
 		f.problem, f.since = "", time.Time{}

@@ -97,6 +97,19 @@ func TestFiles(t *testing.T) {
 	if st := f.Status(); subject(t, f) != "three.example" || st.Problem != "" {
 		t.Errorf("mended: %+v", st)
 	}
+	for _, to := range []string{files.Cert + ".away", files.Cert} { // the same file
+		from := files.Cert
+		if to == from {
+			from += ".away"
+		}
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+		f.Refresh()
+	}
+	if st := f.Status(); st.Problem != "" {
+		t.Errorf("away and back: %+v", st)
+	}
 }
 
 // TestEndedFromTheStart: a certificate that ended is shown when there is no other.
