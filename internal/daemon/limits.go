@@ -9,6 +9,7 @@ import (
 	"crossfade/relay"
 	"crossfade/relay/dnsbl"
 	"crossfade/relay/limit"
+	"crossfade/relay/resolver"
 )
 
 // guardSettings are the limits of smtp. Who is trusted is that of the start.
@@ -48,10 +49,11 @@ func (d *Daemon) welcome(smtp config.SMTP) (relay.Welcome, error) {
 }
 
 // ownFiles is what the relay has open beside connections of clients: the store,
-// deliveries, IMAP connections, listeners, logs.
+// deliveries, IMAP connections, listeners, logs; questions to the DNS, by two
+// resolvers; and the scanner.
 func ownFiles(cfg *config.Config) int {
 	b := cfg.Backends
-	return 200 + b.Old.MaxConnections + b.New.MaxConnections + cfg.SMTP.SmartHost.MaxConnections +
+	return 200 + 2*resolver.DefaultMaxInFlight + cfg.SMTP.Filter.MaxConnections + b.Old.MaxConnections + b.New.MaxConnections + cfg.SMTP.SmartHost.MaxConnections +
 		b.Old.MaxIMAPConnections + b.New.MaxIMAPConnections
 }
 
