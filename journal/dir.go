@@ -177,7 +177,9 @@ func (d *Dir) write(b Block) error {
 		err = d.syncDir(d.path)
 	}
 	if err != nil {
-		d.broken = err
+		// The kernel may show what it could not write, and the next start would take it
+		// for kept. When it is gone, or a part of it, the outbox has it still.
+		d.broken = errors.Join(err, d.f.Truncate(d.size))
 		d.leave()
 	}
 	return err

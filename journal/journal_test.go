@@ -315,6 +315,11 @@ func TestFailedSync(t *testing.T) {
 		t.Fatalf("error %v", err)
 	}
 	d.sync = (*os.File).Sync
+	if again, err := OpenDir(b.dir); err != nil || again.head.Number != 1 {
+		t.Fatalf("what could not be synced counts as kept: %+v, %v", again.head, err)
+	} else {
+		again.leave()
+	}
 	b.box.add("")
 	if _, err := b.j.Drain(t.Context(), 0); !errors.Is(err, broken) || len(b.box.list) != 2 {
 		t.Fatalf("error %v, %d lines are left", err, len(b.box.list))
