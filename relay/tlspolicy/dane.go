@@ -87,7 +87,8 @@ func (d *DANE) baseNames(ctx context.Context) ([]string, error) {
 		v4.Authentic = v4.Authentic && v6.Authentic
 	}
 	if errors.Is(err, resolver.ErrNoName) {
-		return nil, nil // the connection will say so
+		d.note(d.host + " does not exist in the DNS")
+		return nil, nil // the connection will say so, unless this machine knows better
 	}
 	if err != nil {
 		return nil, err

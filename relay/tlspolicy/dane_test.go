@@ -193,6 +193,12 @@ func TestDANE(t *testing.T) {
 		}
 		conn.Quit(t.Context())
 	})
+	t.Run("no such name", func(t *testing.T) {
+		d := tlspolicy.NewDANE(vouched, "nowhere.example.org", port)
+		if rule, err := d.Rule(t.Context()); err != nil || rule.Name != "" || d.Absent() != "nowhere.example.org does not exist in the DNS" {
+			t.Errorf("%+v, %v; %s", rule, err, d.Absent())
+		}
+	})
 	t.Run("records and no STARTTLS", func(t *testing.T) {
 		var results []string
 		_, err := dial(t, s.clear, "a.example.org", smtpclient.Opportunistic, tlspolicy.NewDANE(vouched, "a.example.org", port).Rule, &results)
