@@ -123,7 +123,7 @@ func (x *delivery) transaction(c *backendConn) *smtpclient.Transaction {
 	env := x.lease.Envelope
 	t := &smtpclient.Transaction{
 		From: env.From, Body: &x.body, Size: env.WholeSize(), EightBit: env.Body == mail.Body8BitMIME, UTF8: env.UTF8,
-		Ret: env.Ret, EnvID: env.EnvID, RequireTLS: env.RequireTLS, BeforeDot: x.beforeDot,
+		Ret: env.Ret, EnvID: env.EnvID, RequireTLS: env.RequireTLS && c.Encrypted(), BeforeDot: x.beforeDot,
 	}
 	if env.RequireTLS {
 		t.Ret = mail.RetHdrs // whatever it said (RFC 8689, 5)

@@ -59,6 +59,7 @@ func TestDeliverRequireTLS(t *testing.T) {
 		{name: "socket", sink: mailtest.SinkConfig{LMTP: true}, kind: queue.Done},
 		{name: "without a sender, not offered", mode: smtpclient.Required, null: true, kind: queue.Done},
 		{name: "without a sender, in clear", mode: smtpclient.Insecure, null: true, kind: queue.Done},
+		{name: "without a sender, in clear, offered there", sink: mailtest.SinkConfig{Extensions: offers}, mode: smtpclient.Insecure, null: true, kind: queue.Done},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.sink.LMTP {
