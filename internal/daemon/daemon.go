@@ -216,6 +216,7 @@ func (d *Daemon) stop(p *parts) {
 		d.log.Warn("stopping: connections were cut", "err", err)
 	}
 	p.stop()
+	d.policies.sts.Close()
 }
 
 // open makes what needs the store, and binds the addresses.

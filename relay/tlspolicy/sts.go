@@ -36,13 +36,17 @@ type STS struct {
 
 	mu      sync.Mutex
 	domains map[string]*stsDomain
+	looks   sync.WaitGroup
+	ctx     context.Context // of looks that nobody waits for
+	end     context.CancelFunc
 }
 
-// stsDomain is what is known of one domain. Its lock is held while it is asked, so that it is asked once.
+// stsDomain is what is known of one domain.
 type stsDomain struct {
-	mu      sync.Mutex
+	asking sync.Mutex // held while the domain is asked, so that it is asked once
+
+	mu      sync.Mutex // guards what follows
 	kept    keptPolicy
-	looked  time.Time // when the record was read last
 	again   time.Time // not before
 	problem string
 }
@@ -60,7 +64,7 @@ func (k *keptPolicy) good(now time.Time) bool {
 
 const (
 	stsLook  = 5 * time.Minute  // between two looks at a record (RFC 8461, 3.3)
-	stsFetch = 10 * time.Second // new connections to the server wait for it
+	stsFetch = 10 * time.Second // the first connections to the server wait for it
 )
 
 // NewSTS reads what is kept. A file that cannot be read is a warning: the policies are fetched again.
@@ -77,6 +81,7 @@ func NewSTS(cfg STSConfig) *STS {
 		}
 	}
 	s := &STS{cfg: cfg, domains: map[string]*stsDomain{}}
+	s.ctx, s.end = context.WithCancel(context.Background())
 	if cfg.File == "" {
 		return s
 	}
@@ -99,7 +104,7 @@ func NewSTS(cfg STSConfig) *STS {
 
 // Policy gives the policy of a domain that is in force; false: there is none. The record is looked at every few minutes,
 // and the policy is fetched when that names another one. What was fetched counts for its max_age, whatever becomes of
-// record and web server meanwhile (RFC 8461, 5.1).
+// record and web server meanwhile (RFC 8461, 5.1), and nobody waits for a look while it does.
 func (s *STS) Policy(ctx context.Context, domain string) (dnswatch.Policy, bool) {
 	s.mu.Lock()
 	d := s.domains[domain]
@@ -108,41 +113,79 @@ func (s *STS) Policy(ctx context.Context, domain string) (dnswatch.Policy, bool)
 		s.domains[domain] = d
 	}
 	s.mu.Unlock()
+	now := s.cfg.Now()
+	kept, due := d.now(now)
+	switch {
+	case !due:
+	case !kept.good(now):
+		d.asking.Lock()
+		s.look(context.WithoutCancel(ctx), domain, d) // others may wait for it too
+		d.asking.Unlock()
+		kept, _ = d.now(now)
+	case d.asking.TryLock():
+		s.looks.Go(func() {
+			defer d.asking.Unlock()
+			s.look(s.ctx, domain, d)
+		})
+	}
+	return kept.Policy, kept.good(now)
+}
+
+// Wait waits for looks that nobody else waits for.
+func (s *STS) Wait() { s.looks.Wait() }
+
+// Close ends them. It is called when nobody asks for policies any more.
+func (s *STS) Close() {
+	s.end()
+	s.Wait()
+}
+
+// now gives what is known, and whether it is time to look again.
+func (d *stsDomain) now(now time.Time) (kept keptPolicy, due bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.kept, !now.Before(d.again)
+}
+
+// look finds out what is true now, unless that was just done. It is called with d.asking held.
+func (s *STS) look(ctx context.Context, domain string, d *stsDomain) {
 	now := s.cfg.Now()
-	if !now.Before(d.again) {
-		d.again = now.Add(stsLook)
-		if err := s.refresh(ctx, domain, d); err != nil {
-			if d.problem != err.Error() {
-				s.cfg.Logger.Warn("an MTA-STS policy could not be fetched", "domain", domain, "error", err, "kept", d.kept.good(now))
-			}
-			d.problem = err.Error()
-		} else {
-			d.problem = ""
+	kept, due := d.now(now)
+	if !due {
+		return
+	}
+	fresh, err := s.refresh(ctx, domain, kept)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.kept, d.again = fresh, now.Add(stsLook)
+	problem := ""
+	if err != nil {
+		if problem = err.Error(); d.problem != problem {
+			s.cfg.Logger.Warn("an MTA-STS policy could not be fetched", "domain", domain, "error", err, "kept", fresh.good(now))
 		}
 	}
-	return d.kept.Policy, d.kept.good(now)
+	d.problem = problem
 }
 
 // refresh reads the record, and the policy when the record names another one or the one that is kept is past half its time.
-func (s *STS) refresh(ctx context.Context, domain string, d *stsDomain) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stsFetch)
+// It gives what is to be kept, with an error too.
+func (s *STS) refresh(ctx context.Context, domain string, kept keptPolicy) (keptPolicy, error) {
+	ctx, cancel := context.WithTimeout(ctx, stsFetch)
 	defer cancel()
 	id, err := s.recordID(ctx, domain)
 	if err != nil || id == "" {
-		return err
+		return kept, err
 	}
 	now := s.cfg.Now()
-	if id == d.kept.ID && d.kept.good(now) && now.Sub(d.kept.Fetched) < min(d.kept.Policy.MaxAge/2, 24*time.Hour) {
-		return nil
+	if id == kept.ID && kept.good(now) && now.Sub(kept.Fetched) < min(kept.Policy.MaxAge/2, 24*time.Hour) {
+		return kept, nil
 	}
 	p, err := s.cfg.Fetch(ctx, domain)
 	if err != nil {
-		return fmt.Errorf("fetch the MTA-STS policy of %s: %w", domain, err)
+		return kept, fmt.Errorf("fetch the MTA-STS policy of %s: %w", domain, err)
 	}
-	d.kept = keptPolicy{ID: id, Policy: p, Fetched: now}
-	return s.save(domain, d.kept)
+	kept = keptPolicy{ID: id, Policy: p, Fetched: now}
+	return kept, s.save(domain, kept)
 }
 
 // recordID is the id of the domain's only TXT record of MTA-STS (RFC 8461, 3.1); empty: it has none.

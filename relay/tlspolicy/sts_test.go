@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,8 @@ func TestSTSPolicy(t *testing.T) {
 	s := w.open(file)
 	look := func(what string, want bool, fetched int) {
 		t.Helper()
+		s.Policy(t.Context(), "example.org") // which looks, if it is time
+		s.Wait()
 		p, ok := s.Policy(t.Context(), "example.org")
 		if ok != want || ok && p.MaxAge != w.policy.MaxAge || w.fetched != fetched {
 			t.Errorf("%s: %+v, %t, fetched %d times", what, p, ok, w.fetched)
@@ -95,6 +98,50 @@ func TestSTSPolicy(t *testing.T) {
 	w.records = []string{"v=STSv1; id=4"}
 	s = w.open("")
 	look("two records count as none", false, 5)
+}
+
+// TestSTSBehind: nobody waits for a web server while the policy that is kept counts; all wait for it while there is none.
+func TestSTSBehind(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	web := make(chan dnswatch.Policy)
+	asked := make(chan struct{}, 9)
+	var mu sync.Mutex
+	id := "1"
+	s := tlspolicy.NewSTS(tlspolicy.STSConfig{
+		Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now },
+		LookupTXT: func(context.Context, string) (resolver.Answer[string], error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return resolver.Answer[string]{Records: []string{"v=STSv1; id=" + id}}, nil
+		},
+		Fetch: func(context.Context, string) (dnswatch.Policy, error) { asked <- struct{}{}; return <-web, nil },
+	})
+	var first sync.WaitGroup
+	for range 3 {
+		first.Go(func() {
+			if p, ok := s.Policy(t.Context(), "example.org"); !ok || p.Mode != "testing" {
+				t.Errorf("%+v, %t: it did not wait for the first policy", p, ok)
+			}
+		})
+	}
+	<-asked
+	web <- dnswatch.Policy{Mode: "testing", MaxAge: 7 * 24 * time.Hour}
+	first.Wait()
+	mu.Lock()
+	now, id = now.Add(6*time.Minute), "2"
+	mu.Unlock()
+	for range 3 {
+		if p, ok := s.Policy(t.Context(), "example.org"); !ok || p.Mode != "testing" {
+			t.Errorf("%+v, %t: the policy that is kept does not count", p, ok)
+		}
+	}
+	<-asked
+	web <- dnswatch.Policy{Mode: "enforce", MaxAge: 7 * 24 * time.Hour}
+	s.Wait()
+	defer s.Close()
+	if p, ok := s.Policy(t.Context(), "example.org"); !ok || p.Mode != "enforce" || len(asked) != 0 {
+		t.Errorf("%+v, %t: the new policy does not count, or was asked for %d times more", p, ok, len(asked))
+	}
 }
 
 // TestSTSRule: enforce refuses, testing counts each session once, none is nothing; only smtp:// needs it, and it does not fall back.
