@@ -108,7 +108,8 @@ type ServerConfig struct {
 	RequireTLS bool
 
 	// Verdicts are the names of header fields that are taken out of messages of
-	// strangers, in small letters; with * at the end, all that begin so.
+	// strangers and of those who have logged in, in small letters; with * at the end,
+	// all that begin so.
 	Verdicts []string
 	// Inspectors look at every message, in this order.
 	Inspectors []Inspector

@@ -48,9 +48,10 @@ func (b *bodyReader) start(s *session, env *mail.Envelope, info wire.Info) {
 	buf.head = appendReceived(buf.head[:0], traceInfo{Info: info, by: s.srv.by, tls: s.tls, env: env})
 	*b = bodyReader{head: buf.head, r: s.conn.Body(s.srv.cfg.Limits.MaxMessageSize), env: env, buf: buf, ctx: s.srv.ctx, log: s.srv.log}
 	b.from = s.srv.side(info.Remote.Addr())
-	ours := b.from != "" || s.srv.trusts(info)
+	system := b.from != "" || s.srv.trusts(wire.Info{Remote: info.Remote, Certified: info.Certified})
+	ours := system || info.User != ""
 	b.looks = s.srv.inspect(Incoming{Envelope: env, Info: info, Ours: ours, Received: b.head})
-	if !ours {
+	if !system { // who has logged in is no system that could write results in our name
 		b.forged = &forgedFilter{own: s.srv.ownResults, verdicts: s.srv.cfg.Verdicts}
 	}
 	b.scan = headerScan{

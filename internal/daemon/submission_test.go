@@ -89,7 +89,7 @@ func TestSubmission(t *testing.T) {
 		"no login":                   {submit, "ann@example.org", []string{"--tls"}, mailRefused, "530 5.7.0"},
 		"a guess":                    {submit, "friend@outside.test", []string{"--tls", "--auth", "PLAIN", "--auth-user", "printer", "--auth-password", "a bad guess"}, authFailed, "535 5.7.8"},
 		"PLAIN":                      {submit, "friend@outside.test", []string{"--tls", "--auth", "PLAIN", "--auth-user", "printer", "--auth-password", "a good secret"}, 0, "250 2.0.0"},
-		"LOGIN":                      {implicit, "friend@outside.test", []string{"--tlsc", "--auth", "LOGIN", "--auth-user", "printer", "--auth-password", "a good secret"}, 0, "250 2.0.0"},
+		"LOGIN":                      {implicit, "friend@outside.test", []string{"--tlsc", "--auth", "LOGIN", "--auth-user", "printer", "--auth-password", "a good secret", "--add-header", "Authentication-Results: mx.example.org; dmarc=pass"}, 0, "250 2.0.0"},
 		"a stranger where it's free": {implicit, "friend@outside.test", []string{"--tlsc"}, rcptRefused, "550 5.7.1"},
 		"to one of ours":             {implicit, "ann@example.org", []string{"--tlsc"}, 0, "250 2.0.0"},
 	} {
@@ -105,6 +105,9 @@ func TestSubmission(t *testing.T) {
 	for _, m := range got {
 		if head, _, _ := strings.Cut(string(m.Body), "Subject:"); !strings.Contains(head, "with ESMTPSA") {
 			t.Errorf("the trace header tells nothing of the login:\n%s", head)
+		}
+		if strings.Contains(string(m.Body), "dmarc=pass") {
+			t.Errorf("results that the user wrote in our name are there:\n%s", m.Body)
 		}
 	}
 	if _, err := sinks["OLD"].Wait(ctx, 1); err != nil {
