@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"text/template"
@@ -354,7 +355,22 @@ func (d *Dovecot) LMTPURL() string { return "lmtp+unix://" + d.LMTPSocket }
 // MaildirFiles returns the message files of a user, all folders together, without asking Dovecot.
 func (d *Dovecot) MaildirFiles(t testing.TB, user string) []string {
 	t.Helper()
-	var files []string
+	// Dovecot renames what it shows to a client, from new to cur and for flags, and a
+	// file that is renamed while a directory is read may be missed or seen twice. Two
+	// equal looks in a row are the truth.
+	before := d.lookAtMaildir(t, user)
+	for range 20 {
+		now := d.lookAtMaildir(t, user)
+		if slices.Equal(before, now) {
+			return now
+		}
+		before = now
+	}
+	return before
+}
+
+func (d *Dovecot) lookAtMaildir(t testing.TB, user string) (files []string) {
+	t.Helper()
 	err := filepath.WalkDir(filepath.Join(d.MailRoot, user), func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
