@@ -9,6 +9,7 @@ import (
 
 	"crossfade/admin"
 	"crossfade/audit"
+	"crossfade/backfill"
 	"crossfade/internal/redistest"
 )
 
@@ -122,5 +123,40 @@ func TestWhoseAudit(t *testing.T) {
 	}
 	if _, _, err := s.d.audits.Each(t.Context(), second, "", 10); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSettleAgain: what was settled of mail that sweeps cannot carry is neither more nor
+// newer when something else is settled of the same mailbox.
+func TestSettleAgain(t *testing.T) {
+	s := newSite(t, "").start()
+	a := s.d.audits
+	last := func(run string, issued time.Time, of audit.Account) {
+		t.Helper()
+		of.User = anna
+		if err := s.d.store.SaveLedger(t.Context(), auditRecords, lastRun, []byte(run)); err != nil {
+			t.Fatal(err)
+		}
+		a.kept.mu.Lock()
+		defer a.kept.mu.Unlock()
+		a.kept.doc, a.kept.word = &audit.Document{Run: run, Issued: issued, Users: []audit.Account{of}}, run
+	}
+	first := time.Date(2026, 11, 2, 12, 0, 0, 0, time.UTC)
+	last("one", first, audit.Account{Left: 3})
+	if got, err := a.Settle(t.Context(), anna, "op", "spam"); err != nil || got.Left != 3 || !got.LeftAt.Equal(first) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	anew := backfill.Anew{Folder: "INBOX", Was: 1, Now: 2, At: first}
+	last("two", first.Add(time.Hour), audit.Account{Look: &audit.Look{Anew: []backfill.Anew{anew}}})
+	if got, err := a.Settle(t.Context(), anna, "op", "restored"); err != nil || got.Left != 3 || !got.LeftAt.Equal(first) || len(got.Anew) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	last("three", first.Add(2*time.Hour), audit.Account{Left: 2})
+	if got, err := a.Settle(t.Context(), anna, "op", "more spam"); err != nil || got.Left != 2 || !got.LeftAt.Equal(first.Add(2*time.Hour)) || len(got.Anew) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	last("four", first.Add(3*time.Hour), audit.Account{})
+	if _, err := a.Settle(t.Context(), anna, "op", "nothing"); !errors.Is(err, admin.ErrNothingToSettle) {
+		t.Errorf("nothing to settle: %v", err)
 	}
 }

@@ -114,7 +114,10 @@ func (a *audits) Settle(ctx context.Context, user, by, reason string) (audit.Set
 	if err != nil {
 		return s, fmt.Errorf("read what was said of the mailbox of %s: %w", user, err)
 	}
-	if s.Left == 0 { // what was settled of it before stays so
+	if acct.Look == nil { // what was settled before of what it did not find stays so
+		s.Anew = before[user].Anew
+	}
+	if s.Left == 0 {
 		s.Left, s.LeftAt = before[user].Left, before[user].LeftAt
 		if s.LeftAt.IsZero() {
 			s.LeftAt = before[user].At
