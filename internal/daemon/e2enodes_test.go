@@ -38,6 +38,7 @@ type nodesRun struct {
 	program string
 	nodes   []*relayNode
 	stream  *stream
+	every   int          // of so many flips, the last has a node die in it
 	next    atomic.Int64 // whose turn it is at the door
 
 	mu     sync.Mutex
@@ -45,19 +46,20 @@ type nodesRun struct {
 	phases map[string]int // what the flip was doing, and whose node was killed
 	holds  []time.Duration
 	dead   sync.WaitGroup // nodes that are being started again
+	over   chan struct{}  // closed when the user in whose flip a node was killed first is flipped
 }
 
 // TestFaultsFlipNodes: users are flipped under a stream of mail by three
-// nodes on one Redis, and in the middle of each tenth flip one of the nodes is
-// killed. Nothing is lost, and what is twice was under way at a kill.
+// nodes on one Redis, and in the middle of each fourth flip (tenth in the long form)
+// one of the nodes is killed. Nothing is lost, and what is twice was under way at a kill.
 func TestFaultsFlipNodes(t *testing.T) {
 	t.Parallel()
-	users, past := 20, 8 // two kills; 200 in the long form
+	users, past, every := 8, 8, 4
 	if long() {
-		users, past = 200, 100
+		users, past, every = 200, 100, 10
 	}
 	srv := redistest.Start(t)
-	r := &nodesRun{t: t, w: newWorld(t, users, past), program: binary(t), phases: map[string]int{}}
+	r := &nodesRun{t: t, w: newWorld(t, users, past), program: binary(t), every: every, phases: map[string]int{}, over: make(chan struct{})}
 	for i := range 3 {
 		r.add(string(rune('a'+i)), srv.URL())
 	}
@@ -164,12 +166,12 @@ func (r *nodesRun) ask(i int, f func(c *admin.Client) error) error {
 	return errors.Join(errs...)
 }
 
-// flip moves a user; in each tenth, a node dies.
+// flip moves a user; in the last of every so many, a node dies.
 func (r *nodesRun) flip(i int, user string) {
 	r.t.Helper()
 	r.stream.hot.Store(&user)
-	kill := i%10 == 9
-	asked := false
+	kill := i%r.every == r.every-1
+	asked, first := false, false
 	var holding time.Time
 	poll(r.t, 4*time.Minute, "flipping "+user, func() (bool, error) {
 		if !asked {
@@ -205,13 +207,16 @@ func (r *nodesRun) flip(i int, user string) {
 				kill = false
 				rest := time.Duration(rand.IntN(60)) * time.Millisecond
 				<-time.After(rest)
-				r.kill(i, node)
+				first = r.kill(i, node)
 			}
 		}
 		if u.State != router.StateNew {
 			return false, fmt.Errorf("%s is %s, %s works on him", user, u.State, node)
 		}
 		r.note(hold, holding)
+		if first {
+			close(r.over)
+		}
 		return true, nil
 	})
 	if kill {
@@ -230,14 +235,17 @@ func (r *nodesRun) note(hold time.Duration, since time.Time) {
 	}
 }
 
+// takeOver is more than another node needs to take over the user of one that died.
+const takeOver = 40 * time.Second
+
 // kill is kill -9 of the node that works on a user, or of another one, and has
-// it started again soon; after the first kill only once another node can have
-// taken the user over.
-func (r *nodesRun) kill(i int, works string) {
+// it started again soon; after the first kill only once another node has taken the
+// user over and flipped him, or had the time to. It tells whether it was the first.
+func (r *nodesRun) kill(i int, works string) (first bool) {
 	r.dead.Wait()
 	k := slices.IndexFunc(r.nodes, func(n *relayNode) bool { return n.name == works })
 	who := "the node that moves the user"
-	if k < 0 || i%20 == 19 {
+	if k < 0 || i%(2*r.every) == 2*r.every-1 {
 		k, who = rand.IntN(len(r.nodes)), "any node"
 	}
 	n := r.nodes[k]
@@ -246,18 +254,28 @@ func (r *nodesRun) kill(i int, works string) {
 	r.mu.Lock()
 	r.kills = append(r.kills, time.Now())
 	r.phases[who]++
-	if len(r.kills) == 1 {
-		down = 40 * time.Second
-	}
+	first = len(r.kills) == 1
 	r.mu.Unlock()
 	r.dead.Go(func() {
-		<-time.After(down)
+		switch {
+		case first && n.name == works:
+			select {
+			case <-r.over:
+			case <-time.After(3 * takeOver):
+				r.t.Errorf("node %s is dead, and no other took over its user", n.name)
+			}
+		case first:
+			<-time.After(takeOver)
+		default:
+			<-time.After(down)
+		}
 		n.child = startChild(r.t, r.program, n.cfg, n.log)
 		awaitReady(r.t, n.child, n.api)
 	})
-	if len(r.kills) > 1 {
+	if !first {
 		r.dead.Wait()
 	}
+	return first
 }
 
 // judge counts, and explains every duplicate.
