@@ -21,7 +21,7 @@ type AuthMetrics struct {
 }
 
 // NewAuthMetrics makes the collectors and registers them with reg, which must
-// not have them yet. down tells how many resolvers do not answer.
+// not have them yet. down tells how many resolvers are of no use.
 func NewAuthMetrics(reg prometheus.Registerer, down func() float64) *AuthMetrics {
 	opts := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "crossfade", Name: name, Help: help}
@@ -38,7 +38,7 @@ func NewAuthMetrics(reg prometheus.Registerer, down func() float64) *AuthMetrics
 		LookTime: times("resolver_lookup_seconds", "Time of lookups that left the cache."),
 	}
 	reg.MustRegister(m.Results, m.Applied, m.Wait, m.Forged, m.Lookups, m.LookTime,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "crossfade", Name: "resolvers_down", Help: "DNS resolvers of the relay that answer nothing at present."}, down))
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "crossfade", Name: "resolvers_down", Help: "DNS resolvers of the relay that are of no use at present: they answer nothing, other things than were asked, or SERVFAIL to everything."}, down))
 	m.results = counters(m.Results, []string{"spf", "dkim", "dmarc"}, []string{"pass", "fail", "temperror"})
 	m.lookups = counters(m.Lookups, []string{"TXT", "MX", "A", "AAAA"}, []string{"hit"})
 	for _, what := range []string{"reject", "quarantine", "vouched"} {

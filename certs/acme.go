@@ -52,6 +52,18 @@ type ACMEConfig struct {
 // attemptTime bounds one attempt to get a certificate.
 const attemptTime = 5 * time.Minute
 
+// retries is how often a request to the authority is repeated that it could not answer (5xx) or not now (429). Attempts
+// come again anyway, and until one has failed nobody hears why.
+const retries = 3
+
+// retryAfter is how long to wait before a request is repeated; 0 ends the attempt.
+func retryAfter(n int, _ *http.Request, resp *http.Response) time.Duration {
+	if n > retries || resp != nil && resp.StatusCode == http.StatusTooManyRequests {
+		return 0
+	}
+	return time.Second << max(n-1, 0)
+}
+
 // ACME is a certificate from an authority. It is safe for use by many goroutines.
 type ACME struct {
 	cfg     ACMEConfig
@@ -89,7 +101,7 @@ func NewACME(cfg ACMEConfig) (*ACME, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}
 	transport.ResponseHeaderTimeout = time.Minute
-	a.client = &acme.Client{Key: key, DirectoryURL: cfg.Directory, UserAgent: "crossfade", HTTPClient: &http.Client{Transport: transport, Timeout: 2 * time.Minute}}
+	a.client = &acme.Client{Key: key, DirectoryURL: cfg.Directory, UserAgent: "crossfade", RetryBackoff: retryAfter, HTTPClient: &http.Client{Transport: transport, Timeout: 2 * time.Minute}}
 	if a.answers, err = newChallenges(key, a.log); err != nil {
 		return nil, err
 	}

@@ -94,7 +94,7 @@ func (b *Book) All() []Seen {
 	return out
 }
 
-// Warnings says which certificates end soon or have ended, and which of ours could not be replaced.
+// Warnings says which certificates end soon or have ended, which of ours could not be replaced, and which is not there yet.
 func (b *Book) Warnings() []string {
 	var out []string
 	now := b.now()
@@ -104,8 +104,11 @@ func (b *Book) Warnings() []string {
 		}
 	}
 	for _, src := range b.sources {
-		if st := src.Status(); st.Problem != "" {
+		switch st := src.Status(); {
+		case st.Problem != "":
 			out = append(out, fmt.Sprintf("%s: %s", st.Name, st.Problem))
+		case st.Ends.IsZero():
+			out = append(out, st.Name+": there is no certificate yet: it was asked for, and until it is there mail arrives in clear")
 		}
 	}
 	return out

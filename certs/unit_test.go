@@ -292,3 +292,34 @@ func TestDueAtOnce(t *testing.T) {
 		t.Errorf("ready: %t, %+v", a.Ready(), st)
 	}
 }
+
+// TestNoCertificateYet: as long as an authority has given none, the warnings say so.
+func TestNoCertificateYet(t *testing.T) {
+	a, err := NewACME(ACMEConfig{Name: "smtp.tls", Directory: "https://ca.example/dir", Names: []string{"mx.example.org"}, Dir: t.TempDir(), HTTP01: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := NewBook(nil, a).Warnings(); len(w) != 1 || !strings.Contains(w[0], "smtp.tls: there is no certificate yet") {
+		t.Errorf("%q", w)
+	}
+}
+
+// TestRetryAfter: an authority that is in trouble is asked some times more, one that
+// says that it is asked too much is not.
+func TestRetryAfter(t *testing.T) {
+	total := time.Duration(0)
+	n := 1
+	for ; ; n++ {
+		d := retryAfter(n, nil, &http.Response{StatusCode: http.StatusInternalServerError})
+		if d == 0 {
+			break
+		}
+		total += d
+	}
+	if n != retries+1 || total != 7*time.Second {
+		t.Errorf("%d times, over %v", n-1, total)
+	}
+	if d := retryAfter(1, nil, &http.Response{StatusCode: http.StatusTooManyRequests}); d != 0 {
+		t.Errorf("after too many requests %v", d)
+	}
+}

@@ -124,18 +124,27 @@ type front struct {
 // are further lines of the configuration, smtp further keys of that section.
 func startFront(t *testing.T, url, smtp, more string) *front {
 	t.Helper()
+	return startFrontOf(t, fmt.Sprintf("smtp: %q", url), smtp, more)
+}
+
+// startFrontOf is startFront with more keys for the backend old than its URL.
+func startFrontOf(t *testing.T, old, smtp, more string) *front {
+	t.Helper()
 	dir := t.TempDir()
+	if !strings.Contains(smtp, "authentication:") {
+		smtp = ", authentication: {verify: false}" + smtp
+	}
 	text := fmt.Sprintf(`hostname: mx.example.org
 domains: [example.org]
 store: ./data
-smtp: {listen: ["127.0.0.1:0"], max_connections: 5000, max_connections_per_ip: 0, authentication: {verify: false}%s}
+smtp: {listen: ["127.0.0.1:0"], max_connections: 5000, max_connections_per_ip: 0%s}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
-  old: {smtp: %q}
+  old: {%s}
   new: {smtp: "smtp://127.0.0.1:9"}
 routing: {unknown: old}
 queue: {min_free: 0}
-%s`, smtp, url, more)
+%s`, smtp, old, more)
 	path := filepath.Join(dir, "crossfade.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -72,7 +72,7 @@ func TestNotices(t *testing.T) {
 		if m.From != "" || len(m.Rcpts) != 1 || m.Rcpts[0].Addr != attacker {
 			t.Errorf("a notice from <%s> to %v", m.From, m.Rcpts)
 		}
-		if err := wellFormedNotice(m.Body); err != nil {
+		if err := ourNotice.judge(m.Body); err != nil {
 			t.Errorf("%v:\n%s", err, m.Body)
 		}
 	}
@@ -95,20 +95,28 @@ func giveOriginal(addr, id, mail, rcpt, header string) error {
 	return err
 }
 
-// noticeFields are those that a notice of ours has.
-var noticeFields = []string{"Received", "From", "To", "Subject", "Date", "Message-Id", "In-Reply-To", "References", "Auto-Submitted", "Mime-Version", "Content-Type", "Content-Transfer-Encoding"}
+// noticeForm is what the notices of a server have.
+type noticeForm struct {
+	to             string   // the field To
+	fields, status []string // the fields of the header, and those of the part for programs
+}
 
-// statusFields are those of its part for programs.
-var statusFields = []string{"Original-Envelope-Id", "Reporting-Mta", "X-Crossfade-Queue-Id", "Arrival-Date", "Original-Recipient", "Final-Recipient", "Action", "Status", "Remote-Mta", "Diagnostic-Code", "Last-Attempt-Date", "Will-Retry-Until"}
+// ourNotice is the form of ours.
+var ourNotice = noticeForm{
+	to:     "<" + attacker + ">",
+	fields: []string{"Received", "From", "To", "Subject", "Date", "Message-Id", "In-Reply-To", "References", "Auto-Submitted", "Mime-Version", "Content-Type", "Content-Transfer-Encoding"},
+	status: []string{"Original-Envelope-Id", "Reporting-Mta", "X-Crossfade-Queue-Id", "Arrival-Date", "Original-Recipient", "Final-Recipient", "Action", "Status", "Remote-Mta", "Diagnostic-Code",
+		"Last-Attempt-Date", "Will-Retry-Until"},
+}
 
-// wellFormedNotice takes a notice apart with the parsers of Go's library.
-func wellFormedNotice(b []byte) error {
+// judge takes a notice apart with the parsers of Go's library.
+func (f noticeForm) judge(b []byte) error {
 	msg, err := netmail.ReadMessage(bytes.NewReader(b))
 	if err != nil {
 		return err
 	}
 	for name, values := range msg.Header {
-		if !slices.Contains(noticeFields, name) || len(values) != 1 {
+		if !slices.Contains(f.fields, name) || len(values) != 1 {
 			return fmt.Errorf("the field %s is in it %d times", name, len(values))
 		}
 	}
@@ -117,7 +125,7 @@ func wellFormedNotice(b []byte) error {
 			return fmt.Errorf("a line of %d octets, or a line end in it", len(l))
 		}
 	}
-	if msg.Header.Get("To") != "<"+attacker+">" {
+	if msg.Header.Get("To") != f.to {
 		return fmt.Errorf("it is for %s", msg.Header.Get("To"))
 	}
 	_, params, err := mime.ParseMediaType(msg.Header.Get("Content-Type"))
@@ -139,7 +147,7 @@ func wellFormedNotice(b []byte) error {
 			return err
 		}
 		if n == 1 {
-			if err := wellFormedStatus(text); err != nil {
+			if err := f.judgeStatus(text); err != nil {
 				return err
 			}
 		}
@@ -150,8 +158,8 @@ func wellFormedNotice(b []byte) error {
 	return nil
 }
 
-// wellFormedStatus looks at each group of fields of the part for programs.
-func wellFormedStatus(text []byte) error {
+// judgeStatus looks at each group of fields of the part for programs.
+func (f noticeForm) judgeStatus(text []byte) error {
 	groups := strings.Split(strings.TrimRight(string(text), "\r\n"), "\r\n\r\n")
 	if len(groups) != 2 {
 		return fmt.Errorf("the status has %d groups of fields", len(groups))
@@ -162,7 +170,7 @@ func wellFormedStatus(text []byte) error {
 			return fmt.Errorf("the status: %w", err)
 		}
 		for name, values := range m.Header {
-			if !slices.Contains(statusFields, name) || len(values) != 1 {
+			if !slices.Contains(f.status, name) || len(values) != 1 {
 				return fmt.Errorf("the status has the field %s %d times", name, len(values))
 			}
 		}

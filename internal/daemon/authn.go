@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"crossfade/admin"
@@ -38,11 +40,29 @@ func (d *Daemon) openResolvers() (err error) {
 	}
 	d.policies = newTLSPolicies(forPolicies, stsFile(d.cfg), d.log)
 	m = admin.NewAuthMetrics(d.registry, func() float64 {
-		down, _ := d.resolver.Down()
-		return float64(down)
+		return float64(len(d.troubles()))
 	})
 	d.authMetrics = m
 	return nil
+}
+
+// troubles are the servers that are of no use, each once, whoever asked them.
+func (d *Daemon) troubles() []resolver.Trouble {
+	all := slices.Concat(d.resolver.Troubles(), d.policies.resolver.Troubles())
+	slices.SortFunc(all, func(a, b resolver.Trouble) int {
+		return cmp.Or(cmp.Compare(a.Server, b.Server), a.Since.Compare(b.Since))
+	})
+	return slices.CompactFunc(all, func(a, b resolver.Trouble) bool { return a.Server == b.Server })
+}
+
+// resolverWarnings tell readers of /readyz that nothing can be looked up.
+func (d *Daemon) resolverWarnings() []string {
+	var out []string
+	for _, t := range d.troubles() {
+		out = append(out, fmt.Sprintf("the DNS resolver %s has been of no use since %s (%s): what is looked up there has no result, and mail is taken all the same",
+			t.Server, t.Since.UTC().Format(time.RFC3339), t.Says))
+	}
+	return out
 }
 
 // inspectors are those that look at each message of the relay, in their order:

@@ -130,7 +130,7 @@ func New(cfg *config.Config, log *slog.Logger, opts Options) (*Daemon, error) {
 		return nil, err
 	}
 	d.mailboxes = &mailboxes{sides: atomicSides(sides)}
-	d.policies.counted = d.metrics.TLSFared
+	d.policies.counted, d.policies.saw = d.metrics.TLSFared, d.tls.book.Saw
 	d.backends, err = d.newBackends(cfg)
 	return d, err
 }

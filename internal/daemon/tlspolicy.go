@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -24,6 +27,7 @@ type tlsPolicies struct {
 	sts      *tlspolicy.STS
 	counts   tlspolicy.Counts
 	counted  func(server, policy, result string) // for the metrics; nil: nobody asks
+	saw      func(name string, leaf *x509.Certificate)
 
 	mu    sync.Mutex
 	danes map[mail.Route]namedDANE // those in force
@@ -79,8 +83,21 @@ func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Tar
 		t.Policy = server.Rule
 	}
 	t.Pinned = len(b.TLS.Pins) > 0
-	t.TLSResult = func(rule string, err error) { p.count(name, rule, err) }
+	t.TLSResult = func(rule string, err error) {
+		p.count(name, rule, err)
+		p.noteEnded(name, err)
+	}
 	return nil
+}
+
+// noteEnded notes the end of a certificate that a server showed and that was not
+// taken for that: of others nothing is believed, not even when they end.
+func (p *tlsPolicies) noteEnded(name string, err error) {
+	var unverified *tls.CertificateVerificationError
+	var why x509.CertificateInvalidError
+	if p.saw != nil && errors.As(err, &unverified) && errors.As(err, &why) && why.Reason == x509.Expired {
+		p.saw(name, unverified.UnverifiedCertificates[0])
+	}
 }
 
 func (p *tlsPolicies) count(server, rule string, err error) {
@@ -119,7 +136,7 @@ func (d *Daemon) TLSReports() []tlspolicy.Report {
 
 // warnings are what needs an operator though mail is taken.
 func (d *Daemon) warnings() []string {
-	return slices.Concat(d.tls.book.Warnings(), d.policies.warnings(), d.filterWarnings())
+	return slices.Concat(d.tls.book.Warnings(), d.policies.warnings(), d.filterWarnings(), d.resolverWarnings())
 }
 
 // checkPolicies has a check look at what is published too. What cannot be found out is an error of the connection.

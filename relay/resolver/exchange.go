@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -30,18 +29,17 @@ func (r *Resolver) ask(ctx context.Context, q question) *entry {
 				continue
 			}
 			resp, err := r.try(ctx, s, q)
-			if errors.Is(err, dnsask.ErrSilent) && ctx.Err() == nil {
-				r.fellSilent(ctx, s)
-			}
 			switch {
 			case err != nil:
 				said = s.addr.String() + ": " + err.Error()
+				r.gaveNone(ctx, s, err)
 			case resp.Rcode == dns.RcodeSuccess || resp.Rcode == dns.RcodeNameError:
-				s.answered()
+				s.helped()
 				return r.read(q, resp, s.believed)
 			default:
-				s.answered()
 				said = s.addr.String() + " says " + dns.RcodeToString[resp.Rcode]
+				s.answered()
+				s.wasUseless(r.now(), "it says "+dns.RcodeToString[resp.Rcode])
 			}
 		}
 	}
