@@ -189,6 +189,42 @@ func TestMboxLockedBehindOurLook(t *testing.T) {
 	}
 }
 
+// TestMboxThatGrew: what was added since the pass looked is for the next one, and nothing
+// is read twice for it; a file that was written anew is.
+func TestMboxThatGrew(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "INBOX")
+	writeFile(t, file, one(1)+one(2))
+	reads := 0
+	box := opened(t.Context(), t, mboxOf(file, func(point string) {
+		if point == "index" {
+			reads++
+		}
+	}), &mailtest.Ledger{})
+	if _, errs, err := box.Statuses([]string{"INBOX"}); err != nil || len(errs) > 0 {
+		t.Fatal(errs, err)
+	}
+	r := box.NewReader()
+	inbox := imapconn.Folder{Name: "INBOX", Wire: "INBOX"}
+	for _, x := range []struct {
+		text          string
+		reads, exists int
+		last          string
+	}{{one(1) + one(2) + one(3), 1, 2, "2"}, {one(4), 2, 1, "4"}, {one(4) + one(5), 2, 1, "4"}} {
+		writeFile(t, file, x.text)
+		sel, err := r.Select(inbox)
+		if err != nil || int(sel.Exists) != x.exists || reads != x.reads {
+			t.Fatalf("%+v, %v, read %d times, want %d and %d", sel, err, reads, x.exists, x.reads)
+		}
+		var got bodies
+		if failures, err := r.Fetch([]uint32{sel.UIDNext - 1}, imapconn.Items{Body: true}, &got); err != nil || len(failures) > 0 || len(got) != 1 || got[0] != "Subject: "+x.last+"\r\n\r\nbody\r\n" {
+			t.Errorf("%q, %v, %v", got, failures, err)
+		}
+	}
+	if stats, _, err := box.Statuses([]string{"INBOX"}); err != nil || stats["INBOX"].Messages != 2 {
+		t.Errorf("%+v, %v", stats, err)
+	}
+}
+
 // TestMboxUnderDeliveries: a server that delivers one message after the other, and
 // leaves the file alone for a moment only in between, keeps nobody from reading it.
 func TestMboxUnderDeliveries(t *testing.T) {

@@ -325,6 +325,27 @@ func (t *mbTree) look(wire string) (*mbState, error) {
 	return s, nil
 }
 
+// grown gives what a folder held when it was looked at, if its file has more since and is
+// the same else, as far as that can be told; nil otherwise.
+func (t *mbTree) grown(wire string) *mbState {
+	t.mu.Lock()
+	file, last := t.files[wire], t.known[wire]
+	t.mu.Unlock()
+	if last == nil || last.stamp.Inode == 0 {
+		return nil
+	}
+	f, err := file.open()
+	if err != nil {
+		return nil // the look that follows says why
+	}
+	defer f.Close()
+	now, err := stampOf(f)
+	if err != nil || now.Device != last.stamp.Device || now.Inode != last.stamp.Inode || now.Size <= last.stamp.Size {
+		return nil
+	}
+	return last
+}
+
 func (t *mbTree) index(file mbFile, last *mbState) (*mbState, error) {
 	f, err := file.open()
 	if errors.Is(err, fs.ErrNotExist) && t.inbox != nil && file == *t.inbox {

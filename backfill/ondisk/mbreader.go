@@ -19,9 +19,15 @@ type mbReader struct {
 // Close implements [backfill.MailReader].
 func (r *mbReader) Close() error { return nil }
 
-// Select implements [backfill.MailReader].
+// Select implements [backfill.MailReader]. A file that only grew since this pass looked
+// at it is taken as it was then: what came behind is for the next pass, and mail that
+// comes without pause does not have it read again and again.
 func (r *mbReader) Select(f imapconn.Folder) (imapconn.Selected, error) {
 	r.wire, r.state = f.Wire, nil
+	if s := r.t.grown(f.Wire); s != nil {
+		r.take(s)
+		return r.selected(), nil
+	}
 	if err := r.again(); err != nil {
 		return imapconn.Selected{}, err
 	}
@@ -36,12 +42,16 @@ func (r *mbReader) again() error {
 	if r.state != nil && r.state.numbered.Validity != s.numbered.Validity {
 		return folderError(r.wire, imapconn.ErrChanged)
 	}
+	r.take(s)
+	return nil
+}
+
+func (r *mbReader) take(s *mbState) {
 	r.state, r.byUID = s, make(map[uint32]*mbMessage, len(s.index.messages))
 	for i := range s.index.messages {
 		m := &s.index.messages[i]
 		r.byUID[s.numbered.UIDs[m.name]] = m
 	}
-	return nil
 }
 
 func (r *mbReader) selected() imapconn.Selected {
