@@ -35,6 +35,15 @@ const (
 // long tells whether the long form was asked for.
 func long() bool { return os.Getenv("CROSSFADE_FAULTS") == "long" }
 
+// beside lets a test run beside others. In the long form it is measured, and has the
+// machine for itself.
+func beside(t *testing.T) {
+	t.Helper()
+	if !long() {
+		t.Parallel()
+	}
+}
+
 // figure reports a result that people want to see: to the test's log, to
 // stdout, and to the file that CROSSFADE_FIGURES names, because go test hides
 // the output of tests that pass.

@@ -21,6 +21,7 @@ import (
 // delivered to; then the audit says of each user what the test counted itself, of
 // what was sent and of what lies in the Maildirs.
 func TestAuditEqualsACount(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 6, 8)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")
 	d := w.serve()

@@ -23,6 +23,7 @@ import (
 // minutes" against `crossfade serve`, and reloads it with a good file and with
 // a broken one.
 func TestCommandsOfReadme(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 3, 9)
 	anna, bert := w.users[0], w.users[1]
 	smtp, api := fmt.Sprintf("127.0.0.1:%d", realtest.FreePort(t)), fmt.Sprintf("127.0.0.1:%d", realtest.FreePort(t))

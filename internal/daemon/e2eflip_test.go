@@ -24,6 +24,7 @@ type flipRun struct {
 // mailbox that its user reads. Under the race detector, where a flip takes
 // seconds, only some of them go in the short form.
 func TestFlipFiftyUsers(t *testing.T) {
+	beside(t)
 	r := flipRun{users: 50, past: 16, pause: 100 * time.Millisecond}
 	switch {
 	case long():
@@ -37,7 +38,8 @@ func TestFlipFiftyUsers(t *testing.T) {
 // TestFlipDualDelivery: some users get each message on both sides before they
 // are flipped, and some are not flipped.
 func TestFlipDualDelivery(t *testing.T) {
-	r := flipRun{users: 8, past: 16, both: 4, staying: 2, pause: 40 * time.Millisecond}
+	beside(t)
+	r := flipRun{users: 8, past: 16, both: 4, staying: 2, pause: 100 * time.Millisecond}
 	if long() {
 		r = flipRun{users: 60, past: 100, both: 40, staying: 10, pause: 30 * time.Millisecond}
 	}

@@ -16,6 +16,7 @@ import (
 // TestRealPostfixBackend: the old system is a real Postfix with a table of
 // recipients in front of a Dovecot; clients are swaks and smtp-source.
 func TestRealPostfixBackend(t *testing.T) {
+	beside(t)
 	onOld, onNew := []string{"anna@" + e2eDomain, "bert@" + e2eDomain}, []string{"carla@" + e2eDomain, "bert@" + e2eDomain}
 	w := &world{t: t, dir: t.TempDir(), book: newBook()}
 	w.cfgPath, w.logPath = filepath.Join(w.dir, "crossfade.yaml"), filepath.Join(w.dir, "log")

@@ -34,6 +34,7 @@ func awaitState(t *testing.T, c *admin.Client, user string, want router.State) (
 // mail to all of them flows, some of them with a mirror's way to roll back; every
 // message is exactly once in the mailbox that its user reads.
 func TestForwardBackForward(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 6, 16)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")
 	w.extend("cutover: {mirror: true}\nbackfill: {tail_interval: 2s}")

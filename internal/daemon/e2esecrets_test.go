@@ -220,6 +220,7 @@ queue: {min_free: 0}
 // the real program through errors of every kind, and looks for them in all that
 // it wrote, in its last words too, as they are and encoded.
 func TestNoSecretInAnyOutput(t *testing.T) {
+	beside(t)
 	p := &planted{t: t}
 	program := binary(t)
 	passwords := func(w *secretsWorld) string {

@@ -18,6 +18,7 @@ import (
 // POP3 are flipped by the whole product, under a stream of mail, as those whose old
 // mailbox is reached over IMAP are (TestFlipFiftyUsers).
 func TestFlipFromOtherSources(t *testing.T) {
+	beside(t)
 	// Until 2026-11 the admin API knew of IMAP alone, and refused to start any of these.
 	for kind, source := range map[string]struct {
 		extra   string // of the old Dovecot's configuration

@@ -58,6 +58,7 @@ func awaitFound(t *testing.T, c *admin.Client, user string, onOld, onNew int) {
 // seconds, in another folder at the next look, also after a restart within the
 // window, and when old was away for a while. Each is there once, and counted.
 func TestStragglersAfterTheFlip(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 2, 5)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")
 	w.extend("backfill: {tail_interval: 1h}")
@@ -124,6 +125,7 @@ func (w *world) twice(users ...string) {
 // read old is carried there: for those who have not begun, and those who are ready.
 // It does not come back, and is there once after the flip.
 func TestMailOfColleaguesOnNew(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 3, 5)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")
 	w.extend("backfill: {tail_interval: 2s}")
@@ -162,6 +164,7 @@ func TestMailOfColleaguesOnNew(t *testing.T) {
 // done, and old is not looked at any more. He was set new by hand: what nobody
 // copied before is copied by the sweep.
 func TestWindowCloses(t *testing.T) {
+	beside(t)
 	w := newWorld(t, 1, 8)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")
 	w.extend("backfill: {tail_interval: 1s}\ncutover: {window: 10s}")

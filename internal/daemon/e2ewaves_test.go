@@ -92,6 +92,7 @@ func sampleHeld(t *testing.T, c *admin.Client) (stop func() int64) {
 // flips holds nobody more, every message arrives once, and the report is the same
 // after a restart.
 func TestWaveWithPace(t *testing.T) {
+	beside(t)
 	const most, every = 2, 200 * time.Millisecond
 	w := newWorld(t, 12, 8)
 	w.configure("127.0.0.1:0", "127.0.0.1:0")

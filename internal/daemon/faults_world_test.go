@@ -101,11 +101,7 @@ func childBinary(t testing.TB) string {
 	if !underRace {
 		return os.Args[0]
 	}
-	path := filepath.Join(t.TempDir(), "daemon.test")
-	if out, err := exec.Command("go", "test", "-c", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build the relay without the race detector: %v\n%s", err, out)
-	}
-	return path
+	return Built(t, "daemon.test", ".", "test", "-c")
 }
 
 func newSink(t testing.TB) *mailtest.Sink {
