@@ -35,7 +35,7 @@ func (d *Daemon) arcInspectors() (judge, seal relay.Inspector, err error) {
 	}
 	judge, err = arcrelay.NewJudge(arcrelay.JudgeConfig{
 		Verifier: v, Trusted: trustedSealers(cfg.TrustedSealers), Logger: d.log,
-		Judged: func(s arc.Status) { m.Judged(string(s)) },
+		Asking: resolver.WithAsker, Judged: func(s arc.Status) { m.Judged(string(s)) },
 	})
 	if err != nil || !cfg.Seals() {
 		return judge, nil, err

@@ -130,7 +130,7 @@ type Check struct {
 // somebody else publishes: a forger could then keep the author's policy from being found.
 func (c *Checker) Begin(ctx context.Context, m Message) *Check {
 	k := &Check{c: c, m: m, spf: make(chan SPF, 1), dmarc: make(chan []verdict, 1), stop: func() {}}
-	k.ctx, k.cancel = context.WithCancel(ctx)
+	k.ctx, k.cancel = context.WithCancel(resolver.WithAsker(ctx, m.Client))
 	k.header.limit = func(size int) bool { return k.reserve(int64(size)) }
 	k.dkim.k = k
 	go func() {

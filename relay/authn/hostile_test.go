@@ -3,6 +3,7 @@ package authn
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"crossfade/internal/mailtest"
 	"crossfade/mail"
+	"crossfade/relay/resolver"
 
 	"github.com/emersion/go-msgauth/dkim"
 	"github.com/miekg/dns"
@@ -297,4 +299,46 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestSlowStranger: a stranger whose names are never answered has no part in the lookups of others.
+func TestSlowStranger(t *testing.T) {
+	good, err := dns.NewRR(txt("example.com", "v=spf1 ip4:192.0.2.10 -all"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := mailtest.NewDNS(func(req *dns.Msg, _ bool) *dns.Msg {
+		n, resp := req.Question[0].Name, new(dns.Msg).SetReply(req)
+		switch {
+		case strings.Contains(n, "slow"):
+			return nil
+		case req.Question[0].Qtype == dns.TypeTXT && n == "example.com.":
+			resp.Answer = []dns.RR{good}
+		}
+		return resp
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	r, err := resolver.New(resolver.Config{Servers: []string{d.Addr}, Timeout: 5 * time.Second, MaxInFlight: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Config{Hostname: "mx.example.org", Resolver: r, Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
+		from := mail.Address{Local: "a", Domain: fmt.Sprintf("slow%d.test", i)}
+		k := c.Begin(t.Context(), Message{ID: "01", Client: netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), Helo: "x", From: from})
+		defer k.Close()
+		k.Write(letter(from.String(), "Hi.\n"))
+	}
+	for d.Asked() < 2 {
+		runtime.Gosched()
+	}
+	if got := check(t, c, "a@example.com", letter("a@example.com", "Hi.\n"), whole); got.SPF.Result != Pass || got.Took > 2*time.Second {
+		t.Errorf("%+v after %v", got.SPF, got.Took)
+	}
 }

@@ -106,7 +106,7 @@ func (c *Checker) ask(ctx context.Context, a netip.Addr, looked func(zone, resul
 	if !ok {
 		return v
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(resolver.WithAsker(ctx, a), c.cfg.Timeout)
 	defer cancel()
 	codes := make([]string, len(c.cfg.Lists))
 	var wg sync.WaitGroup

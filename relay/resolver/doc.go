@@ -5,7 +5,7 @@
 //   - time: a question is given up after Config.Timeout, over all servers and tries, and a server that is silent to
 //     everything is left alone until it answers again, so that a dead resolver costs little;
 //   - number: equal questions that are asked at the same time are asked once, only Config.MaxInFlight are under way at
-//     once, and [WithBudget] bounds what one message may cause;
+//     once, [WithAsker] bounds what one network may have of them, and [WithBudget] what one message may cause;
 //   - size: answers with more than Config.MaxRecords records are refused whole, never cut, and the cache is bounded in
 //     entries and octets.
 //

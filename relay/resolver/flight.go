@@ -20,26 +20,53 @@ type flight struct {
 // lookup gives the answer to a question, out of the cache or from a server. An error is that this caller did not get
 // one; what the servers said is in the entry.
 func (r *Resolver) lookup(ctx context.Context, q question) (*entry, error) {
-	typ := dns.TypeToString[q.typ]
+	if e, f := r.board(q, nil); e != nil || f != nil {
+		return r.wait(ctx, q, e, f)
+	}
+	if !spend(ctx) {
+		r.cfg.Looked(dns.TypeToString[q.typ], Temporary, 0)
+		return nil, q.failed(ErrTemporary, "this message needs more lookups than one may have")
+	}
+	leave, ok := r.enter(ctx)
+	if !ok {
+		r.cfg.Looked(dns.TypeToString[q.typ], Temporary, 0)
+		return nil, q.failed(ErrTemporary, "its sender's network has too many questions under way")
+	}
+	begun := false
+	e, f := r.board(q, func() *flight { begun = true; return r.takeOff(ctx, q, leave) })
+	if !begun { // somebody asked meanwhile
+		leave()
+	}
+	return r.wait(ctx, q, e, f)
+}
+
+// board gives the answer in the cache, or else the flight that is on its way to one, with a place on it. Where there is
+// neither, takeOff begins one, unless it is nil.
+func (r *Resolver) board(q question, takeOff func() *flight) (*entry, *flight) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if e := r.cache.get(q, r.cfg.Now()); e != nil {
-		r.mu.Unlock()
-		r.cfg.Looked(typ, Hit, 0)
+		r.cfg.Looked(dns.TypeToString[q.typ], Hit, 0)
 		return e, nil
 	}
 	f := r.flights[q]
-	if f != nil {
-		r.cfg.Looked(typ, Shared, 0)
-	} else {
-		if !spend(ctx) {
-			r.mu.Unlock()
-			r.cfg.Looked(typ, Temporary, 0)
-			return nil, q.failed(ErrTemporary, "this message needs more lookups than one may have")
-		}
-		f = r.takeOff(ctx, q)
+	switch {
+	case f != nil:
+		r.cfg.Looked(dns.TypeToString[q.typ], Shared, 0)
+	case takeOff == nil:
+		return nil, nil
+	default:
+		f = takeOff()
 	}
 	f.waiters++
-	r.mu.Unlock()
+	return nil, f
+}
+
+// wait waits for what board gave.
+func (r *Resolver) wait(ctx context.Context, q question, e *entry, f *flight) (*entry, error) {
+	if e != nil {
+		return e, nil
+	}
 	select {
 	case <-f.done:
 		return f.entry, nil
@@ -56,8 +83,9 @@ func (r *Resolver) lookup(ctx context.Context, q question) (*entry, error) {
 	return nil, q.failed(ErrTemporary, "no time is left to wait for it: %v", context.Cause(ctx))
 }
 
-// takeOff begins to ask. The time for it is the question's own, for whoever comes later.
-func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
+// takeOff begins to ask, and calls ended when that is over. The time for it is the question's own, for whoever comes
+// later. It is called with the lock held.
+func (r *Resolver) takeOff(ctx context.Context, q question, ended func()) *flight {
 	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Timeout)
 	f := &flight{done: make(chan struct{}), cancel: cancel}
 	r.flights[q] = f
@@ -72,6 +100,7 @@ func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
 			r.cache.put(q, e)
 		}
 		r.mu.Unlock()
+		ended()
 		r.cfg.Looked(dns.TypeToString[q.typ], e.result(), r.cfg.Now().Sub(began))
 		close(f.done)
 	}()
@@ -89,7 +118,9 @@ func (r *Resolver) resolve(ctx context.Context, q question) (e *entry) {
 	select {
 	case r.slots <- struct{}{}:
 	case <-ctx.Done():
-		return r.failure(q.failed(ErrTemporary, "%d questions are under way already", cap(r.slots)))
+		e := r.failure(q.failed(ErrTemporary, "%d questions are under way already", cap(r.slots)))
+		e.until = r.cfg.Now() // nobody asked: the next who wants to know may find a place
+		return e
 	}
 	defer func() { <-r.slots }()
 	return r.ask(ctx, q)

@@ -79,6 +79,7 @@ type Resolver struct {
 	mu      sync.Mutex
 	cache   cache
 	flights map[question]*flight
+	shares  map[netip.Prefix]*share
 }
 
 // New makes a Resolver; it asks nobody yet. An error names what is wrong with the configuration.
@@ -98,7 +99,7 @@ func New(cfg Config) (*Resolver, error) {
 	if cfg.Looked == nil {
 		cfg.Looked = func(string, Result, time.Duration) {}
 	}
-	r := &Resolver{cfg: cfg, slots: make(chan struct{}, cfg.MaxInFlight), flights: map[question]*flight{}}
+	r := &Resolver{cfg: cfg, slots: make(chan struct{}, cfg.MaxInFlight), flights: map[question]*flight{}, shares: map[netip.Prefix]*share{}}
 	r.cache = newCache(cfg.CacheSize, cfg.CacheOctets)
 	addrs, err := serverAddresses(cfg)
 	if err != nil {

@@ -408,6 +408,73 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestShares: names that never get an answer keep those waiting who asked for them, and nobody else.
+func TestShares(t *testing.T) {
+	release := make(chan struct{})
+	d := hostile(t, func(req, resp *dns.Msg, _ bool) *dns.Msg {
+		if strings.HasPrefix(req.Question[0].Name, "slow") {
+			<-release
+		}
+		return resp
+	})
+	r, _ := newResolver(t, d.Addr, func(c *Config) { c.Now = nil; c.MaxInFlight = 16 })
+	from := func(addr string) context.Context { return WithAsker(t.Context(), netip.MustParseAddr(addr)) }
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			if _, err := r.LookupTXT(from(fmt.Sprintf("192.0.2.%d", i)), fmt.Sprintf("slow%d.test", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for deadline := time.Now().Add(5 * time.Second); d.Asked() < 2; {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is asked")
+		}
+	}
+	soon, cancel := context.WithTimeout(from("::ffff:192.0.2.200"), 50*time.Millisecond)
+	defer cancel()
+	if _, err := r.LookupTXT(soon, "a.test"); !errors.Is(err, ErrTemporary) || !strings.Contains(err.Error(), "network") {
+		t.Errorf("the same network: %v", err)
+	}
+	for _, other := range []string{"198.51.100.1", "2001:db8::1"} {
+		if _, err := r.LookupTXT(from(other), "a.test"); err != nil {
+			t.Errorf("%s waits for others' names: %v", other, err)
+		}
+	}
+	if _, err := r.LookupTXT(t.Context(), "b.test"); err != nil {
+		t.Errorf("who asks for nobody: %v", err)
+	}
+	if _, err := r.LookupTXT(from("192.0.2.200"), "a.test"); err != nil {
+		t.Errorf("the cache costs no place: %v", err)
+	}
+	if n := d.Asked(); n != 4 {
+		t.Errorf("the server was asked %d times, want two of the forty, and two more", n)
+	}
+	close(release)
+	wg.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.shares) != 0 {
+		t.Errorf("%d shares are left", len(r.shares))
+	}
+}
+
+// TestNoPlace: who found no place for a question does not keep the next from asking it.
+func TestNoPlace(t *testing.T) {
+	d := hostile(t, func(_, resp *dns.Msg, _ bool) *dns.Msg { return resp })
+	r, _ := newResolver(t, d.Addr, func(c *Config) { c.MaxInFlight = 1; c.Timeout = 50 * time.Millisecond })
+	r.slots <- struct{}{}
+	if _, err := r.LookupTXT(t.Context(), "a.test"); !errors.Is(err, ErrTemporary) || d.Asked() != 0 {
+		t.Errorf("with no place left: %v", err)
+	}
+	<-r.slots
+	r.cfg.Timeout = 5 * time.Second
+	if _, err := r.LookupTXT(t.Context(), "a.test"); err != nil {
+		t.Errorf("a moment later: %v", err)
+	}
+}
+
 // TestDeadServer: a server that answers nothing costs time once; then lookups fail at once, until it lives again.
 func TestDeadServer(t *testing.T) {
 	var dead atomic.Bool

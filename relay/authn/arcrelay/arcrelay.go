@@ -33,6 +33,9 @@ type JudgeConfig struct {
 	// Trusted tells which sealers are believed when they say that a message passed
 	// DMARC; nil believes nobody.
 	Trusted func(domain string) bool
+	// Asking gives the context for the lookups that a client's message needs, so that
+	// its network has its share of them only. It may be nil.
+	Asking func(ctx context.Context, client netip.Addr) context.Context
 	// Judged is told of each result. It must not block. It may be nil.
 	Judged func(arc.Status)
 	Logger *slog.Logger // nil discards
@@ -81,7 +84,11 @@ func (x *Judgement) Close() { x.work.Close() }
 
 // End implements [relay.Inspection]. It puts nothing on top, and has no error.
 func (x *Judgement) End(ctx context.Context, _ string) (string, error) {
-	x.result, x.ended = x.work.Finish(ctx), true
+	asking := ctx
+	if f := x.j.cfg.Asking; f != nil {
+		asking = f(ctx, x.client)
+	}
+	x.result, x.ended = x.work.Finish(asking), true
 	if f := x.j.cfg.Judged; f != nil {
 		f(x.result.Status)
 	}
