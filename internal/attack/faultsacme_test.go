@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -187,6 +188,11 @@ func payload(body []byte) []byte {
 func TestFaultsACME(t *testing.T) {
 	t.Parallel()
 	faults := acmeFaults()
+	if !long() { // without those that take seven seconds, or are much like another one
+		faults = slices.DeleteFunc(faults, func(f acmeFault) bool {
+			return f.says == "we are mended" || f.says == "we do not serve you" && f.step != "account" && f.step != "finalize"
+		})
+	}
 	atOnce(t, faults, func(f acmeFault) string { return f.name }, func(t *testing.T, f acmeFault) {
 		a, roots := startAuthority(t, f)
 		tryACME(t, a.url+"/directory", roots, f.says)

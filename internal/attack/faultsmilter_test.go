@@ -152,7 +152,7 @@ func TestFaultsMilter(t *testing.T) {
 			switch {
 			case !f.first && f.cheap:
 				quick.faults = append(quick.faults, f)
-			case long() || f.first || strings.Contains("CBE", string(f.at)):
+			case long() || f.first && !f.cheap || f.at == 'B' || f.at == 'E' && mode == "tempfail":
 				runs = append(runs, run{mode, []milterFault{f}})
 			}
 		}
