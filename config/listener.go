@@ -102,6 +102,8 @@ func (k *checker) listener(key string, l Listener) {
 	}
 	switch {
 	case l.ClientCertificate == ListenCertNone:
+	case !k.c.SMTP.TLS.Enabled():
+		k.fail(key+".client_certificate", "%s needs a certificate of ours first: set smtp.tls", l.ClientCertificate)
 	case k.c.SMTP.TLS.ClientCA == "":
 		k.fail(key+".client_certificate", "%s needs the authorities that count: set smtp.tls.client_ca", l.ClientCertificate)
 	case l.TLS == ListenTLSOff:

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -184,6 +185,9 @@ func TestTokensLive(t *testing.T) {
 		if err := os.Rename(d.cfg.Admin.TokenFile+".away", d.cfg.Admin.TokenFile); err != nil {
 			t.Fatal(err)
 		}
+		if err := d.store.SaveLedger(t.Context(), tokenRecords, "torn", []byte(`{"name":"to`)); err != nil {
+			t.Fatal(err)
+		}
 	})
 	t.Run("second", func(t *testing.T) {
 		d := serveTest(t, dir, reloadConfig)
@@ -204,9 +208,17 @@ func TestTokensLive(t *testing.T) {
 		if _, err := mon.Stats(t.Context()); err == nil {
 			t.Error("a revoked token is still valid")
 		}
+		c := fileClient(t, d)
+		list, err := c.Tokens(t.Context())
+		if err != nil || !slices.ContainsFunc(list, func(i admin.TokenInfo) bool { return i.Name == "torn" && strings.Contains(i.By, "damaged") }) {
+			t.Errorf("a damaged record: %+v, %v", list, err)
+		}
+		if err := c.RevokeToken(t.Context(), "torn", "damaged"); err != nil {
+			t.Error(err)
+		}
 	})
 	log, err := admin.CheckAuditLog([]string{filepath.Join(dir, "data", "audit.jsonl")}, "", admin.AuditHead{})
-	if err != nil || log.Bad != nil || log.Lines != 5 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made and revoked, a request denied
+	if err != nil || log.Bad != nil || log.Lines != 6 || log.Unsigned > 0 || len(log.Keys) != 1 || len(log.Notes) > 0 { // two starts, a token made, two revoked, a request denied
 		t.Errorf("the audit log: %+v %v %v", log, log.Bad, err)
 	}
 	err = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
