@@ -10,7 +10,6 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -47,11 +46,11 @@ func newTLSPolicies(r *resolver.Resolver, file string, log *slog.Logger) *tlsPol
 	}
 }
 
-// stsFile is where MTA-STS policies are kept: in the store's directory, or beside the token file where the store is a
+// stsFile is where MTA-STS policies are kept: in the store's directory, or beside the audit log where the store is a
 // Redis. Each node asks for itself.
 func stsFile(cfg *config.Config) string {
-	if strings.Contains(cfg.Store, "://") {
-		return filepath.Join(filepath.Dir(cfg.Admin.TokenFile), "mta-sts.json")
+	if shared(cfg) {
+		return filepath.Join(filepath.Dir(auditPath(cfg)), "mta-sts.json")
 	}
 	return filepath.Join(cfg.Store, "mta-sts.json")
 }
