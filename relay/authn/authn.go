@@ -133,12 +133,23 @@ func (c *Checker) Begin(ctx context.Context, m Message) *Check {
 	k.ctx, k.cancel = context.WithCancel(resolver.WithAsker(ctx, m.Client))
 	k.header.limit = func(size int) bool { return k.reserve(int64(size)) }
 	k.dkim.k = k
-	go func() {
-		ctx, stop := context.WithTimeout(resolver.WithBudget(k.ctx, maxQuestions), c.cfg.Timeout)
+	lookUp(k.ctx, k.spf, func(ctx context.Context) SPF {
+		ctx, stop := context.WithTimeout(resolver.WithBudget(ctx, maxQuestions), c.cfg.Timeout)
 		defer stop()
-		k.spf <- c.checkSPF(ctx, k.m)
-	}()
+		return c.checkSPF(ctx, m)
+	})
 	return k
+}
+
+// lookUp has work done, which looks names up, and puts what it gives into out, which has room for it. Where the cache has
+// all, that is done at once: it has it for most mail, and a goroutine with a stack that grows costs more than the work.
+func lookUp[T any](ctx context.Context, out chan T, work func(context.Context) T) {
+	cached, missed := resolver.FromCache(ctx)
+	if v := work(cached); !missed() {
+		out <- v
+		return
+	}
+	go func() { out <- work(ctx) }()
 }
 
 // Write is given the next octets of the message as the client sent it, with CRLF line ends.
@@ -157,7 +168,7 @@ func (k *Check) headerEnded() {
 	ctx, stop := context.WithTimeout(k.ctx, k.c.cfg.Timeout)
 	k.stop = stop
 	k.author = readFrom(k.header.froms, k.header.fromOver)
-	go func() { k.dmarc <- k.c.discoverAll(ctx, k.author.domains) }()
+	lookUp(ctx, k.dmarc, func(ctx context.Context) []verdict { return k.c.discoverAll(ctx, k.author.domains) })
 	k.dkim.begin(ctx, &k.header)
 	k.header = header{over: true} // digests of it are all that is wanted from here on
 	k.release()

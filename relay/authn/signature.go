@@ -103,10 +103,10 @@ type key struct {
 // lookUp begins to look up the key.
 func (s *signature) lookUp(ctx context.Context, r *resolver.Resolver) {
 	s.key = make(chan key, 1)
-	go func() {
+	lookUp(ctx, s.key, func(ctx context.Context) key {
 		a, err := r.LookupTXT(ctx, s.sig.KeyName())
-		s.key <- key{a.Records, err}
-	}()
+		return key{a.Records, err}
+	})
 }
 
 // waitKey waits for the key, and judges it. The lookup ends by itself.

@@ -20,6 +20,9 @@ type flight struct {
 // lookup gives the answer to a question, out of the cache or from a server. An error is that this caller did not get
 // one; what the servers said is in the entry.
 func (r *Resolver) lookup(ctx context.Context, q question) (*entry, error) {
+	if e, err, ok := r.fromCache(ctx, q); ok {
+		return e, err
+	}
 	if e, f := r.board(q, nil); e != nil || f != nil {
 		return r.wait(ctx, q, e, f)
 	}

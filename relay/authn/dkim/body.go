@@ -143,6 +143,9 @@ func (b *BodyHash) put(p []byte) {
 		b.flush()
 	}
 	if len(p) < smallPieces/4 {
+		if b.small == nil {
+			b.small = make([]byte, 0, smallPieces)
+		}
 		b.small = append(b.small, p...)
 		return
 	}

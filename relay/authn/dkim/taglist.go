@@ -26,7 +26,7 @@ type TagList []Tag
 // key record. An empty tag, a name that is none, and a name that comes twice make
 // the whole list invalid.
 func ParseTags(text string) (TagList, error) {
-	var list TagList
+	list := make(TagList, 0, min(strings.Count(text, ";")+1, maxTags))
 	for at := 0; at < len(text); {
 		end := len(text)
 		if i := strings.IndexByte(text[at:], ';'); i >= 0 {
