@@ -290,8 +290,9 @@ func createTokenFile(path string) (value string, err error) {
 // the operator at the command line, could not read it any more. A new one has the
 // mode 0600.
 func replaceFile(path, text string) error {
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
+	path, err := followed(path)
+	if err != nil {
+		return err
 	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".token-*") // mode 0600
@@ -310,6 +311,22 @@ func replaceFile(path, text string) error {
 	return syncDir(dir)
 }
 
+// followed gives the file that path leads to. Root follows no link out of a directory
+// of somebody else, who could have it lead to any file of the machine.
+func followed(path string) (string, error) {
+	var link, dir unix.Stat_t
+	if err := unix.Lstat(path, &link); err != nil || link.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return path, nil // what is wrong is said by whoever uses it
+	}
+	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
+		return "", err
+	}
+	if os.Geteuid() == 0 && dir.Uid != 0 {
+		return "", fmt.Errorf("it is a symbolic link in a directory of the user %d: name the file that it leads to, or run this as that user", dir.Uid)
+	}
+	return filepath.EvalSymlinks(path)
+}
+
 // keepOwner gives f owner and mode of the file at path. Where there is none, what
 // root makes belongs to the owner of the directory.
 func keepOwner(f *os.File, path string) error {
@@ -317,7 +334,7 @@ func keepOwner(f *os.File, path string) error {
 	if err := unix.Fstat(int(f.Fd()), &now); err != nil {
 		return err
 	}
-	err := unix.Stat(path, &want)
+	err := unix.Lstat(path, &want)
 	switch {
 	case err == nil:
 		err = f.Chmod(fs.FileMode(want.Mode) & fs.ModePerm)

@@ -172,4 +172,14 @@ func TestTokenFileKeepsItsOwner(t *testing.T) {
 	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != owner || info.Mode() != 0o600 {
 		t.Errorf("a new file belongs to %d and has the mode %v", uid, info.Mode())
 	}
+	// The owner of the directory may have made the link, to a file that is not his.
+	before, err := os.ReadFile(path)
+	check(t, err)
+	more, err := MakeToken("more", RoleRead)
+	check(t, err)
+	err = AddTokenLine(link, more)
+	after, _ := os.ReadFile(path)
+	if err == nil || !strings.Contains(err.Error(), "symbolic link") || string(after) != string(before) {
+		t.Errorf("root followed the link: %v, %q", err, after)
+	}
 }
