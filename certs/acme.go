@@ -52,8 +52,8 @@ type ACMEConfig struct {
 // attemptTime bounds one attempt to get a certificate.
 const attemptTime = 5 * time.Minute
 
-// retries is how often a request to the authority is repeated that it could not answer (5xx) or not now (429). Attempts
-// come again anyway, and until one has failed nobody hears why.
+// retries is how often a request to the authority is repeated that it could not answer (5xx). Attempts come again anyway,
+// and until one has failed nobody hears why; one that is refused for being one too many (429) ends the attempt.
 const retries = 3
 
 // retryAfter is how long to wait before a request is repeated; 0 ends the attempt.
