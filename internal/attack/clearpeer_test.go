@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -32,25 +31,8 @@ type obliging struct {
 // startObliging starts one that says parts, as in startImpostor.
 func startObliging(t *testing.T, conf *tls.Config, parts []string) *obliging {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &obliging{impostor: impostor{addr: l.Addr().String(), tls: conf}}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { s.serve(conn, parts) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		wg.Wait()
-	})
+	s := &obliging{impostor: impostor{tls: conf}}
+	s.addr = acceptAll(t, func(conn net.Conn) { s.serve(conn, parts) })
 	return s
 }
 

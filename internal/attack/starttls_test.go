@@ -182,11 +182,19 @@ type impostor struct {
 // makes a handshake.
 func startImpostor(t *testing.T, conf *tls.Config, parts ...string) *impostor {
 	t.Helper()
+	s := &impostor{tls: conf}
+	s.addr = acceptAll(t, func(conn net.Conn) { s.play(conn, parts) })
+	return s
+}
+
+// acceptAll has serve called for each connection to the address that it gives, until
+// the test ends.
+func acceptAll(t *testing.T, serve func(net.Conn)) (addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &impostor{addr: l.Addr().String(), tls: conf}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -194,14 +202,14 @@ func startImpostor(t *testing.T, conf *tls.Config, parts ...string) *impostor {
 			if err != nil {
 				return
 			}
-			wg.Go(func() { s.play(conn, parts) })
+			wg.Go(func() { serve(conn) })
 		}
 	})
 	t.Cleanup(func() {
 		_ = l.Close()
 		wg.Wait()
 	})
-	return s
+	return l.Addr().String()
 }
 
 func (s *impostor) play(conn net.Conn, parts []string) {
