@@ -54,9 +54,18 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 // forbidden answers a caller whose role is not enough, and records what he tried.
 func (s *Server) forbidden(c caller, need Role, action, object string) *Problem {
 	s.refusedBy("role")
-	err := s.cfg.Audit.Record(Record{Time: time.Now(), By: c.name, Role: c.role, Remote: c.remote, Action: action, Object: object, Result: ResultDenied})
-	if err != nil {
-		s.log.Error("a denied request was not recorded", "error", err)
+	if yes, skipped, last := s.denials.record(c.name, s.now()); yes {
+		rec := Record{Time: time.Now(), By: c.name, Role: c.role, Remote: c.remote, Action: action, Object: object, Result: ResultDenied}
+		if skipped > 0 {
+			rec.Detail = map[string]any{"not_recorded_before": skipped}
+		}
+		if err := s.cfg.Audit.Record(rec); err != nil {
+			s.log.Error("a denied request was not recorded", "error", err)
+		}
+		if last {
+			s.log.Warn("a token asks again and again for what its role does not allow; for the rest of the hour that is counted, no longer recorded: if its owner does not do that, take it back (crossfade token revoke)",
+				"token", c.name, "role", c.role, "remote", c.remote, "recorded", denialsInFull)
+		}
 	}
 	return &Problem{Type: ProblemForbidden, Title: "not allowed", Status: http.StatusForbidden,
 		Detail: "the token " + c.name + " has the role " + string(c.role) + "; this needs " + string(need),

@@ -150,6 +150,36 @@ func TestDeniedIsRecorded(t *testing.T) {
 	}
 }
 
+// TestDenials: a token that asks without end for what it may not does not fill the disk with the lines about it, and
+// nothing of that is left uncounted.
+func TestDenials(t *testing.T) {
+	r := newRig(t, nil)
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	r.server.now = func() time.Time { return now }
+	try := func(token string, n int) {
+		for range n {
+			if resp, text := r.ask(token, "PATCH", "/v1/users/anna@example.org", `{"wave":"two"}`); resp.StatusCode != http.StatusForbidden {
+				t.Fatalf("%d %s", resp.StatusCode, text)
+			}
+		}
+	}
+	try(readToken, denialsInFull+250)
+	now = now.Add(denialsSpan)
+	try(readToken, 2)
+	var lines int
+	var counted float64
+	for _, rec := range r.records() {
+		if rec.Result == ResultDenied {
+			lines++
+			n, _ := rec.Detail["not_recorded_before"].(float64)
+			counted += n
+		}
+	}
+	if lines != denialsInFull+2 || counted != 250 {
+		t.Errorf("%d lines of %d denials, %v counted besides", lines, denialsInFull+252, counted)
+	}
+}
+
 // steps is a clock that goes on by d at each look.
 func steps(d time.Duration) func() time.Time {
 	var mu sync.Mutex

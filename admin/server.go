@@ -156,6 +156,7 @@ type Server struct {
 	started time.Time
 
 	lockouts    lockouts
+	denials     denials
 	streams     tally
 	tokenChange sync.Mutex // one change of tokens at a time
 	now         func() time.Time

@@ -29,6 +29,10 @@ func (d *Daemon) arcInspectors() (judge, seal relay.Inspector, err error) {
 	cfg, budget := d.cfg.SMTP.ARC, dkim.NewBudget(arcMemory)
 	v, err := arc.NewVerifier(arc.Config{
 		LookupTXT: lookupTXT(d.resolver), Timeout: time.Duration(d.cfg.SMTP.Authentication.Timeout), Budget: budget,
+		Panicked: func(name string, what any) {
+			d.log.Error("a key of an ARC seal could not be read, by a fault of this program: the chain counts as one whose key could not be looked up; please report it with the record",
+				"name", name, "what", what)
+		},
 	})
 	if err != nil {
 		return nil, nil, err

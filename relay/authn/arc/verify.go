@@ -32,6 +32,8 @@ type Config struct {
 	// Budget bounds what is held of the headers of all messages; nil does not. Chains
 	// for which there is no room are TempError.
 	Budget *dkim.Budget
+	// Panicked, when it is set, is told what went wrong in us while a key was read; such a key could not be looked up.
+	Panicked func(name string, what any)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -46,6 +48,9 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	}
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Panicked == nil {
+		cfg.Panicked = func(string, any) {}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -151,7 +156,7 @@ func (x *Verification) judge(ctx context.Context, r *Result) {
 		fail(Fail, "message signature of instance %d: %v", len(sets), err)
 		return
 	}
-	keys := keyring{lookup: x.v.cfg.LookupTXT, found: map[string]foundKey{}}
+	keys := keyring{lookup: x.v.cfg.LookupTXT, panicked: x.v.cfg.Panicked, found: map[string]foundKey{}}
 	names := []string{newest.ams.KeyName()}
 	for _, s := range sets {
 		names = append(names, s.as.KeyName())
@@ -214,8 +219,9 @@ func (x *Verification) covers(s *set) error {
 
 // keyring has the keys of one message.
 type keyring struct {
-	lookup func(context.Context, string) ([]string, error)
-	found  map[string]foundKey
+	lookup   func(context.Context, string) ([]string, error)
+	panicked func(name string, what any)
+	found    map[string]foundKey
 }
 
 type foundKey struct {
@@ -254,7 +260,8 @@ func (k *keyring) fetch(ctx context.Context, names []string) {
 // end the process, whatever reads it.
 func (k *keyring) one(ctx context.Context, name string) (found foundKey) {
 	defer func() {
-		if recover() != nil {
+		if p := recover(); p != nil {
+			k.panicked(name, p)
 			found = foundKey{err: errLookup, temp: true}
 		}
 	}()

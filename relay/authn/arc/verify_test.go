@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -470,11 +471,17 @@ func TestLookupErrors(t *testing.T) {
 	if r := x.Finish(t.Context()); r.Status != TempError {
 		t.Errorf("a DNS that says nothing: %s %q", r.Status, r.Reason)
 	}
-	v, _ = NewVerifier(Config{LookupTXT: func(context.Context, string) ([]string, error) { panic("odd") }, Now: func() time.Time { return testNow }})
+	var told atomic.Int64
+	v, _ = NewVerifier(Config{LookupTXT: func(context.Context, string) ([]string, error) { panic("odd") }, Now: func() time.Time { return testNow },
+		Panicked: func(name string, what any) {
+			if what == "odd" && strings.Contains(name, "._domainkey.") {
+				told.Add(1)
+			}
+		}})
 	x = v.Begin()
 	x.Write([]byte(msg))
-	if r := x.Finish(t.Context()); r.Status != TempError {
-		t.Errorf("a reader that fails: %s %q", r.Status, r.Reason)
+	if r := x.Finish(t.Context()); r.Status != TempError || told.Load() == 0 {
+		t.Errorf("a reader that fails: %s %q, told %d times", r.Status, r.Reason, told.Load())
 	}
 	if _, err := NewVerifier(Config{}); err == nil {
 		t.Error("a verifier without a way to look up keys")
