@@ -3,6 +3,7 @@ package arc
 import (
 	"context"
 	"crypto"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -198,6 +199,13 @@ func seals() []verdict {
 		{"AS that covers its own set only", func(t *testing.T) string {
 			return forged{instance: 2, ams: amsTags(2), as: asTags(2, Pass), alone: true}.add(t, chained(t, 1))
 		}, Fail, "seal of instance 2", 0},
+		{"AS first cv=pass, sealed again", func(t *testing.T) string {
+			return forged{instance: 2, ams: amsTags(2), as: asTags(2, Pass), alone: true}.add(t, as(asTags(1, Pass))(t))
+		}, Fail, "instance 1 says cv=pass", 0},
+		{"AS first wrong, sealed again", func(t *testing.T) string { // the seal above is right, and covers it
+			m := made(func(f *forged) { f.sealKey = testKeys().other })(t)
+			return mustSeal(t, m, "two.example", "s1", testKeys().usual, Result{Status: Pass, Sets: 1})
+		}, Fail, "seal of instance 1: the signature is wrong", 0},
 		{"AS of another key", made(func(f *forged) { f.sealKey = testKeys().other }), Fail, "seal of instance 1: the signature is wrong", 0},
 		{"AS with sha1", as(strings.Replace(asTags(1, None), "sha256", "sha1", 1)), Fail, "algorithm", 0},
 		{"AS without algorithm", as("i=1; cv=none; d=one.example; s=s1"), Fail, "a= is missing", 0},
@@ -239,6 +247,24 @@ func messageSignatures() []verdict {
 	body := func(n int, old, new string) func(t *testing.T) string {
 		return edited(n, func(t *testing.T, m string) string { return swap(t, m, old, new) })
 	}
+	// put writes something in the place of a tag when the field has been signed.
+	put := func(tag, text string) func(t *testing.T) string {
+		return func(t *testing.T) string {
+			return replaced(t, set1().add(t, plainMessage), amsName, 1, func(s string) string {
+				at := strings.Index(s, "; "+tag+"=")
+				return s[:at] + text + s[at+2+strings.IndexAny(s[at+2:], ";\r"):]
+			})
+		}
+	}
+	// twoTo has two fields of a name when it is signed, which are then others.
+	twoTo := func(named, others string) func(t *testing.T) string {
+		const signed = "To: a@one.example\r\nTo: b@one.example\r\n"
+		return func(t *testing.T) string {
+			f := set1()
+			f.ams = strings.Replace(f.ams, "h=from:to", "h="+named, 1)
+			return swap(t, f.add(t, swap(t, plainMessage, "To: list@one.example\r\n", signed)), signed, others)
+		}
+	}
 	const simpler = "Subject: A letter,\r\n\tfolded  once"
 	return []verdict{
 		{"AMS simple/simple", change("relaxed/relaxed", "simple/simple"), Pass, "", 0},
@@ -256,6 +282,7 @@ func messageSignatures() []verdict {
 		{"AMS simple, body spaced", func(t *testing.T) string {
 			return swap(t, change("relaxed/relaxed", "relaxed/simple")(t), "Hello  world ", "Hello world ")
 		}, Fail, "body has been changed", 0},
+		{"AMS simple, blank lines at the end", func(t *testing.T) string { return change("relaxed/relaxed", "relaxed/simple")(t) + "\r\n\r\n" }, Pass, "", 0},
 		{"blank lines at the end", edited(1, func(_ *testing.T, m string) string { return m + "\r\n \r\n" }), Pass, "", 0},
 		{"no line end at the end", edited(1, func(_ *testing.T, m string) string { return strings.TrimRight(m, " \t\r\n") }), Pass, "", 0},
 		{"body changed", body(1, "Hello", "Hallo"), Fail, "message signature of instance 1: the body has been changed", 0},
@@ -268,6 +295,11 @@ func messageSignatures() []verdict {
 			return "X-Later: 1\r\n" + change("h=from", "h=from:x-later")(t)
 		}, Fail, "signature is wrong", 0},
 		{"h= in capitals and spaces", change("h=from:to:subject", "h=FROM :\r\n To: SUBJECT"), Pass, "", 0},
+		{"h= with a field twice that is there twice", twoTo("from:to:to", "To: a@one.example\r\nTo: b@one.example\r\n"), Pass, "", 0},
+		{"h= with a field twice, in another order", twoTo("from:to:to", "To: b@one.example\r\nTo: a@one.example\r\n"), Fail, "signature is wrong", 0},
+		{"h= with a field once, of two the upper changed", twoTo("from:to", "To: c@one.example\r\nTo: b@one.example\r\n"), Pass, "", 0},
+		{"h= spelled otherwise when it was signed", put("h", "; h=From:to:subject:date"), Fail, "signature is wrong", 0},
+		{"h= with an empty name", change("h=from", "h=from::to"), Fail, "no field", 0},
 		{"h= without From", change("h=from:", "h="), Fail, "does not name From", 0},
 		{"h= empty", change("h=from:to:subject:date", "h="), Fail, "h=", 0},
 		{"h= missing", change("; h=from:to:subject:date", ""), Fail, "h= is missing", 0},
@@ -276,6 +308,15 @@ func messageSignatures() []verdict {
 			return forged{instance: 2, ams: strings.Replace(amsTags(2), "h=from", "h=from:arc-authentication-results:authentication-results", 1), as: asTags(2, Pass)}.add(t, chained(t, 1))
 		}, Pass, "", 0},
 		{"h= names no field", change("h=from", "h=from:a b"), Fail, "no field", 0},
+		{"bh= with a space in it", func(t *testing.T) string {
+			_, body := split(plainMessage)
+			sum := dkim.NewBodyHash(dkim.Relaxed)
+			sum.Write([]byte(body))
+			b64 := base64.StdEncoding.EncodeToString(sum.Sum())
+			return change("h=from", "bh="+b64[:1]+" "+b64[1:]+"; h=from")(t)
+		}, Pass, "", 0},
+		{"bh= missing", put("bh", ""), Fail, "bh= is missing", 0},
+		{"bh= empty", put("bh", "; bh="), Fail, "bh= is missing", 0},
 		{"bh= wrong", change("h=from", "bh=YWJj; h=from"), Fail, "body has been changed", 0},
 		{"bh= refolded", edited(1, func(t *testing.T, m string) string {
 			return replaced(t, m, amsName, 1, func(s string) string { return swap(t, s, "bh=", "bh=\r\n ") })
@@ -289,10 +330,21 @@ func messageSignatures() []verdict {
 		{"x= before t=", change("t=1795000000", "t=1795000000; x=1794000000"), Fail, "x= lies before", 0},
 		{"v= is not looked at", change("a=rsa", "v=7; a=rsa"), Pass, "", 0},
 		{"q= of another kind", change("a=rsa", "q=http; a=rsa"), Fail, "q=", 0},
+		{"t= with a space in it", change("t=1795000000", "t=1795 000000"), Fail, "t= is not", 0},
+		{"a tag twice", put("s", "; s=s1; s=s1"), Fail, "s= is there twice", 0},
+		{"a tag in capitals", put("h", "; H=from:to:subject:date"), Fail, "h= is missing", 0},
 		{"a tag with an odd name", edited(1, func(t *testing.T, m string) string {
 			return replaced(t, m, amsName, 1, func(s string) string { return swap(t, s, "a=rsa", "_=; a=rsa") })
 		}), Fail, "valid name", 0},
 		{"an unknown tag", change("a=rsa", "zz=; a=rsa"), Pass, "", 0},
+		{"AMS without algorithm", change("a=rsa-sha256; ", ""), Fail, "message signature of instance 1: tag a= is missing", 0},
+		{"AMS with an empty algorithm", change("rsa-sha256", ""), Fail, "message signature of instance 1: tag a= is missing", 0},
+		{"AMS of an algorithm that nobody knows", change("rsa-sha256", "rsa-sha0"), Fail, "algorithm", 0},
+		{"AMS without domain", change("d=one.example; ", ""), Fail, "message signature of instance 1: tag d= is missing", 0},
+		{"AMS of no domain", change("d=one.example", "d=one..example"), Fail, "message signature of instance 1: tag d= is not", 0},
+		{"AMS without b", put("b", ""), Fail, "message signature of instance 1: tag b= is missing", 0},
+		{"AMS with empty b", put("b", "; b="), Fail, "message signature of instance 1: tag b= is missing", 0},
+		{"AMS with b that is no base64", put("b", "; b=?!"), Fail, "message signature of instance 1: tag b= is not base64", 0},
 		{"AMS with sha1", change("rsa-sha256", "rsa-sha1"), Fail, "algorithm", 0},
 		{"AMS of another key", made(func(f *forged) { f.key, f.sealKey = testKeys().other, testKeys().small }), Fail, "message signature of instance 1: the signature is wrong", 0},
 		{"Ed25519", made(func(f *forged) {
