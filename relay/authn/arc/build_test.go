@@ -67,6 +67,9 @@ func testZone(t testing.TB) *zone {
 		"s1._domainkey.gone.example":  {"v=DKIM1; p="},
 		"s1._domainkey.text.example":  {"v=spf1 -all"},
 		"s1._domainkey.wrong.example": {record(t, k.other)},
+		"s1._domainkey.list.example":  {"v=DKIM1; k=rsa; key"},
+		// As a zone file that joins lines with blanks has it (RFC 6376, 2.10).
+		"s1._domainkey.pieces.example": {strings.NewReplacer("p=", "p= ", "A", "A ").Replace(record(t, k.small))},
 	}, fails: map[string]error{"s1._domainkey.sick.example": errors.New("no answer")}}
 }
 

@@ -104,6 +104,7 @@ func structure() []verdict {
 		{"no AMS of the first of two", drop(2, amsName, 1), Fail, "i=1", 0},
 		{"no AS of the first of two", drop(2, asName, 1), Fail, "i=1", 0},
 		{"no AS of the second of two", drop(2, asName, 2), Fail, "i=2", 0},
+		{"no AAR of the second of two", drop(2, aarName, 2), Fail, "i=2", 0},
 		{"an AAR twice", twice(1, aarName, 1), Fail, "twice", 0},
 		{"an AMS twice", twice(2, amsName, 2), Fail, "twice", 0},
 		{"an AS twice", twice(2, asName, 1), Fail, "twice", 0},
@@ -180,6 +181,9 @@ func seals() []verdict {
 		{"AS with unknown tags", more("zz=1; c=simple; bh=; l=5"), Pass, "", 0},
 		{"AS with h=", more("h=from"), Fail, "h= is not allowed", 0},
 		{"AS with a tag twice", more("cv=none"), Fail, "", 0},
+		{"AS with an odd tag name", more("_="), Fail, "valid name", 0},
+		{"AS with S= for s=", as(strings.Replace(asTags(1, None), "s=s1", "S=s1", 1)), Fail, "s= is missing", 0},
+		{"AS spaced before it was signed", as(strings.NewReplacer("=", " = ", ";", "\t;").Replace(asTags(1, None))), Pass, "", 0},
 		{"AS first cv=pass", as(asTags(1, Pass)), Fail, "cv=pass", 0},
 		{"AS first cv=fail", as(asTags(1, Fail)), Fail, "says that the chain failed", 0},
 		{"AS cv of another kind", as(asTags(1, "maybe")), Fail, "cv=maybe", 0},
@@ -209,14 +213,19 @@ func seals() []verdict {
 		{"AS of another key", made(func(f *forged) { f.sealKey = testKeys().other }), Fail, "seal of instance 1: the signature is wrong", 0},
 		{"AS with sha1", as(strings.Replace(asTags(1, None), "sha256", "sha1", 1)), Fail, "algorithm", 0},
 		{"AS without algorithm", as("i=1; cv=none; d=one.example; s=s1"), Fail, "a= is missing", 0},
+		{"AS with an empty algorithm", as("i=1; a=; cv=none; d=one.example; s=s1"), Fail, "a= is missing", 0},
 		{"AS without domain", as("i=1; a=rsa-sha256; cv=none; s=s1"), Fail, "d= is missing", 0},
 		{"AS of no domain", as("i=1; a=rsa-sha256; cv=none; s=s1; d=not/a.domain"), Fail, "d= is not", 0},
 		{"AS without selector", as("i=1; a=rsa-sha256; cv=none; d=one.example"), Fail, "s= is missing", 0},
 		{"AS without time", as("i=1; a=rsa-sha256; cv=none; d=one.example; s=s1"), Pass, "", 0},
 		{"AS with an empty time", as("i=1; a=rsa-sha256; cv=none; d=one.example; s=s1; t="), Fail, "t= is not", 0},
 		{"AS with no time", as("i=1; a=rsa-sha256; cv=none; d=one.example; s=s1; t=noon"), Fail, "t= is not", 0},
+		{"AS with a time in two pieces", as("i=1; a=rsa-sha256; cv=none; d=one.example; s=s1; t=1795 000000"), Fail, "t= is not", 0},
 		{"AS with empty b", edited(1, func(t *testing.T, m string) string {
 			return replaced(t, m, asName, 1, func(s string) string { return s[:strings.Index(s, "b=")] + "b=\r\n" })
+		}), Fail, "b= is missing", 0},
+		{"AS without b", edited(1, func(t *testing.T, m string) string {
+			return replaced(t, m, asName, 1, func(s string) string { return s[:strings.Index(s, "b=")] + "\r\n" })
 		}), Fail, "b= is missing", 0},
 		{"AS with a wrong b", made(func(f *forged) { f.broken = func(b string) string { return "AAAA" + b[4:] } }), Fail, "signature is wrong", 0},
 		{"AS with b that is no base64", edited(1, func(t *testing.T, m string) string {
@@ -229,6 +238,14 @@ func seals() []verdict {
 		{"tags behind b=", made(func(f *forged) { f.last = "; zz=1" }), Pass, "", 0},
 		{"two semicolons", as(strings.Replace(asTags(1, None), ";", ";;", 1)), Fail, "without =", 0},
 		{"AS t changed", field("t=1795000000", "t=1795000001"), Fail, "seal of instance 2", 0},
+		{"AS domain in capitals later", field("d=two", "d=TWO"), Fail, "seal of instance 2: the signature is wrong", 0},
+		{"AS of another domain with the same key", edited(3, func(t *testing.T, m string) string {
+			return replaced(t, m, asName, 3, func(s string) string { return swap(t, s, "d=three", "d=wrong") })
+		}), Fail, "seal of instance 3: the signature is wrong", 0},
+		{"another AMS that is good", func(t *testing.T) string {
+			other := only(made(func(f *forged) { f.ams += ":x-odd" })(t), amsName, 1)
+			return replaced(t, set1().add(t, plainMessage), amsName, 1, func(string) string { return other })
+		}, Fail, "seal of instance 1: the signature is wrong", 0},
 		{"AS name in capitals", edited(2, func(t *testing.T, m string) string {
 			return strings.ReplaceAll(strings.ReplaceAll(m, asName+":", "ARC-SEAL  :"), amsName, "arc-message-signature")
 		}), Pass, "", 0},
@@ -300,12 +317,18 @@ func messageSignatures() []verdict {
 		{"h= with a field once, of two the upper changed", twoTo("from:to", "To: c@one.example\r\nTo: b@one.example\r\n"), Pass, "", 0},
 		{"h= spelled otherwise when it was signed", put("h", "; h=From:to:subject:date"), Fail, "signature is wrong", 0},
 		{"h= with an empty name", change("h=from", "h=from::to"), Fail, "no field", 0},
+		{"h= in another order later", func(t *testing.T) string {
+			return swap(t, set1().add(t, plainMessage), "h=from:to", "h=to:from")
+		}, Fail, "message signature of instance 1: the signature is wrong", 0},
 		{"h= without From", change("h=from:", "h="), Fail, "does not name From", 0},
 		{"h= empty", change("h=from:to:subject:date", "h="), Fail, "h=", 0},
 		{"h= missing", change("; h=from:to:subject:date", ""), Fail, "h= is missing", 0},
 		{"h= names ARC-Seal", change("h=from", "h=from:ARC-Seal"), Fail, "names ARC-Seal", 0},
 		{"h= names the AAR below", func(t *testing.T) string {
 			return forged{instance: 2, ams: strings.Replace(amsTags(2), "h=from", "h=from:arc-authentication-results:authentication-results", 1), as: asTags(2, Pass)}.add(t, chained(t, 1))
+		}, Pass, "", 0},
+		{"h= names the AMS below", func(t *testing.T) string {
+			return forged{instance: 2, ams: strings.Replace(amsTags(2), "h=from", "h=from:arc-message-signature", 1), as: asTags(2, Pass)}.add(t, chained(t, 1))
 		}, Pass, "", 0},
 		{"h= names no field", change("h=from", "h=from:a b"), Fail, "no field", 0},
 		{"bh= with a space in it", func(t *testing.T) string {
@@ -346,6 +369,11 @@ func messageSignatures() []verdict {
 		{"AMS with empty b", put("b", "; b="), Fail, "message signature of instance 1: tag b= is missing", 0},
 		{"AMS with b that is no base64", put("b", "; b=?!"), Fail, "message signature of instance 1: tag b= is not base64", 0},
 		{"AMS with sha1", change("rsa-sha256", "rsa-sha1"), Fail, "algorithm", 0},
+		{"AMS without selector", change(" s=s1;", ""), Fail, "s= is missing", 0},
+		{"AMS with an empty selector", change("s=s1", "s="), Fail, "s= is missing", 0},
+		{"AMS without time", change(" t=1795000000;", ""), Pass, "", 0},
+		{"AMS with an empty time", change("t=1795000000", "t="), Fail, "t= is not", 0},
+		{"AMS with no time", change("t=1795000000", "t=noon"), Fail, "t= is not", 0},
 		{"AMS of another key", made(func(f *forged) { f.key, f.sealKey = testKeys().other, testKeys().small }), Fail, "message signature of instance 1: the signature is wrong", 0},
 		{"Ed25519", made(func(f *forged) {
 			f.key = testKeys().ed
@@ -398,6 +426,8 @@ func dnsCases() []verdict {
 		{"no key", domain("nobody"), Fail, "no key record", 0},
 		{"a key that is revoked", domain("gone"), Fail, "revoked", 0},
 		{"a record that is no key", domain("text"), Fail, "cannot be used", 0},
+		{"a key in pieces", domain("pieces"), Pass, "", 0},
+		{"a record that is no list", domain("list"), Fail, "cannot be used", 0},
 		{"another key", domain("wrong"), Fail, "seal of instance 1: the signature is wrong", 0},
 		{"the DNS fails", domain("sick"), TempError, "could not be looked up", 0},
 		{"the DNS fails for the AMS", made(func(f *forged) { f.ams = strings.Replace(f.ams, "d=one", "d=sick", 1) }), TempError, "message signature of instance 1", 0},
