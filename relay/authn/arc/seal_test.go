@@ -65,10 +65,21 @@ func TestSealedFields(t *testing.T) {
 // covers its own set (RFC 8617, 5.1.2).
 func TestSealFailed(t *testing.T) {
 	z, k := testZone(t), testKeys()
+	later := func(s string) string { return swap(t, s, "t=1795000000", "t=1795000001") }
 	for name, msg := range map[string]string{
 		"a list wrote below it": chained(t, 2) + "-- \r\nlist\r\n",
 		"a set is missing":      without(chained(t, 2), amsName, 1),
 		"a set is there twice":  only(chained(t, 2), amsName, 1) + chained(t, 2),
+		"a seal is changed":     replaced(t, chained(t, 2), asName, 1, later),
+		"a seal is there again": later(only(chained(t, 2), asName, 1)) + chained(t, 2),
+		"no seal":               without(chained(t, 2), asName, 2),
+		"no results":            without(chained(t, 2), aarName, 2),
+		// What has no number that counts makes the chain fail, and is not counted.
+		"a seal of no instance":     "ARC-Seal: a=rsa-sha256; cv=none\r\n" + chained(t, 2),
+		"a seal of an empty one":    "ARC-Seal: i=; a=rsa-sha256; cv=none\r\n" + chained(t, 2),
+		"a signature of instance 0": "ARC-Message-Signature: i=0; a=rsa-sha256\r\n" + chained(t, 2),
+		"a signature of instance a": "ARC-Message-Signature: i=a; a=rsa-sha256\r\n" + chained(t, 2),
+		"results of three digits":   "ARC-Authentication-Results: i=051; x; none\r\n" + chained(t, 2),
 	} {
 		r := verify(t, z, msg)
 		if r.Status != Fail || r.Ended {
@@ -158,6 +169,8 @@ func TestResults(t *testing.T) {
 		{"X: y\r\n", ""},
 		{"Authentication-Results: mx.example; spf=pass smtp.mfrom=a;\r\n\tdkim=none\r\n", "mx.example; spf=pass smtp.mfrom=a; dkim=none"},
 		{"Authentication-Results: MX.example 1; spf=pass\r\nAuthentication-results : mx.example; none\r\nX: y\r\nAuthentication-Results: mx.example; x-spam=no;\r\n", "mx.example; spf=pass; x-spam=no"},
+		{"Authentication-Results: mx.example; arc=none\r\nAuthentication-Results: other.example; x=1\r\nAuthentication-Results: mx.example;\r\n dkim=pass (of 1024; bits)\r\n header.i=@a\r\n" +
+			"Authentication-Results: mx.example; dmarc=pass\r\nAuthentication-Results: mx.example.other; y=2\r\n", "mx.example; arc=none; dkim=pass (of 1024; bits) header.i=@a; dmarc=pass"},
 		{"Authentication-Results: mx.example; none\r\n", "mx.example; none"},
 		{"Authentication-Results: mx.example\r\n", "mx.example; none"},
 		{"Authentication-Results: other.example; spf=pass\r\n", ""},

@@ -315,6 +315,7 @@ func messageSignatures() []verdict {
 		{"h= with a field twice that is there twice", twoTo("from:to:to", "To: a@one.example\r\nTo: b@one.example\r\n"), Pass, "", 0},
 		{"h= with a field twice, in another order", twoTo("from:to:to", "To: b@one.example\r\nTo: a@one.example\r\n"), Fail, "signature is wrong", 0},
 		{"h= with a field once, of two the upper changed", twoTo("from:to", "To: c@one.example\r\nTo: b@one.example\r\n"), Pass, "", 0},
+		{"h= with a field once, of two the lower changed", twoTo("from:to", "To: a@one.example\r\nTo: c@one.example\r\n"), Fail, "signature is wrong", 0},
 		{"h= spelled otherwise when it was signed", put("h", "; h=From:to:subject:date"), Fail, "signature is wrong", 0},
 		{"h= with an empty name", change("h=from", "h=from::to"), Fail, "no field", 0},
 		{"h= in another order later", func(t *testing.T) string {
