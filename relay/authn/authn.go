@@ -29,6 +29,7 @@ const (
 	maxFrom       = 4 << 10   // octets of one that is parsed: addresses take a thousand times their size meanwhile; of a longer one, of its beginning and its end
 	maxAuthors    = 8         // domains of a From that names several
 	maxKeys       = 1000      // that are kept ready for use
+	manyFields    = 64        // more than a header has that somebody wrote
 )
 
 // errBusy is why signatures are not verified when Config.Memory is used up.
@@ -108,11 +109,15 @@ type Message struct {
 type Check struct {
 	c      *Checker
 	m      Message
-	ctx    context.Context // of its lookups; ends with Close
+	parent context.Context
+	ctx    context.Context // of lookups that leave the cache, once there is one; ends with Close
 	cancel context.CancelFunc
 
-	spf    chan SPF // nil: there is no SPF for this client
-	dmarc  chan []verdict
+	cached context.Context // of lookups in the cache
+	missed func() bool     // whether one of them was in vain
+
+	spf    pending[SPF]
+	dmarc  pending[[]verdict]
 	header header
 	author author
 	dkim   signatures
@@ -120,7 +125,6 @@ type Check struct {
 	verdicts []verdict // one for each of author.domains
 
 	reserved int64
-	stop     context.CancelFunc // of the time for what the header asks for
 }
 
 // Begin starts to check a message; the lookups for SPF begin at once. ctx bounds the check besides its own time.
@@ -129,27 +133,50 @@ type Check struct {
 // policies are bounded by their number (maxSignatures and three for each of maxAuthors), and must not be used up by what
 // somebody else publishes: a forger could then keep the author's policy from being found.
 func (c *Checker) Begin(ctx context.Context, m Message) *Check {
-	k := &Check{c: c, m: m, spf: make(chan SPF, 1), dmarc: make(chan []verdict, 1), stop: func() {}}
-	k.ctx, k.cancel = context.WithCancel(resolver.WithAsker(ctx, m.Client))
+	k := &Check{c: c, m: m, parent: ctx}
+	k.cached, k.missed = resolver.FromCache(ctx)
 	k.header.limit = func(size int) bool { return k.reserve(int64(size)) }
 	k.dkim.k = k
-	lookUp(k.ctx, k.spf, func(ctx context.Context) SPF {
-		ctx, stop := context.WithTimeout(resolver.WithBudget(ctx, maxQuestions), c.cfg.Timeout)
-		defer stop()
-		return c.checkSPF(ctx, m)
-	})
+	k.spf = lookUp(k, func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return k.inTime(resolver.WithBudget(ctx, maxQuestions))
+	}, func(ctx context.Context) SPF { return c.checkSPF(ctx, m) })
 	return k
 }
 
-// lookUp has work done, which looks names up, and puts what it gives into out, which has room for it. Where the cache has
-// all, that is done at once: it has it for most mail, and a goroutine with a stack that grows costs more than the work.
-func lookUp[T any](ctx context.Context, out chan T, work func(context.Context) T) {
-	cached, missed := resolver.FromCache(ctx)
-	if v := work(cached); !missed() {
-		out <- v
-		return
+// inTime bounds lookups that begin now.
+func (k *Check) inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, k.c.cfg.Timeout)
+}
+
+// pending is what will be known.
+type pending[T any] struct {
+	value T
+	later chan T // nil: value is it
+}
+
+func (p *pending[T]) get() T {
+	if p.later != nil {
+		p.value, p.later = <-p.later, nil
 	}
-	go func() { out <- work(ctx) }()
+	return p.value
+}
+
+// lookUp has work done, which looks names up. Where the cache has all, that is done at once: it has it for most mail, and
+// contexts, and a goroutine with a stack that grows, cost more than the work. Otherwise it is done from the beginning, within bounds.
+func lookUp[T any](k *Check, bounds func(context.Context) (context.Context, context.CancelFunc), work func(context.Context) T) pending[T] {
+	if v := work(k.cached); !k.missed() {
+		return pending[T]{value: v}
+	}
+	if k.ctx == nil {
+		k.ctx, k.cancel = context.WithCancel(resolver.WithAsker(k.parent, k.m.Client))
+	}
+	ctx, stop := bounds(k.ctx)
+	later := make(chan T, 1)
+	go func() {
+		defer stop()
+		later <- work(ctx)
+	}()
+	return pending[T]{later: later}
 }
 
 // Write is given the next octets of the message as the client sent it, with CRLF line ends.
@@ -165,12 +192,10 @@ func (k *Check) Write(p []byte) {
 
 // headerEnded starts all that the header asks for.
 func (k *Check) headerEnded() {
-	ctx, stop := context.WithTimeout(k.ctx, k.c.cfg.Timeout)
-	k.stop = stop
 	k.author = readFrom(k.header.froms, k.header.fromOver)
-	lookUp(ctx, k.dmarc, func(ctx context.Context) []verdict { return k.c.discoverAll(ctx, k.author.domains) })
-	k.dkim.begin(ctx, &k.header)
-	k.header = header{over: true} // digests of it are all that is wanted from here on
+	k.dmarc = lookUp(k, k.inTime, func(ctx context.Context) []verdict { return k.c.discoverAll(ctx, k.author.domains) })
+	k.dkim.begin(&k.header)
+	k.header.letGo() // digests of it are all that is wanted from here on
 	k.release()
 }
 
@@ -182,8 +207,8 @@ func (k *Check) End(ctx context.Context) *Report {
 		k.headerEnded()
 	}
 	r := &Report{DKIM: k.dkim.end(), Unverified: k.dkim.more}
-	r.SPF = <-k.spf
-	k.verdicts = <-k.dmarc
+	r.SPF = k.spf.get()
+	k.verdicts = k.dmarc.get()
 	k.judge(r)
 	k.enforce(r)
 	r.Took = k.c.cfg.Now().Sub(began)
@@ -214,10 +239,11 @@ func (k *Check) count(r *Report) {
 
 // Close ends the check, wherever it is.
 func (k *Check) Close() {
-	k.cancel()
-	k.stop()
+	if k.cancel != nil {
+		k.cancel()
+	}
+	k.header.letGo()
 	k.release()
-	k.header.limit = nil
 }
 
 // release gives back what was reserved.

@@ -429,3 +429,34 @@ func TestMemory(t *testing.T) {
 		t.Errorf("later: %+v", r.DKIM)
 	}
 }
+
+// TestManyFields: signatures over few and over many fields, in headers of few and of many, are looked through in different
+// ways and come to the same, and what they cover cannot be changed.
+func TestManyFields(t *testing.T) {
+	c := newChecker(t, nil, domain("example.com", "")...)
+	for _, fields := range []int{1, 60, 61, 62, 70, 300} {
+		for _, signed := range []int{1, 30, 61, 62, 300} {
+			var b strings.Builder
+			b.WriteString("From: a@example.com\nTo: ann@example.org\nSubject: a test\n")
+			for i := range fields {
+				fmt.Fprintf(&b, "X-Field-%d: value %d.\n", i%200, i)
+			}
+			names := []string{"From", "Subject"}
+			for i := range min(signed, fields) {
+				names = append(names, fmt.Sprintf("X-Field-%d", i%200))
+			}
+			msg := sign(t, crlf(b.String()+"\nA body.\n"), "example.com", "ed", func(o *dkim.SignOptions) { o.HeaderKeys = names })
+			if r := check(t, c, "a@example.com", msg, 900); len(r.DKIM) != 1 || r.DKIM[0].Result != Pass {
+				t.Errorf("%d of %d fields signed: %+v", len(names), fields, r.DKIM)
+			}
+			last := min(signed, fields) - 1
+			if fields > 200 && last < fields-200 {
+				last += 200 // of two fields of a name the lower one is signed first
+			}
+			value := fmt.Sprintf("value %d.", last)
+			if r := check(t, c, "a@example.com", bytes.Replace(msg, []byte(value), []byte("another."), 1), 900); r.DKIM[0].Result != Fail {
+				t.Errorf("%d of %d fields signed, %q changed: %+v", len(names), fields, value, r.DKIM)
+			}
+		}
+	}
+}

@@ -2,7 +2,6 @@ package authn
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,9 +24,10 @@ type signatures struct {
 type signature struct {
 	result DKIM
 	field  field
+	tags   dkim.TagList
 	sig    *dkim.Signature
 	digest []byte // of the header, as the signature covers it
-	key    chan key
+	key    pending[key]
 	public *dkim.Key // when it is known and good
 }
 
@@ -40,13 +40,13 @@ func (s *signature) judge(r Result, format string, args ...any) {
 
 // begin chooses signatures and looks up their keys. Those that DMARC could count come first: others, put on top by
 // whoever passed the message on, must not push them out.
-func (v *signatures) begin(ctx context.Context, h *header) {
+func (v *signatures) begin(h *header) {
 	for _, f := range h.fields {
 		if f.name == "dkim-signature" && len(v.list) < maxParsed {
 			v.list = append(v.list, newSignature(h, f))
 		}
 	}
-	if len(v.k.author.domains) == 1 {
+	if len(v.k.author.domains) == 1 && len(v.list) > 1 {
 		org := orgDomain(v.k.author.domains[0])
 		slices.SortStableFunc(v.list, func(a, b *signature) int {
 			return cmp.Compare(notAligned(a, org), notAligned(b, org))
@@ -70,7 +70,7 @@ func (v *signatures) begin(ctx context.Context, h *header) {
 			if v.bodies[s.sig.Body] == nil {
 				v.bodies[s.sig.Body] = dkim.NewBodyHash(s.sig.Body)
 			}
-			s.lookUp(ctx, v.k.c.cfg.Resolver)
+			s.lookUp(v.k)
 		}
 	}
 }

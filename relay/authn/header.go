@@ -3,10 +3,19 @@ package authn
 import (
 	"bytes"
 	"slices"
+	"sync"
+
+	"crossfade/relay/authn/dkim"
 )
 
-// freeHeader is what each check may keep of a header without asking.
-const freeHeader = 8 << 10
+// freeHeader is what each check may keep of a header without asking, firstHeader what it begins with.
+const (
+	freeHeader  = 8 << 10
+	firstHeader = freeHeader / 2
+)
+
+// headers have room for a header each, for one message after the other.
+var headers = sync.Pool{New: func() any { return new([firstHeader]byte) }}
 
 // header collects a header as it streams by. The zero value with limit set is ready for use. The header ends at the first
 // empty line; a line that is no field is kept as one without a name, so that nothing behind it escapes notice.
@@ -14,6 +23,7 @@ type header struct {
 	limit func(size int) bool // whether so many octets may be kept
 
 	kept   []byte
+	pooled *[firstHeader]byte // what kept began as; nil: it has not begun
 	fields []field
 	froms  [][]byte // text of the From fields, folded as it came: of many the first and the last
 	signed int      // DKIM-Signature fields, kept or not
@@ -83,8 +93,12 @@ func (h *header) keep(part []byte) {
 		defer h.drop(part[room:]) // last: forget may drop what is before it
 		part = part[:room]
 	}
+	if h.pooled == nil {
+		h.pooled = headers.Get().(*[firstHeader]byte)
+		h.kept = h.pooled[:0]
+	}
 	if need := len(h.kept) + len(part); need > cap(h.kept) {
-		size := max(2*cap(h.kept), freeHeader/2, need)
+		size := max(2*cap(h.kept), need)
 		if size > freeHeader && !h.limit(size) {
 			h.forget(part)
 			return
@@ -94,6 +108,14 @@ func (h *header) keep(part []byte) {
 		h.kept = grown
 	}
 	h.kept = append(h.kept, part...)
+}
+
+// letGo ends it. Nothing that was kept may be used any more.
+func (h *header) letGo() {
+	if h.pooled != nil {
+		headers.Put(h.pooled)
+	}
+	*h = header{over: true}
 }
 
 // forget gives up all fields but the present one, because there is no memory for them: the author has to be found all the
@@ -141,7 +163,7 @@ func (h *header) endField() {
 	if h.cut != "" {
 		h.kept = h.kept[:h.start]
 	} else {
-		h.fields = append(h.fields, field{h.start, len(h.kept), string(bytes.ToLower(name))})
+		h.fields = append(h.fields, field{h.start, len(h.kept), dkim.LowerName(name)})
 	}
 	h.start, h.inField, h.tooLong, h.tail = len(h.kept), false, false, h.tail[:0]
 }

@@ -18,13 +18,25 @@ func newSignature(h *header, f field) *signature {
 		s.judge(PermError, "the tags of the signature cannot be read: %s", err)
 		return s
 	}
+	s.tags = tags
 	s.result = DKIM{Domain: packed(tags, "d"), Selector: packed(tags, "s"), Algorithm: strings.ToLower(packed(tags, "a"))}
 	if d, ok := domainName(s.result.Domain); ok {
 		s.result.Domain = d
 	}
-	b := packed(tags, "b")
-	s.result.Signature = b[:min(8, len(b))]
+	s.result.Signature = beginning(tags)
 	return s
+}
+
+// beginning is what tells a signature from others of the same domain (RFC 8601, 2.7.1, header.b): eight octets of b=.
+func beginning(tags dkim.TagList) string {
+	v, _ := tags.Get("b")
+	out := make([]byte, 0, 8)
+	for i := 0; i < len(v) && len(out) < cap(out); i++ {
+		if !strings.ContainsRune(" \t\r\n", rune(v[i])) {
+			out = append(out, v[i])
+		}
+	}
+	return string(out)
 }
 
 // packed is a tag without the white space that may be anywhere in it.
@@ -42,8 +54,7 @@ func (s *signature) examine(h *header, now time.Time) {
 		s.judge(Policy, "rsa-sha1 must not be used (RFC 8301)")
 		return
 	}
-	text := h.text(s.field)
-	sig, err := dkim.ParseSignature(string(afterColon(text)))
+	sig, err := dkim.ReadSignature(s.tags)
 	switch {
 	case errors.Is(err, dkim.ErrBounds):
 		s.judge(Policy, "%s", err)
@@ -55,28 +66,31 @@ func (s *signature) examine(h *header, now time.Time) {
 	case sig.Expired(now):
 		s.judge(Policy, "it expired at %s", time.Unix(sig.Expires, 0).UTC().Format(time.RFC3339))
 	default:
-		s.prepare(h, text, sig)
+		s.prepare(h, h.text(s.field), sig)
 	}
 }
 
 // prepare computes what a signature signs of the header.
 func (s *signature) prepare(h *header, text []byte, sig *dkim.Signature) {
-	names := map[string]struct{}{}
-	for _, name := range sig.Signed {
-		names[name] = struct{}{}
+	var named map[string]bool // of a header with very many fields only those are taken that are wanted
+	if len(h.fields) > manyFields {
+		named = make(map[string]bool, len(sig.Signed))
+		for _, name := range sig.Signed {
+			named[name] = true
+		}
 	}
-	var covered [][]byte
+	covered := make([][]byte, 0, min(len(h.fields), manyFields))
 	for _, f := range h.fields {
-		if _, wanted := names[f.name]; wanted && f.name != "" && f.start != s.field.start {
+		if f.name != "" && f.start != s.field.start && (named == nil || named[f.name]) {
 			covered = append(covered, ended(h.text(f)))
 		}
 	}
-	own := dkim.FieldsOf([][]byte{ended(text)}).Named("dkim-signature")
-	if len(own) != 1 {
+	own, ok := dkim.FieldOf(ended(text))
+	if !ok {
 		s.judge(PermError, "the field of the signature cannot be read")
 		return
 	}
-	s.sig, s.digest = sig, dkim.FieldsOf(covered).Digest(own[0], sig)
+	s.sig, s.digest = sig, dkim.FieldsOf(covered).Digest(own, sig)
 	s.result.Domain = sig.Domain // whose key is asked for
 }
 
@@ -101,10 +115,10 @@ type key struct {
 }
 
 // lookUp begins to look up the key.
-func (s *signature) lookUp(ctx context.Context, r *resolver.Resolver) {
-	s.key = make(chan key, 1)
-	lookUp(ctx, s.key, func(ctx context.Context) key {
-		a, err := r.LookupTXT(ctx, s.sig.KeyName())
+func (s *signature) lookUp(k *Check) {
+	name := s.sig.KeyName()
+	s.key = lookUp(k, k.inTime, func(ctx context.Context) key {
+		a, err := k.c.cfg.Resolver.LookupTXT(ctx, name)
 		return key{a.Records, err}
 	})
 }
@@ -114,7 +128,7 @@ func (s *signature) waitKey(keys *keyCache) {
 	if !s.undecided() {
 		return
 	}
-	k := <-s.key
+	k := s.key.get()
 	switch {
 	case errors.Is(k.err, resolver.ErrTemporary):
 		s.judge(TempError, "the key could not be looked up")

@@ -10,10 +10,10 @@ import (
 type fromCacheKey struct{}
 
 // FromCache gives a context whose lookups are answered out of the cache, at once, or fail for now. missed tells whether
-// one did: then what was found with the context is of no use.
+// one did since it was asked last: then what was found with the context is of no use.
 func FromCache(ctx context.Context) (cached context.Context, missed func() bool) {
 	m := new(atomic.Bool)
-	return context.WithValue(ctx, fromCacheKey{}, m), m.Load
+	return context.WithValue(ctx, fromCacheKey{}, m), func() bool { return m.Swap(false) }
 }
 
 // fromCache is lookup for such a context; ok is false for any other.

@@ -174,6 +174,7 @@ func signedNames(f *dkim.Fields) (names, guard []string) {
 // of names of which no field may be added. A scanner may write another Subject.
 func (x *Sealing) signAbove(above string) error {
 	var h dkim.Header
+	defer h.Release()
 	h.Write([]byte(above))
 	h.Close()
 	fields, err := h.Fields()

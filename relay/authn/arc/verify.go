@@ -96,6 +96,10 @@ func (x *Verification) Write(p []byte) {
 func (x *Verification) look() {
 	x.looked = true
 	defer x.header.Release() // digests are all that is kept
+	if x.header.Err() == nil && !x.header.Any("arc-") {
+		x.chain = &chain{}
+		return // as most messages
+	}
 	fields, err := x.header.Fields()
 	if errors.Is(err, dkim.ErrHeaderBusy) {
 		x.chain, x.err = &chain{}, err

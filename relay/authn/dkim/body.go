@@ -73,26 +73,50 @@ func (b *BodyHash) Write(p []byte) {
 
 var crOctet = []byte{'\r'}
 
-// plain is the number of octets that go into the hash as they are.
+// plain is the number of octets that go into the hash as they are: whole lines, where nothing of them or between them is to
+// be changed, so that most of a body needs no copy.
 func (b *BodyHash) plain(p []byte) int {
 	if !b.relaxed {
-		if i := bytes.IndexByte(p, '\r'); i >= 0 {
-			return i
-		}
-		return len(p)
+		return plainLines(p)
 	}
-	for i, c := range p {
-		switch c {
-		case '\r', '\t':
+	for i := 0; i < len(p); i++ {
+		if p[i] > ' ' { // most octets
+			continue
+		}
+		switch p[i] {
+		case '\t':
 			return i
 		case ' ':
 			// One space within a line is what the canonical form has there too.
 			if i == 0 || i+1 == len(p) || p[i+1] == ' ' || p[i+1] == '\t' || p[i+1] == '\r' {
 				return i
 			}
+		case '\r':
+			if !lineEnd(p, i) || p[i+2] == ' ' || p[i+2] == '\t' {
+				return i
+			}
+			i += 2
 		}
 	}
 	return len(p)
+}
+
+// plainLines is plain for the simple form.
+func plainLines(p []byte) int {
+	for i := 0; ; i += 3 {
+		cr := bytes.IndexByte(p[min(i, len(p)):], '\r')
+		if cr < 0 {
+			return len(p)
+		}
+		if i += cr; !lineEnd(p, i) {
+			return i
+		}
+	}
+}
+
+// lineEnd tells whether the CR at i ends a line that is not blank and is followed by another one that is not.
+func lineEnd(p []byte, i int) bool {
+	return i > 0 && i+2 < len(p) && p[i+1] == '\n' && p[i+2] != '\r'
 }
 
 // content writes what waited, and then p, which has no line end in it.

@@ -253,3 +253,22 @@ func FuzzHeader(f *testing.F) {
 		}
 	})
 }
+
+func TestAny(t *testing.T) {
+	for header, want := range map[string]bool{
+		"": false, "A: b\r\n": false, "arc": false, "ARC-Seal: i=1\r\n": true, "A: b\r\naRc-x: y\r\n": true, "A: b\r\nXarc-x: y\r\n": false,
+		"A: arc-b\r\nC: d\r\n": false, "Subject: x\r\narc\r\n": false, "A: b\narc-x: y\n\nbody": true, "A: b\r\n\r\narc-x: y\r\n": false,
+	} {
+		var h Header
+		h.Write([]byte(header))
+		h.Close()
+		if got := h.Any("arc-"); got != want {
+			t.Errorf("%q: %t", header, got)
+		}
+		h.Release()
+		h.Release()
+		if h.Any("arc-") {
+			t.Errorf("%q: there is something after Release", header)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -51,11 +52,12 @@ type Header struct {
 	// Budget bounds the octets of many headers; nil does not.
 	Budget *Budget
 
-	held int64 // of the budget
-	buf  []byte
-	line int // where the present line begins in buf
-	over bool
-	err  error
+	held   int64 // of the budget
+	buf    []byte
+	pooled *[firstHeld]byte // what buf began as
+	line   int              // where the present line begins in buf
+	over   bool
+	err    error
 }
 
 // Write takes the next octets and gives back those that belong to the body.
@@ -100,21 +102,60 @@ func (h *Header) grow(n int) bool {
 		return false
 	}
 	h.held = int64(want)
+	if h.pooled == nil && want == firstHeld {
+		h.pooled = headers.Get().(*[firstHeld]byte)
+		h.buf = h.pooled[:0]
+		return true
+	}
 	h.buf = append(make([]byte, 0, want), h.buf...)
 	return true
 }
 
-// Release gives back what was asked of the budget, when nothing of the header is
-// kept any more. It may be called more than once.
+// headers have room for a header each, for one message after the other.
+var headers = sync.Pool{New: func() any { return new([firstHeld]byte) }}
+
+// Release gives back what was asked of the budget, and the memory, when nothing of the header, nor of its Fields, is
+// used any more. It may be called more than once.
 func (h *Header) Release() {
+	if h.pooled != nil {
+		headers.Put(h.pooled)
+		h.pooled = nil
+	}
 	if h.Budget != nil {
 		h.Budget.used.Add(-h.held)
 	}
 	h.held, h.buf, h.over = 0, nil, true
 }
 
+// Err tells why not all of the header was taken; nil: it was.
+func (h *Header) Err() error { return h.err }
+
 // Over tells whether the header has ended.
 func (h *Header) Over() bool { return h.over }
+
+// Any tells whether a field that was taken has a name that begins so; prefix is in lower case.
+func (h *Header) Any(prefix string) bool {
+	for rest := h.buf; len(rest) >= len(prefix); {
+		if beginsWith(rest, prefix) {
+			return true
+		}
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			break
+		}
+		rest = rest[i+1:]
+	}
+	return false
+}
+
+func beginsWith(line []byte, prefix string) bool {
+	for i := range len(prefix) {
+		if c := line[i]; c != prefix[i] && (c < 'A' || c > 'Z' || c+'a'-'A' != prefix[i]) {
+			return false
+		}
+	}
+	return true
+}
 
 // Close ends a header that the end of the message ends.
 func (h *Header) Close() {
@@ -171,7 +212,7 @@ func fieldName(name []byte) bool {
 // of them. With an error ([ErrHeaderSize], [ErrHeaderForm], [ErrHeaderBusy]) they are those before
 // what could not be taken.
 func (h *Header) Fields() (*Fields, error) {
-	f := &Fields{byName: map[string][]int{}}
+	f := &Fields{}
 	for rest := h.buf; len(rest) > 0; {
 		end := 0
 		for {
@@ -194,7 +235,7 @@ func (h *Header) Fields() (*Fields, error) {
 // FieldsOf makes Fields of header fields that were taken apart already, each whole
 // and with its CRLF. They are not copied. What is no field is left out.
 func FieldsOf(raw [][]byte) *Fields {
-	f := &Fields{byName: make(map[string][]int, len(raw)), list: make([]Field, 0, len(raw))}
+	f := &Fields{list: make([]Field, 0, len(raw))}
 	for _, one := range raw {
 		if bytes.IndexByte(one, ':') > 0 {
 			f.add(one)
@@ -203,11 +244,23 @@ func FieldsOf(raw [][]byte) *Fields {
 	return f
 }
 
+// FieldOf makes a Field of one that was taken apart already; ok is false for what is no field.
+func FieldOf(raw []byte) (f *Field, ok bool) {
+	if bytes.IndexByte(raw, ':') <= 0 {
+		return nil, false
+	}
+	one := newField(raw)
+	return &one, true
+}
+
 // Fields are the fields of one header.
 type Fields struct {
 	list   []Field
-	byName map[string][]int
+	byName map[string][]int // places in list; nil while there are few
 }
+
+// few is how many of a kind are looked through instead of being put into a map.
+const few = 64
 
 // Field is one header field.
 type Field struct {
@@ -217,25 +270,107 @@ type Field struct {
 	relaxed []byte // when it was asked for
 }
 
-func (f *Fields) add(raw []byte) {
+func newField(raw []byte) Field {
 	colon := bytes.IndexByte(raw, ':')
-	name := strings.ToLower(string(bytes.TrimRight(raw[:colon], " \t")))
-	f.byName[name] = append(f.byName[name], len(f.list))
-	f.list = append(f.list, Field{Name: name, raw: raw, colon: colon})
+	return Field{Name: LowerName(bytes.TrimRight(raw[:colon], " \t")), raw: raw, colon: colon}
+}
+
+func (f *Fields) add(raw []byte) {
+	f.list = append(f.list, newField(raw))
+	switch n := len(f.list); {
+	case n == few+1:
+		f.byName = map[string][]int{}
+		for i := range f.list {
+			f.file(i)
+		}
+	case n > few:
+		f.file(n - 1)
+	}
+}
+
+func (f *Fields) file(i int) {
+	name := f.list[i].Name
+	f.byName[name] = append(f.byName[name], i)
 }
 
 // Named gives the fields of a name in lower case, the topmost first.
-func (f *Fields) Named(name string) []*Field {
-	places := f.byName[name]
-	out := make([]*Field, len(places))
-	for i, p := range places {
-		out[i] = &f.list[p]
+func (f *Fields) Named(name string) (out []*Field) {
+	if f.byName != nil {
+		for _, i := range f.byName[name] {
+			out = append(out, &f.list[i])
+		}
+		return out
+	}
+	for i := range f.list {
+		if f.list[i].Name == name {
+			out = append(out, &f.list[i])
+		}
 	}
 	return out
 }
 
 // Count is the number of fields of a name in lower case.
-func (f *Fields) Count(name string) int { return len(f.byName[name]) }
+func (f *Fields) Count(name string) (n int) {
+	if f.byName != nil {
+		return len(f.byName[name])
+	}
+	for i := range f.list {
+		if f.list[i].Name == name {
+			n++
+		}
+	}
+	return n
+}
+
+// lowest gives the field of a name below which n others of that name are; nil when there are not so many.
+func (f *Fields) lowest(name string, n int) *Field {
+	if f.byName != nil {
+		places := f.byName[name]
+		if n >= len(places) {
+			return nil
+		}
+		return &f.list[places[len(places)-1-n]]
+	}
+	for i := len(f.list) - 1; i >= 0; i-- {
+		if f.list[i].Name != name {
+			continue
+		}
+		if n--; n < 0 {
+			return &f.list[i]
+		}
+	}
+	return nil
+}
+
+// LowerName is the name of a field in lower case. For names that nearly every message has nothing is allocated.
+func LowerName(name []byte) string {
+	var buf [40]byte
+	if len(name) > len(buf) {
+		return strings.ToLower(string(name))
+	}
+	for i, c := range name {
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		buf[i] = c
+	}
+	if s, ok := usualNames[string(buf[:len(name)])]; ok {
+		return s
+	}
+	return string(buf[:len(name)])
+}
+
+// usualNames are the names of fields that nearly every message has.
+var usualNames = func() map[string]string {
+	m := map[string]string{}
+	for name := range strings.FieldsSeq(`return-path delivered-to received authentication-results received-spf dkim-signature domainkey-signature
+		arc-seal arc-message-signature arc-authentication-results x-received from sender reply-to to cc bcc subject date message-id
+		in-reply-to references mime-version content-type content-transfer-encoding content-language content-disposition
+		list-id list-unsubscribe list-unsubscribe-post list-post list-help precedence user-agent x-mailer feedback-id`) {
+		m[name] = name
+	}
+	return m
+}()
 
 // Text is what stands behind the colon, folds and all.
 func (f *Field) Text() string { return string(f.raw[f.colon+1:]) }
@@ -245,15 +380,25 @@ func (f *Field) Text() string { return string(f.raw[f.colon+1:]) }
 // the lowest field first, and nothing for a field that is not there (RFC 6376,
 // 5.4.2).
 func (f *Fields) WriteSigned(w io.Writer, c Canon, names []string) {
-	used := make(map[string]int, len(names))
-	for _, name := range names {
-		places := f.byName[name]
-		n := used[name]
-		if n >= len(places) {
-			continue
+	var used map[string]int
+	if len(names) > few {
+		used = make(map[string]int, len(names))
+	}
+	for i, name := range names {
+		n := 0 // how often it was named before
+		if used != nil {
+			n = used[name]
+			used[name]++
+		} else {
+			for _, before := range names[:i] {
+				if before == name {
+					n++
+				}
+			}
 		}
-		used[name] = n + 1
-		_, _ = w.Write(f.list[places[len(places)-1-n]].canonical(c))
+		if field := f.lowest(name, n); field != nil {
+			_, _ = w.Write(field.canonical(c))
+		}
 	}
 }
 

@@ -14,7 +14,16 @@ var ErrBodyChanged = errors.New("the body has been changed")
 // ParseSignature reads the text of a DKIM-Signature field (RFC 6376, 3.5): what
 // [ParseMessageSignature] reads, and v= and i=.
 func ParseSignature(text string) (*Signature, error) {
-	s, err := ParseMessageSignature(text)
+	tags, err := ParseTags(text)
+	if err != nil {
+		return nil, err
+	}
+	return ReadSignature(tags)
+}
+
+// ReadSignature is [ParseSignature] of tags that were read already.
+func ReadSignature(tags TagList) (*Signature, error) {
+	s, err := readMessageSignature(tags)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,11 @@ func ParseSeal(text string) (*Signature, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Signature{Tags: tags}
+	return readSeal(tags)
+}
+
+func readSeal(tags TagList) (s *Signature, err error) {
+	s = &Signature{Tags: tags}
 	for _, name := range []string{"a", "b", "d", "s"} {
 		if v, ok := tags.Get(name); !ok || v == "" {
 			return nil, fmt.Errorf("tag %s= is missing", name)
@@ -82,7 +86,15 @@ func ParseSeal(text string) (*Signature, error) {
 // body: bh, c, h, l and q besides those of [ParseSeal]. From has to be signed
 // (RFC 6376, 6.1.1).
 func ParseMessageSignature(text string) (*Signature, error) {
-	s, err := ParseSeal(text)
+	tags, err := ParseTags(text)
+	if err != nil {
+		return nil, err
+	}
+	return readMessageSignature(tags)
+}
+
+func readMessageSignature(tags TagList) (*Signature, error) {
+	s, err := readSeal(tags)
 	if err != nil {
 		return nil, err
 	}
@@ -191,18 +203,25 @@ func canonTag(tags TagList) (header, body Canon, err error) {
 	if !ok {
 		return Simple, Simple, nil
 	}
-	names := map[string]Canon{"simple": Simple, "relaxed": Relaxed}
 	first, second, two := strings.Cut(v, "/")
-	header, known := names[trimFWS(first)]
+	header, known := canonName(trimFWS(first))
 	if two {
-		var ok bool
-		body, ok = names[trimFWS(second)]
+		body, ok = canonName(trimFWS(second))
 		known = known && ok
 	}
 	if !known {
 		return 0, 0, errors.New("tag c= names a canonical form that is not known")
 	}
 	return header, body, nil
+}
+
+func canonName(name string) (Canon, bool) {
+	for _, c := range []Canon{Simple, Relaxed} {
+		if name == c.String() {
+			return c, true
+		}
+	}
+	return 0, false
 }
 
 // signedTag reads h=.

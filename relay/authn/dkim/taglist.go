@@ -116,15 +116,18 @@ func Base64(value string) ([]byte, error) {
 
 // stripFWS takes all white space out of a value.
 func stripFWS(s string) string {
-	if !strings.ContainsAny(s, " \t\r\n") {
+	at := strings.IndexAny(s, " \t\r\n")
+	if at < 0 {
 		return s
 	}
-	return strings.Map(func(r rune) rune {
-		if r < 0x80 && isFWS(byte(r)) {
-			return -1
+	out := make([]byte, at, len(s))
+	copy(out, s)
+	for i := at; i < len(s); i++ {
+		if !isFWS(s[i]) {
+			out = append(out, s[i])
 		}
-		return r
-	}, s)
+	}
+	return string(out)
 }
 
 func trimFWS(s string) string { return strings.Trim(s, " \t\r\n") }
