@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"relay/wire":       {"mail"},
 	"relay/smtpclient": {"mail"},
 	"relay/tlspolicy":  {"dnswatch", "relay/resolver", "relay/smtpclient"},
+	"relay/tlsreport":  {"mail", "relay/tlspolicy"},
 	"relay/resolver":   {"internal/dnsask"},
 	"relay/authn":      {"mail", "relay/resolver", "relay/authn/dkim"},
 	"relay/authn/dkim": {},
@@ -56,7 +57,7 @@ var allowed = map[string][]string{
 	"store/storetest": {"mail", "router", "queue", "journal", "backfill"},
 
 	"internal/daemon": {"mail", "config", "router", "queue", "journal", "audit", "audit/seal", "relay", "relay/dnsbl", "relay/limit", "relay/milter", "relay/submission", "relay/wire", "relay/smtpclient", "relay/authn", "backfill",
-		"relay/authn/arc", "relay/authn/arcrelay", "relay/authn/dkim", "backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
+		"relay/authn/arc", "relay/authn/arcrelay", "relay/authn/dkim", "backfill/find", "backfill/imapconn", "backfill/imapconn/token", "backfill/ondisk", "backfill/pop3", "cutover", "dnswatch", "lookup", "certs", "relay/tlspolicy", "relay/tlsreport", "relay/resolver", "admin", "store/disk", "store/redis", "store/transfer"},
 	"internal/systemd":           {},
 	"internal/mailtest":          {"mail"},
 	"internal/dnsask":            {},

@@ -58,6 +58,7 @@ type Metrics struct {
 	Handshakes *prometheus.CounterVec // by result: TLS handshakes of SMTP clients
 	Renewals   *prometheus.CounterVec // by result: attempts to get a certificate by ACME
 	ServerTLS  *prometheus.CounterVec // by server, policy and result: connections for deliveries
+	TLSReports *prometheus.CounterVec // by result: reports to the owners of domains
 }
 
 // NewMetrics makes the collectors and registers them with reg.
@@ -103,11 +104,12 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		Handshakes:    prometheus.NewCounterVec(opts("smtp_tls_handshakes_total", "TLS handshakes of SMTP clients, by result: ok or failed."), []string{"result"}),
 		Renewals:      prometheus.NewCounterVec(opts("acme_attempts_total", "Attempts to get a certificate for smtp.tls from an authority (ACME), by result: ok or failed."), []string{"result"}),
 		ServerTLS:     prometheus.NewCounterVec(opts("delivery_tls_total", "Connections for deliveries by server, by the policy that was found for it (tlsa, sts, no-policy-found), and by what became of TLS: success, or the failure as RFC 8460 names it."), []string{"server", "policy", "result"}),
+		TLSReports:    prometheus.NewCounterVec(opts("tls_reports_total", "Reports about TLS (RFC 8460) to the owners of domains, by result: sent or failed, which is tried again until the day is over."), []string{"result"}),
 	}
 	for _, c := range []prometheus.Collector{
 		m.Connections, m.Open, m.Turned, m.Logins, m.Filter, m.FilterTime, m.VerdictFields, m.LimitedTotal, m.Lists, m.AcceptedMsgs, m.AcceptedRcpts, m.AcceptedBytes, m.AcceptTime, m.RefusedTotal,
 		m.Recipients, m.DeliverTime, m.Doubts, m.Bounces, m.Notices, m.Copied, m.CopiedBytes, m.Passes, m.Problems, m.Throttled, m.Mailboxes, m.TailLag, m.Moves, m.HoldTime,
-		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS,
+		m.Stops, m.Strays, m.Lookups, m.Handshakes, m.Renewals, m.ServerTLS, m.TLSReports,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -196,6 +198,15 @@ func (m *Metrics) Renewed(ok bool) { m.Renewals.WithLabelValues(okOrFailed(ok)).
 // TLSFared counts a connection for deliveries by what became of its TLS.
 func (m *Metrics) TLSFared(server, policy, result string) {
 	m.ServerTLS.WithLabelValues(server, policy, result).Inc()
+}
+
+// TLSReported counts a report to the owner of a domain, sent or failed.
+func (m *Metrics) TLSReported(sent bool) {
+	result := "failed"
+	if sent {
+		result = "sent"
+	}
+	m.TLSReports.WithLabelValues(result).Inc()
 }
 
 func okOrFailed(ok bool) string {

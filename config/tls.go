@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -19,6 +20,29 @@ type SMTPTLS struct {
 	MinVersion  string   `yaml:"min_version" reload:"restart" enum:"1.0|1.1|1.2|1.3" doc:"Oldest TLS that clients may use. RFC 8996 forbids 1.0 and 1.1; with them allowed, an old sender that would else send in clear, or not at all, is encrypted weakly. It is warned about at each start."`
 	ClientCA    string   `yaml:"client_ca" reload:"restart" path:"yes" doc:"PEM file with the authorities whose client certificates make a client trusted as smtp.trusted does, on listeners with client_certificate: ask or require. Only an authority of your own belongs here, unless client_names is set."`
 	ClientNames []string `yaml:"client_names" reload:"restart" doc:"Host names, one of which a client certificate has to be for. Empty: every certificate of client_ca counts."`
+}
+
+// TLSReports says whether the owners of domains hear how TLS with their servers fared.
+type TLSReports struct {
+	Contact string `yaml:"contact" reload:"restart" doc:"Address of yours that answers for the reports, and that those by mail are from: postmaster@example.org. They are signed with the key of smtp.arc; without one only reports to a web server are sent."`
+}
+
+// Enabled tells whether reports are sent.
+func (t *TLSReports) Enabled() bool { return t.Contact != "" }
+
+// plainLocal is the part before the @ of an address that needs no quotes.
+var plainLocal = regexp.MustCompile(`^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*$`)
+
+// tlsReports checks who they are from.
+func (k *checker) tlsReports() {
+	t := k.c.SMTP.TLSReports
+	if !t.Enabled() {
+		return
+	}
+	local, domain, _ := strings.Cut(t.Contact, "@")
+	if _, err := NormalDomain(domain); err != nil || !plainLocal.MatchString(local) {
+		k.fail("smtp.tls_reports.contact", "%q is no address in ASCII: write one that is read, such as postmaster@example.org", t.Contact)
+	}
 }
 
 // Pair is the certificate in files.

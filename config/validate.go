@@ -188,6 +188,7 @@ func (k *checker) smtp() {
 	k.scanner()
 	k.resolvers()
 	k.arc()
+	k.tlsReports()
 	for i, network := range s.ProxyProtocol {
 		key := fmt.Sprintf("smtp.proxy_protocol[%d]", i)
 		k.network(key, network)

@@ -94,6 +94,7 @@ type Daemon struct {
 	closeJournal func() error
 	tls          *ourTLS
 	policies     *tlsPolicies
+	tlsReports   *tlsReports
 	authMetrics  *admin.AuthMetrics
 
 	smtpListeners []net.Listener
@@ -190,6 +191,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		p.start("SMTP on "+l.Addr().String(), func(context.Context) error { return d.server.ServeWith(l, opts) })
 	}
 	p.start("watch", d.watch)
+	p.start("TLS reports", d.tlsReports.run)
 	d.tls.run(p)
 	if d.dns != nil {
 		p.start("dns watch", d.dns.Run)
@@ -239,6 +241,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.openCopier()
 	d.tail = d.newTail()
 	if err := d.openDNS(); err != nil {
+		return err
+	}
+	if d.tlsReports, err = d.newTLSReports(); err != nil {
 		return err
 	}
 	d.conductor = d.newConductor()

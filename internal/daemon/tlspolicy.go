@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,9 +30,10 @@ type tlsPolicies struct {
 	counted  func(server, policy, result string) // for the metrics; nil: nobody asks
 	saw      func(name string, leaf *x509.Certificate)
 
-	mu    sync.Mutex
-	danes map[mail.Route]namedDANE // those in force
-	hosts map[string]string        // by server
+	mu     sync.Mutex
+	danes  map[mail.Route]namedDANE // those in force
+	hosts  map[string]string        // by server
+	owners map[string]string        // by server: the domain whose policies are looked at
 }
 
 type namedDANE struct {
@@ -41,7 +44,7 @@ type namedDANE struct {
 // newTLSPolicies makes them; file keeps MTA-STS policies, and is nothing in a check.
 func newTLSPolicies(r *resolver.Resolver, file string, log *slog.Logger) *tlsPolicies {
 	return &tlsPolicies{
-		resolver: r, danes: map[mail.Route]namedDANE{}, hosts: map[string]string{},
+		resolver: r, danes: map[mail.Route]namedDANE{}, hosts: map[string]string{}, owners: map[string]string{},
 		sts: tlspolicy.NewSTS(tlspolicy.STSConfig{LookupTXT: r.LookupTXT, File: file, Logger: log}),
 	}
 }
@@ -67,6 +70,10 @@ func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Tar
 	defer p.mu.Unlock()
 	delete(p.danes, r)
 	p.hosts[name] = b.SMTP.Host
+	delete(p.owners, name)
+	if b.TLS.DANE || b.TLS.MTASTS != "" {
+		p.owners[name] = strings.ToLower(cmp.Or(b.TLS.MTASTS, b.SMTP.Host))
+	}
 	if b.TLS.DANE {
 		_, port, err := net.SplitHostPort(b.SMTP.Address)
 		if err != nil {
@@ -126,11 +133,14 @@ func (p *tlsPolicies) warnings() []string {
 
 // TLSReports implements admin.TLSAPI.
 func (d *Daemon) TLSReports() []tlspolicy.Report {
-	p := d.policies
+	return d.policies.counts.Reports(d.cfg.Hostname, d.policies.hostNames())
+}
+
+// hostNames are the hosts of the servers.
+func (p *tlsPolicies) hostNames() map[string]string {
 	p.mu.Lock()
-	hosts := maps.Clone(p.hosts)
-	p.mu.Unlock()
-	return p.counts.Reports(d.cfg.Hostname, hosts)
+	defer p.mu.Unlock()
+	return maps.Clone(p.hosts)
 }
 
 // warnings are what needs an operator though mail is taken.

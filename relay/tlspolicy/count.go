@@ -55,14 +55,58 @@ func Classify(err error) string {
 // NoPolicy is the type of sessions that no policy was found for (RFC 8460, 4.3.2.2).
 const NoPolicy = "no-policy-found"
 
-// Counts counts sessions by day (UTC), server, policy and result, for today and the day before. They begin anew with the
-// process. It is safe for use by many goroutines; the zero value is ready for use.
+// Counts counts sessions by day (UTC), server, policy and result, for today and the day before. It is safe for use by many
+// goroutines; the zero value is ready for use.
 type Counts struct {
 	mu   sync.Mutex
 	days map[string]map[countKey]int64
 }
 
 type countKey struct{ server, policy, result string }
+
+// Count is how many sessions of a day (YYYY-MM-DD) came to the same, as it is kept over a restart.
+type Count struct {
+	Day      string `json:"day"`
+	Server   string `json:"server"`
+	Policy   string `json:"policy"`
+	Result   string `json:"result"`
+	Sessions int64  `json:"sessions"`
+}
+
+// All gives all counts, in a fixed order.
+func (c *Counts) All() []Count {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []Count
+	for d, counts := range c.days {
+		for k, n := range counts {
+			out = append(out, Count{Day: d, Server: k.server, Policy: k.policy, Result: k.result, Sessions: n})
+		}
+	}
+	slices.SortFunc(out, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(a.Day, b.Day), cmp.Compare(a.Server, b.Server), cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Result, b.Result))
+	})
+	return out
+}
+
+// Restore adds counts of before; those of days that are over are forgotten with the next session.
+func (c *Counts) Restore(counts []Count) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, one := range counts {
+		c.add(one.Day, countKey{one.Server, one.Policy, one.Result}, one.Sessions)
+	}
+}
+
+func (c *Counts) add(day string, k countKey, n int64) {
+	if c.days == nil {
+		c.days = map[string]map[countKey]int64{}
+	}
+	if c.days[day] == nil {
+		c.days[day] = map[countKey]int64{}
+	}
+	c.days[day][k] += n
+}
 
 // Add counts one session with a server.
 func (c *Counts) Add(now time.Time, server, rule, result string) {
@@ -72,18 +116,12 @@ func (c *Counts) Add(now time.Time, server, rule, result string) {
 	today, before := day(now), day(now.AddDate(0, 0, -1))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.days == nil {
-		c.days = map[string]map[countKey]int64{}
-	}
 	for d := range c.days {
 		if d != today && d != before {
 			delete(c.days, d)
 		}
 	}
-	if c.days[today] == nil {
-		c.days[today] = map[countKey]int64{}
-	}
-	c.days[today][countKey{server, rule, result}]++
+	c.add(today, countKey{server, rule, result}, 1)
 }
 
 func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
@@ -92,6 +130,7 @@ func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
 type Report struct {
 	Organization string         `json:"organization-name"`
 	Range        ReportRange    `json:"date-range"`
+	Contact      string         `json:"contact-info,omitempty"`
 	ID           string         `json:"report-id"`
 	Policies     []PolicyReport `json:"policies"`
 }
@@ -112,6 +151,7 @@ type PolicyReport struct {
 // ReportPolicy names the policy and the server.
 type ReportPolicy struct {
 	Type   string   `json:"policy-type" enum:"tlsa,sts,no-policy-found"`
+	Lines  []string `json:"policy-string,omitempty" doc:"Of MTA-STS, in reports that are sent."`
 	Domain string   `json:"policy-domain" doc:"The server as the configuration names it."`
 	Hosts  []string `json:"mx-host"`
 }
@@ -127,6 +167,23 @@ type ReportFailure struct {
 	Result string `json:"result-type"`
 	Host   string `json:"receiving-mx-hostname"`
 	Failed int64  `json:"failed-session-count"`
+}
+
+// For makes of a report the one for the owner of a domain: what it says of some servers, by name. ok is false when that is
+// nothing. It is told under an id of its own, with the lines of the domain's MTA-STS policy.
+func (r Report) For(domain, id string, servers map[string]bool, sts []string) (out Report, ok bool) {
+	out = r
+	out.ID, out.Policies = id, nil
+	for _, p := range r.Policies {
+		if servers[p.Policy.Domain] {
+			p.Policy.Domain = domain
+			if p.Policy.Type == "sts" {
+				p.Policy.Lines = sts
+			}
+			out.Policies = append(out.Policies, p)
+		}
+	}
+	return out, len(out.Policies) > 0
 }
 
 // Reports gives the days that are known, the latest first. hosts has the host of each server.

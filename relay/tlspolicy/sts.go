@@ -131,6 +131,25 @@ func (s *STS) Policy(ctx context.Context, domain string) (dnswatch.Policy, bool)
 	return kept.Policy, kept.good(now)
 }
 
+// Lines are the lines of the policy of a domain that was last in force, without asking anybody; none: there was none.
+func (s *STS) Lines(domain string) []string {
+	s.mu.Lock()
+	d := s.domains[domain]
+	s.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	kept, _ := d.now(time.Time{})
+	if kept.Policy.Mode == "" {
+		return nil
+	}
+	out := []string{"version: STSv1", "mode: " + kept.Policy.Mode}
+	for _, mx := range kept.Policy.MX {
+		out = append(out, "mx: "+mx)
+	}
+	return append(out, fmt.Sprintf("max_age: %d", int64(kept.Policy.MaxAge/time.Second)))
+}
+
 // Wait waits for looks that nobody else waits for.
 func (s *STS) Wait() { s.looks.Wait() }
 

@@ -1,0 +1,179 @@
+package daemon
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/smtp"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"crossfade/internal/mailtest/realtest"
+	"crossfade/mail"
+	"crossfade/relay/tlspolicy"
+	"crossfade/relay/tlsreport"
+)
+
+// TestTLSReports: what came of TLS with a server is told the next day, once, to where the owner of its domain wants it,
+// signed, over the smart host; and a restart loses neither the counts nor that it was told.
+func TestTLSReports(t *testing.T) {
+	s := &authnSite{t: t, key: t.TempDir() + "/key.pem"}
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.key, pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(k)}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.ns = realtest.StartNSD(t, map[string]string{
+		"good.test": authnHead + "_smtp._tls TXT \"v=TLSRPTv1; rua=mailto:tls@good.test\"\n",
+	})
+	old, out := newAuthnSink(t), newAuthnSink(t)
+	s.sink = out
+	s.d = serveTest(t, t.TempDir(), fmt.Sprintf(`hostname: mx.example.org
+domains: [example.org]
+store: ./data
+smtp:
+  listen: ["127.0.0.1:0"]
+  resolvers: [%q]
+  arc: {domain: good.test, selector: sel, key: %s}
+  smart_host: {url: "smtp+insecure://%s"}
+  trusted: [192.0.2.0/24]
+  tls_reports: {contact: postmaster@example.org}
+admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
+backends:
+  old: {smtp: "smtp://%s", tls: {mta_sts: good.test}}
+  new: {smtp: "smtp+insecure://127.0.0.1:9"}
+routing: {unknown: old}
+queue: {min_free: 0}
+`, s.ns.Addr, s.key, out.Addr(), old.Addr()))
+	if err := smtp.SendMail(s.d.SMTPAddrs()[0].String(), nil, "joe@far.test", []string{"ann@example.org"}, []byte("Subject: x\r\n\r\nx\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := old.Wait(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+
+	begin := func() *tlsReports {
+		r, err := s.d.newTLSReports()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	at := func(r *tlsReports, when time.Time) {
+		r.now = func() time.Time { return when }
+		r.send(t.Context())
+		r.save(t.Context())
+	}
+	r := begin()
+	at(r, today.Add(23*time.Hour))                            // of today
+	at(r, today.AddDate(0, 0, 1).Add(r.spread()-time.Second)) // too early
+	if n := len(r.state.Sent); n != 0 {
+		t.Fatalf("sent before its time: %+v", r.state.Sent)
+	}
+
+	// As after a restart.
+	s.d.policies.counts = tlspolicy.Counts{}
+	r = begin()
+	r.load(t.Context())
+	late := today.AddDate(0, 0, 1).Add(reportsSpread)
+	at(r, late)
+	msg := s.delivered()
+	if a := realtest.DKIMPy(t, map[string]string{"sel._domainkey.good.test": s.record()}, realtest.DKIMPyJob{Op: "dkim", Message: []byte(msg)}); a[0].Status != "pass" {
+		t.Errorf("dkimpy says %+v\n%s", a, msg)
+	}
+	report := attached(t, msg)
+	text, _ := json.Marshal(report)
+	if report.ID == "" || report.Contact != "postmaster@example.org" || len(report.Policies) != 1 || report.Policies[0].Policy.Domain != "good.test" ||
+		report.Policies[0].Policy.Type != tlspolicy.NoPolicy || report.Policies[0].Summary.Successful+report.Policies[0].Summary.Failed == 0 ||
+		!report.Range.Start.Equal(today) {
+		t.Errorf("the report is %s", text)
+	}
+
+	// It is told once, also after another restart.
+	at(r, late.Add(time.Hour))
+	r = begin()
+	r.load(t.Context())
+	at(r, late.Add(2*time.Hour))
+	if got := out.Messages(); len(got) != 0 {
+		t.Errorf("told again: %d messages", len(got))
+	}
+	if m := s.metrics(); !strings.Contains(m, `crossfade_tls_reports_total{result="sent"} 1`) {
+		t.Error("not counted")
+	}
+
+	// What the DNS cannot tell now is tried again in an hour.
+	s.d.policies.counts.Restore([]tlspolicy.Count{{Day: today.Format(time.DateOnly), Server: "backends.old.smtp", Policy: "sts", Result: "success", Sessions: 1}})
+	r = begin()
+	asked, answer := 0, errors.New("no answer")
+	if r.sender, err = tlsreport.New(tlsreport.Config{
+		Contact: mail.Address{Local: "a", Domain: "example.org"},
+		Submit:  func(context.Context, *mail.Envelope, []byte) error { return nil },
+		LookupTXT: func(context.Context, string) ([]string, error) {
+			asked++
+			return nil, answer
+		},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		at(r, late)
+	}
+	at(r, late.Add(reportsAgain))
+	if asked != 2 || len(r.state.Sent) != 0 {
+		t.Errorf("asked %d times in an hour; %+v", asked, r.state.Sent)
+	}
+	// Who wants no reports is asked once a day.
+	asked, answer = 0, nil
+	for range 3 {
+		at(r, late.Add(2*reportsAgain))
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times for somebody who wants none", asked)
+	}
+}
+
+// attached is the report in a message.
+func attached(t *testing.T, msg string) (r tlspolicy.Report) {
+	t.Helper()
+	_, rest, _ := strings.Cut(msg, "boundary=\"")
+	boundary, body, _ := strings.Cut(rest, "\"")
+	parts := multipart.NewReader(strings.NewReader(body), boundary)
+	for {
+		p, err := parts.NextPart()
+		if err != nil {
+			t.Fatalf("no report in\n%s\n%v", msg, err)
+		}
+		if p.Header.Get("Content-Type") != "application/tlsrpt+gzip" {
+			continue
+		}
+		packed, err := io.ReadAll(base64.NewDecoder(base64.StdEncoding, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		z, err := gzip.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.NewDecoder(z).Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+}
