@@ -33,7 +33,7 @@ var packages = map[string]string{
 	"dkimsign": "python3-dkim",
 	"dovecot":  "dovecot-core dovecot-imapd dovecot-lmtpd", "postfix": "postfix", "smtp-source": "postfix", "smtp-sink": "postfix", "posttls-finger": "postfix",
 	"swaks": "swaks", "openssl": "openssl", "mbsync": "isync", "nsd": "nsd", "haproxy": "haproxy", "rspamd": "rspamd", "postmap": "postfix", "nginx": "nginx libnginx-mod-mail",
-	"msmtp": "msmtp", "nmap": "nmap",
+	"msmtp": "msmtp", "nmap": "nmap", "unbound": "unbound", "ldns-keygen": "ldnsutils", "ldns-signzone": "ldnsutils",
 }
 
 // unpacked is where .ci/run unpacks cyrus-imapd and courier-imap. Debian installs one IMAP server only; their programs do
