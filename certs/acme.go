@@ -82,7 +82,8 @@ type ACME struct {
 }
 
 // NewACME reads what is kept from earlier starts, and makes an account key when there is none. It starts nothing and
-// asks nobody.
+// asks nobody. An account key that cannot be had is a problem of the next certificate, and told in Status: the one that is
+// kept is in use meanwhile.
 func NewACME(cfg ACMEConfig) (*ACME, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -94,17 +95,11 @@ func NewACME(cfg ACMEConfig) (*ACME, error) {
 		cfg.wait = backoff
 	}
 	a := &ACME{cfg: cfg, log: cfg.Logger.With("certificate", cfg.Name), store: newACMEStore(cfg.Dir, cfg.Directory), bound: make(chan struct{})}
-	key, err := a.store.accountKey()
-	if err != nil {
-		return nil, err
-	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}
 	transport.ResponseHeaderTimeout = time.Minute
-	a.client = &acme.Client{Key: key, DirectoryURL: cfg.Directory, UserAgent: "crossfade", RetryBackoff: retryAfter, HTTPClient: &http.Client{Transport: transport, Timeout: 2 * time.Minute}}
-	if a.answers, err = newChallenges(key, a.log); err != nil {
-		return nil, err
-	}
+	a.client = &acme.Client{DirectoryURL: cfg.Directory, UserAgent: "crossfade", RetryBackoff: retryAfter, HTTPClient: &http.Client{Transport: transport, Timeout: 2 * time.Minute}}
+	a.answers = newChallenges(a.log)
 	pair, err := a.store.certificate()
 	switch {
 	case err == nil:
@@ -112,7 +107,26 @@ func NewACME(cfg ACMEConfig) (*ACME, error) {
 	case !errors.Is(err, ErrNone):
 		a.log.Error("the certificate that was kept cannot be read; another one will be asked for", "error", err)
 	}
+	if err := a.account(); err != nil {
+		a.failed(err)
+	}
 	return a, nil
+}
+
+// account reads the key of the account, unless that was done. Who calls it is the only one who uses the client.
+func (a *ACME) account() error {
+	if a.client.Key != nil {
+		return nil
+	}
+	key, err := a.store.accountKey()
+	if err == nil {
+		err = a.answers.use(key)
+	}
+	if err != nil {
+		return err
+	}
+	a.client.Key = key
+	return nil
 }
 
 // Get gives the certificate, as tls.Config.GetCertificate wants it.
@@ -201,6 +215,16 @@ var errDue = errors.New("the new certificate is for other names, or has to be re
 
 // attempt gets a certificate and takes note of how that went.
 func (a *ACME) attempt(ctx context.Context) {
+	if a.client.Key == nil {
+		if err := a.account(); err != nil {
+			a.failed(err)
+			return
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.problem, a.since, a.next, a.failures = "", time.Time{}, time.Time{}, 0
+		return // whether a certificate is due is another question
+	}
 	actx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
 	err := a.obtain(actx)
@@ -216,21 +240,28 @@ func (a *ACME) attempt(ctx context.Context) {
 		a.cfg.Attempted(had)
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if had {
 		a.problem, a.since, a.next, a.failures = "", time.Time{}, time.Time{}, 0
 	}
-	if err == nil {
-		return
+	if had && err != nil { // another one would be no better, and authorities count them
+		a.problem, a.since = err.Error(), now
+		a.log.Error("the new certificate could not be kept", "error", err, "dir", a.cfg.Dir)
 	}
+	a.mu.Unlock()
+	if !had {
+		a.failed(err)
+	}
+}
+
+// failed takes note of why there is no new certificate, and of when the next attempt is.
+func (a *ACME) failed(err error) {
+	now := a.cfg.now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.problem == "" {
 		a.since = now
 	}
 	a.problem = err.Error()
-	if had { // another one would be no better, and authorities count them
-		a.log.Error("the new certificate could not be kept", "error", err, "dir", a.cfg.Dir)
-		return
-	}
 	a.failures++
 	wait := a.cfg.wait(a.failures)
 	if limit, limited := acme.RateLimit(err); limited {

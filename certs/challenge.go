@@ -18,19 +18,27 @@ import (
 
 // challenges answers an authority that asks whether a name is ours.
 type challenges struct {
-	thumbprint string
-	log        *slog.Logger
+	log *slog.Logger
 
-	mu    sync.Mutex
-	certs map[string]*tls.Certificate // by name, for tls-alpn-01
+	mu         sync.Mutex
+	thumbprint string                      // of the account key; empty: there is none yet
+	certs      map[string]*tls.Certificate // by name, for tls-alpn-01
 }
 
-func newChallenges(key crypto.Signer, log *slog.Logger) (*challenges, error) {
+func newChallenges(log *slog.Logger) *challenges {
+	return &challenges{log: log, certs: map[string]*tls.Certificate{}}
+}
+
+// use answers for the account of a key from now on.
+func (c *challenges) use(key crypto.Signer) error {
 	thumb, err := acme.JWKThumbprint(key.Public())
 	if err != nil {
-		return nil, fmt.Errorf("thumbprint of the account key: %w", err)
+		return fmt.Errorf("thumbprint of the account key: %w", err)
 	}
-	return &challenges{thumbprint: thumb, log: log, certs: map[string]*tls.Certificate{}}, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.thumbprint = thumb
+	return nil
 }
 
 func (c *challenges) put(name string, cert *tls.Certificate) {
@@ -51,14 +59,17 @@ var token = regexp.MustCompile(`^[A-Za-z0-9_-]{16,256}$`)
 // ServeHTTP answers http-01, and nothing else. The answer is made of the token and of the key of our account alone, so
 // any node that has the same account answers for the others; to whoever else asks it is of no use.
 func (c *challenges) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	thumbprint := c.thumbprint
+	c.mu.Unlock()
 	asked, ok := strings.CutPrefix(r.URL.Path, "/.well-known/acme-challenge/")
-	if !ok || !token.MatchString(asked) || r.Method != http.MethodGet && r.Method != http.MethodHead {
+	if !ok || thumbprint == "" || !token.MatchString(asked) || r.Method != http.MethodGet && r.Method != http.MethodHead {
 		http.NotFound(w, r)
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	fmt.Fprintf(w, "%s.%s", asked, c.thumbprint)
+	fmt.Fprintf(w, "%s.%s", asked, thumbprint)
 }
 
 // cert answers tls-alpn-01 (RFC 8737, 3).
@@ -81,11 +92,13 @@ const (
 // other: it is told, and tried again.
 func (a *ACME) serveChallenges(ctx context.Context) {
 	var bound []net.Listener
+	failed := false
 	for {
 		var err error
 		if bound, err = a.bind(ctx); err == nil {
 			break
 		}
+		failed = true
 		a.mu.Lock()
 		if a.problem == "" {
 			a.since = a.cfg.now()
@@ -99,9 +112,11 @@ func (a *ACME) serveChallenges(ctx context.Context) {
 		case <-time.After(bindAgain):
 		}
 	}
-	a.mu.Lock()
-	a.problem, a.since, a.next = "", time.Time{}, time.Time{}
-	a.mu.Unlock()
+	if failed {
+		a.mu.Lock()
+		a.problem, a.since, a.next = "", time.Time{}, time.Time{}
+		a.mu.Unlock()
+	}
 	close(a.bound)
 	var wg sync.WaitGroup
 	for _, l := range bound {

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -189,8 +193,13 @@ func TestChallengeAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newChallenges(key, slog.New(slog.DiscardHandler))
-	if err != nil {
+	c := newChallenges(slog.New(slog.DiscardHandler))
+	none := httptest.NewRecorder()
+	c.ServeHTTP(none, httptest.NewRequest(http.MethodGet, "/.well-known/acme-challenge/LoqXcYV8q5ONbJQxbmR7SCTNo3tiAXDfowyjxAjEuX0", nil))
+	if none.Code != 404 {
+		t.Errorf("without an account: %d", none.Code)
+	}
+	if err := c.use(key); err != nil {
 		t.Fatal(err)
 	}
 	for path, code := range map[string]int{
@@ -216,6 +225,51 @@ func TestChallengeAnswers(t *testing.T) {
 	}
 	if _, err := c.cert(&tls.ClientHelloInfo{ServerName: "mx.example.org"}); err == nil {
 		t.Error("a certificate for tls-alpn-01 without a challenge")
+	}
+}
+
+// TestDamagedAccount: an account key that cannot be read keeps nobody from starting and takes no certificate out of use. It
+// is told, and another one is made when its file is gone.
+func TestDamagedAccount(t *testing.T) {
+	cfg := ACMEConfig{Name: "smtp.tls", Directory: "https://ca.example/dir", Names: []string{"mx.example.org"}, Dir: t.TempDir()}
+	store := newACMEStore(cfg.Dir, cfg.Directory)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: cfg.Names, NotBefore: time.Now(), NotAfter: time.Now().AddDate(0, 3, 0)},
+		&x509.Certificate{}, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, err := makePair([][]byte{der}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{certificateFile: text, accountFile: []byte("damaged")} {
+		if err := store.write(name, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := NewACME(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := a.Status(); !a.Ready() || !strings.Contains(s.Problem, "remove the file") || s.Since.IsZero() || time.Until(s.Next) < 30*time.Second {
+		t.Fatalf("%+v, ready %t", s, a.Ready())
+	}
+	if a.attempt(t.Context()); a.Status().Problem == "" {
+		t.Fatal("the account was begun anew over a file that is damaged")
+	}
+	if err := os.Remove(filepath.Join(store.dir, accountFile)); err != nil {
+		t.Fatal(err)
+	}
+	a.attempt(t.Context())
+	if s := a.Status(); s.Problem != "" || a.client.Key == nil || time.Until(a.due()) < 24*time.Hour {
+		t.Errorf("%+v, due %s: the certificate that is there is good", s, a.due())
+	}
+	if _, err := os.Stat(filepath.Join(store.dir, accountFile)); err != nil {
+		t.Error(err)
 	}
 }
 
