@@ -3,10 +3,14 @@ package daemon_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -207,6 +211,8 @@ smtp:
   listeners: [{address: %q, tls: implicit, auth: offer}]
   tls: {cert: cert.pem, key: key.pem}
   users_file: ./submitters
+  arc: {domain: example.org, selector: arc, key: arc.pem}
+  tls_reports: {contact: postmaster@example.org}
   trusted: [127.0.0.1/32]
   smart_host: {url: "smtp+insecure://%s", user: smart, password_file: ./smart.pw}
 admin: {listen: %q, token_file: ./admin.token}
@@ -286,6 +292,14 @@ func (w *secretsWorld) plantAll() {
 			w.add("tls-key", strings.Split(string(text), "\n")[1])
 		}
 	}
+	arc, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	der := x509.MarshalPKCS1PrivateKey(arc)
+	w.put("arc.pem", string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: der})))
+	w.add("arc-key", string(der[len(der)/2:][:40])) // of its primes
+	w.add("arc-key-exponent", arc.D.String()[:40])
 	w.put("smart.pw", w.plant("smart-host")+"\n")
 	w.imap, w.body, w.submitter = w.plant("imap-env"), w.plant("body"), w.plant("submitter")
 	line := w.run(w.submitter+"\n", "password", "sam")
@@ -352,7 +366,7 @@ func (w *secretsWorld) drive() {
 		{"backfill", "run", "anna@example.org", "--no-wait"}, {"backfill", "run", "--dry-run", "anna@example.org"}, {"cutover", "start", "anna@example.org", "--no-wait"},
 		{"backfill", "verify", "anna@example.org"}, {"cutover", "rollback", "bert@example.org", "--no-wait"}, {"backfill", "status", "--json"}, {"cutover", "status"}, {"queue", "list"}, {"queue", "list", "--json"},
 		{"user", "list", "--json"}, {"audit", "--json"}, {"finish"}, {"finish", "--json"}, {"why", "<m@outside.example>", "--json"}, {"health"}, {"version", "--json"}, {"token", "revoke", "mon"},
-		{"user", "list", "--token-file", "old.pw"}, {"user", "list", "--token-file", "key.pem"}, {"store", "audit"},
+		{"user", "list", "--token-file", "old.pw"}, {"user", "list", "--token-file", "key.pem"}, {"user", "list", "--token-file", "arc.pem"}, {"store", "audit"},
 	}
 	if !w.all {
 		commands = commands[1:9]
@@ -364,7 +378,8 @@ func (w *secretsWorld) drive() {
 	for _, bad := range []string{
 		"store: redis://user:" + url.PathEscape(w.imap) + "@127.0.0.1:1/0\n", "smtp: {smart_host: {url: \"smtp://u:" + url.PathEscape(w.imap) + "@127.0.0.1\"}}\n",
 		"backends: {old: {smtp: \"smtp://u:" + url.PathEscape(w.imap) + "@127.0.0.1\"}}\n", "smtp: {tls: {cert: smart.pw, key: smart.pw}}\n",
-		"smtp: {users_file: smart.pw}\n", "admin: {token_file: smart.pw}\n", "store: redis://127.0.0.1:1/0\nredis: {password_file: smart.pw, durability: service}\n",
+		"smtp: {users_file: smart.pw}\n", "smtp: {arc: {domain: example.org, selector: a, key: smart.pw}}\n", "smtp: {users_file: arc.pem}\n", "smtp: {tls: {cert: arc.pem, key: arc.pem}}\n",
+		"smtp: {tls: {acme: {http01: \"127.0.0.1:0\", accept_terms: true, key_id: k, mac_key_file: smart.pw}}}\n", "admin: {token_file: smart.pw}\n", "store: redis://127.0.0.1:1/0\nredis: {password_file: smart.pw, durability: service}\n",
 	} {
 		w.put("bad.yaml", "hostname: mx.example.org\ndomains: [example.org]\n"+bad)
 		out := w.run("", "check", "-c", "bad.yaml")
