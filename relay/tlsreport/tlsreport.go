@@ -10,9 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"crossfade/mail"
@@ -22,6 +25,7 @@ import (
 // Bounds of what a domain may ask for.
 const (
 	maxTargets = 5
+	dialTime   = 20 * time.Second
 	postTime   = time.Minute
 	maxAnswer  = 64 << 10 // octets of a web server's answer that are read
 )
@@ -38,7 +42,7 @@ type Config struct {
 	Submit func(ctx context.Context, env *mail.Envelope, message []byte) error
 	// Sign puts a DKIM-Signature on top of a message; nil: there is no key.
 	Sign   func(message []byte) ([]byte, error)
-	Client *http.Client     // nil: one that follows no redirection and trusts the system's roots
+	Client *http.Client     // nil: one that goes to public addresses alone, follows no redirection and trusts the system's roots
 	Now    func() time.Time // nil: time.Now
 }
 
@@ -51,13 +55,36 @@ func New(cfg Config) (*Sender, error) {
 		return nil, errors.New("tlsreport: a sender needs a contact, a resolver and a queue")
 	}
 	if cfg.Client == nil {
-		cfg.Client = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		cfg.Client = newClient(public)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	return &Sender{cfg}, nil
 }
+
+// newClient makes a client for addresses that are allowed. It knows no proxy, which would go where we do not.
+func newClient(allowed func(netip.Addr) bool) *http.Client {
+	dialer := net.Dialer{Timeout: dialTime, Control: func(_, address string, _ syscall.RawConn) error {
+		if at, err := netip.ParseAddrPort(address); err != nil || !allowed(at.Addr().Unmap()) {
+			return fmt.Errorf("%s is no public address: reports go to web servers that everybody reaches", address)
+		}
+		return nil
+	}}
+	return &http.Client{
+		Transport:     &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, MaxResponseHeaderBytes: maxAnswer},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// public tells whether an address is one that everybody may reach. Where a report goes is what a stranger writes into his DNS:
+// without this he could have us post to what only we reach.
+func public(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !carrier.Contains(a)
+}
+
+// carrier is the network that providers share among their customers (RFC 6598).
+var carrier = netip.MustParsePrefix("100.64.0.0/10")
 
 // Targets is where a domain wants its reports: URIs of the schemes mailto and https, five at most; none: it wants none.
 // An error is temporary.

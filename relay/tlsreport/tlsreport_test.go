@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	netmail "net/mail"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -205,9 +207,33 @@ func TestPost(t *testing.T) {
 			t.Errorf("%d is taken for success, or followed: %s", status, kind)
 		}
 	}
-	strict, _ := newSender(t, nil)
-	if err := strict.Send(t.Context(), "example.com", srv.URL, testReport()); err == nil {
-		t.Error("any certificate is believed")
+	strict, _ := newSender(t, func(c *Config) { c.Client = newClient(func(netip.Addr) bool { return true }) })
+	var unknown x509.UnknownAuthorityError
+	if err := strict.Send(t.Context(), "example.com", srv.URL, testReport()); !errors.As(err, &unknown) {
+		t.Error("any certificate is believed:", err)
+	}
+}
+
+// TestPostOutside: who says where his reports go cannot have us speak to what only we reach, by no name and in no form.
+func TestPostOutside(t *testing.T) {
+	reached := false
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
+	defer srv.Close()
+	s, _ := newSender(t, nil)
+	s.cfg.Client.Transport.(*http.Transport).TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig // believed
+	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]"} {
+		err := s.Send(t.Context(), "example.com", "https://"+host+srv.URL[strings.LastIndexByte(srv.URL, ':'):]+"/admin", testReport())
+		if err == nil || !strings.Contains(err.Error(), "no public address") || reached {
+			t.Errorf("%s: %v, reached %t", host, err, reached)
+		}
+	}
+	for address, want := range map[string]bool{
+		"8.8.8.8": true, "2001:4860:4860::8888": true, "127.0.0.1": false, "::1": false, "10.1.2.3": false, "192.168.1.1": false, "172.16.0.1": false,
+		"169.254.169.254": false, "fe80::1": false, "fd00::1": false, "0.0.0.0": false, "::": false, "100.64.0.1": false, "224.0.0.1": false, "255.255.255.255": false,
+	} {
+		if public(netip.MustParseAddr(address)) != want {
+			t.Errorf("%s is public: %t", address, !want)
+		}
 	}
 }
 
