@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -30,10 +29,8 @@ type tlsPolicies struct {
 	counted  func(server, policy, result string) // for the metrics; nil: nobody asks
 	saw      func(name string, leaf *x509.Certificate)
 
-	mu     sync.Mutex
-	danes  map[mail.Route]namedDANE // those in force
-	hosts  map[string]string        // by server
-	owners map[string]string        // by server: the domain whose policies are looked at
+	mu    sync.Mutex
+	danes map[mail.Route]namedDANE // those in force
 }
 
 type namedDANE struct {
@@ -44,7 +41,7 @@ type namedDANE struct {
 // newTLSPolicies makes them; file keeps MTA-STS policies, and is nothing in a check.
 func newTLSPolicies(r *resolver.Resolver, file string, log *slog.Logger) *tlsPolicies {
 	return &tlsPolicies{
-		resolver: r, danes: map[mail.Route]namedDANE{}, hosts: map[string]string{}, owners: map[string]string{},
+		resolver: r, danes: map[mail.Route]namedDANE{},
 		sts: tlspolicy.NewSTS(tlspolicy.STSConfig{LookupTXT: r.LookupTXT, File: file, Logger: log}),
 	}
 }
@@ -69,10 +66,9 @@ func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Tar
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.danes, r)
-	p.hosts[name] = b.SMTP.Host
-	delete(p.owners, name)
+	session := tlspolicy.Session{Server: name, Host: b.SMTP.Host}
 	if b.TLS.DANE || b.TLS.MTASTS != "" {
-		p.owners[name] = strings.ToLower(cmp.Or(b.TLS.MTASTS, b.SMTP.Host))
+		session.Owner = strings.ToLower(cmp.Or(b.TLS.MTASTS, b.SMTP.Host))
 	}
 	if b.TLS.DANE {
 		_, port, err := net.SplitHostPort(b.SMTP.Address)
@@ -90,7 +86,7 @@ func (p *tlsPolicies) attach(cfg *config.Config, r mail.Route, t *smtpclient.Tar
 	}
 	t.Pinned = len(b.TLS.Pins) > 0
 	t.TLSResult = func(rule string, err error) {
-		p.count(name, rule, err)
+		p.count(session, rule, err)
 		p.noteEnded(name, err)
 	}
 	return nil
@@ -106,14 +102,11 @@ func (p *tlsPolicies) noteEnded(name string, err error) {
 	}
 }
 
-func (p *tlsPolicies) count(server, rule string, err error) {
-	result := tlspolicy.Classify(err)
-	p.counts.Add(time.Now(), server, rule, result)
+func (p *tlsPolicies) count(s tlspolicy.Session, rule string, err error) {
+	s.Policy, s.Result = cmp.Or(rule, tlspolicy.NoPolicy), tlspolicy.Classify(err)
+	p.counts.Add(time.Now(), s)
 	if p.counted != nil {
-		if rule == "" {
-			rule = tlspolicy.NoPolicy
-		}
-		p.counted(server, rule, result)
+		p.counted(s.Server, s.Policy, s.Result)
 	}
 }
 
@@ -133,14 +126,7 @@ func (p *tlsPolicies) warnings() []string {
 
 // TLSReports implements admin.TLSAPI.
 func (d *Daemon) TLSReports() []tlspolicy.Report {
-	return d.policies.counts.Reports(d.cfg.Hostname, d.policies.hostNames())
-}
-
-// hostNames are the hosts of the servers.
-func (p *tlsPolicies) hostNames() map[string]string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return maps.Clone(p.hosts)
+	return d.policies.counts.Reports(d.cfg.Hostname)
 }
 
 // warnings are what needs an operator though mail is taken.

@@ -154,15 +154,15 @@ func (t *tlsReports) send(ctx context.Context) {
 	if t.sender == nil || now.Before(midnight.Add(t.spread())) {
 		return
 	}
-	for _, r := range t.policies.counts.Reports(t.organization, t.policies.hostNames()) {
+	for _, r := range t.policies.counts.Reports(t.organization) {
 		if r.Range.Start.Format(time.DateOnly) != day {
 			continue
 		}
-		for domain, servers := range t.policies.reported() {
+		for _, domain := range r.Owners() {
 			if now.Before(t.again[domain]) {
 				continue
 			}
-			if one, ok := r.For(domain, day+"_"+t.node+"@"+t.organization, servers, t.policies.sts.Lines(domain)); ok && !t.domain(ctx, day, domain, one) {
+			if !t.domain(ctx, day, domain, r.For(domain, day+"_"+t.node+"@"+t.organization, t.policies.sts.Lines(domain))) {
 				t.again[domain] = now.Add(reportsAgain)
 			}
 		}
@@ -212,18 +212,4 @@ func (t *tlsReports) domain(ctx context.Context, day, domain string, r tlspolicy
 func (t *tlsReports) failed(domain, target string, err error) {
 	t.told(false)
 	t.log.Warn("a report about TLS was not sent; that is tried again until the day is over", "domain", domain, "to", target, "error", err, "next", t.now().Add(reportsAgain))
-}
-
-// reported are the domains whose policies are looked at, each with its servers.
-func (p *tlsPolicies) reported() map[string]map[string]bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	out := map[string]map[string]bool{}
-	for server, domain := range p.owners {
-		if out[domain] == nil {
-			out[domain] = map[string]bool{}
-		}
-		out[domain][server] = true
-	}
-	return out
 }

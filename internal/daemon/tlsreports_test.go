@@ -119,7 +119,7 @@ queue: {min_free: 0}
 	}
 
 	// What the DNS cannot tell now is tried again in an hour.
-	s.d.policies.counts.Restore([]tlspolicy.Count{{Day: today.Format(time.DateOnly), Server: "backends.old.smtp", Policy: "sts", Result: "success", Sessions: 1}})
+	s.d.policies.counts.Restore([]tlspolicy.Count{{Day: today.Format(time.DateOnly), Session: tlspolicy.Session{Server: "backends.old.smtp", Owner: "good.test", Policy: "sts", Result: "success"}, Sessions: 1}})
 	r = begin()
 	asked, answer := 0, errors.New("no answer")
 	if r.sender, err = tlsreport.New(tlsreport.Config{

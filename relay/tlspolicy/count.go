@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -55,22 +56,31 @@ func Classify(err error) string {
 // NoPolicy is the type of sessions that no policy was found for (RFC 8460, 4.3.2.2).
 const NoPolicy = "no-policy-found"
 
-// Counts counts sessions by day (UTC), server, policy and result, for today and the day before. It is safe for use by many
-// goroutines; the zero value is ready for use.
+// Counts counts sessions by day (UTC), for today and the day before. It is safe for use by many goroutines; the zero value is
+// ready for use.
 type Counts struct {
 	mu   sync.Mutex
-	days map[string]map[countKey]int64
+	days map[string]map[Session]int64
 }
 
-type countKey struct{ server, policy, result string }
+// Session is what is counted of one: with whom, under which policy, and what came of it.
+type Session struct {
+	Server string `json:"server"`          // as the configuration names it
+	Host   string `json:"host"`            // that it was then
+	Owner  string `json:"owner,omitempty"` // the domain whose policies were looked at; empty: none were
+	Policy string `json:"policy"`          // empty with Add: none was found
+	Result string `json:"result"`
+}
 
-// Count is how many sessions of a day (YYYY-MM-DD) came to the same, as it is kept over a restart.
+func compare(a, b Session) int {
+	return cmp.Or(cmp.Compare(a.Server, b.Server), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Result, b.Result))
+}
+
+// Count is how many sessions of a day (YYYY-MM-DD) were the same, as it is kept over a restart.
 type Count struct {
-	Day      string `json:"day"`
-	Server   string `json:"server"`
-	Policy   string `json:"policy"`
-	Result   string `json:"result"`
-	Sessions int64  `json:"sessions"`
+	Day string `json:"day"`
+	Session
+	Sessions int64 `json:"sessions"`
 }
 
 // All gives all counts, in a fixed order.
@@ -79,13 +89,11 @@ func (c *Counts) All() []Count {
 	defer c.mu.Unlock()
 	var out []Count
 	for d, counts := range c.days {
-		for k, n := range counts {
-			out = append(out, Count{Day: d, Server: k.server, Policy: k.policy, Result: k.result, Sessions: n})
+		for s, n := range counts {
+			out = append(out, Count{d, s, n})
 		}
 	}
-	slices.SortFunc(out, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(a.Day, b.Day), cmp.Compare(a.Server, b.Server), cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Result, b.Result))
-	})
+	slices.SortFunc(out, func(a, b Count) int { return cmp.Or(cmp.Compare(a.Day, b.Day), compare(a.Session, b.Session)) })
 	return out
 }
 
@@ -94,25 +102,23 @@ func (c *Counts) Restore(counts []Count) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, one := range counts {
-		c.add(one.Day, countKey{one.Server, one.Policy, one.Result}, one.Sessions)
+		c.add(one.Day, one.Session, one.Sessions)
 	}
 }
 
-func (c *Counts) add(day string, k countKey, n int64) {
+func (c *Counts) add(day string, s Session, n int64) {
 	if c.days == nil {
-		c.days = map[string]map[countKey]int64{}
+		c.days = map[string]map[Session]int64{}
 	}
 	if c.days[day] == nil {
-		c.days[day] = map[countKey]int64{}
+		c.days[day] = map[Session]int64{}
 	}
-	c.days[day][k] += n
+	c.days[day][s] += n
 }
 
-// Add counts one session with a server.
-func (c *Counts) Add(now time.Time, server, rule, result string) {
-	if rule == "" {
-		rule = NoPolicy
-	}
+// Add counts one session.
+func (c *Counts) Add(now time.Time, s Session) {
+	s.Policy = cmp.Or(s.Policy, NoPolicy)
 	today, before := day(now), day(now.AddDate(0, 0, -1))
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,7 +127,7 @@ func (c *Counts) Add(now time.Time, server, rule, result string) {
 			delete(c.days, d)
 		}
 	}
-	c.add(today, countKey{server, rule, result}, 1)
+	c.add(today, s, 1)
 }
 
 func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
@@ -146,6 +152,8 @@ type PolicyReport struct {
 	Policy   ReportPolicy    `json:"policy"`
 	Summary  ReportSummary   `json:"summary"`
 	Failures []ReportFailure `json:"failure-details,omitempty"`
+
+	owner string
 }
 
 // ReportPolicy names the policy and the server.
@@ -169,25 +177,36 @@ type ReportFailure struct {
 	Failed int64  `json:"failed-session-count"`
 }
 
-// For makes of a report the one for the owner of a domain: what it says of some servers, by name. ok is false when that is
-// nothing. It is told under an id of its own, with the lines of the domain's MTA-STS policy.
-func (r Report) For(domain, id string, servers map[string]bool, sts []string) (out Report, ok bool) {
-	out = r
-	out.ID, out.Policies = id, nil
+// Owners are the domains whose policies were looked at.
+func (r Report) Owners() (out []string) {
 	for _, p := range r.Policies {
-		if servers[p.Policy.Domain] {
-			p.Policy.Domain = domain
-			if p.Policy.Type == "sts" {
-				p.Policy.Lines = sts
-			}
-			out.Policies = append(out.Policies, p)
+		if p.owner != "" && !slices.Contains(out, p.owner) {
+			out = append(out, p.owner)
 		}
 	}
-	return out, len(out.Policies) > 0
+	return out
 }
 
-// Reports gives the days that are known, the latest first. hosts has the host of each server.
-func (c *Counts) Reports(organization string, hosts map[string]string) []Report {
+// For makes of a report the one for one of its owners: what it says of the servers that were under that domain's policies, under
+// an id of its own, with the lines of the domain's MTA-STS policy.
+func (r Report) For(owner, id string, sts []string) Report {
+	all := r.Policies
+	r.ID, r.Policies = id, nil
+	for _, p := range all {
+		if p.owner != owner {
+			continue
+		}
+		p.Policy.Domain = owner
+		if p.Policy.Type == "sts" {
+			p.Policy.Lines = sts
+		}
+		r.Policies = append(r.Policies, p)
+	}
+	return r
+}
+
+// Reports gives the days that are known, the latest first.
+func (c *Counts) Reports(organization string) []Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []Report
@@ -197,7 +216,7 @@ func (c *Counts) Reports(organization string, hosts map[string]string) []Report 
 			continue // days are our own
 		}
 		out = append(out, Report{
-			Organization: organization, ID: name + "@" + organization, Policies: policies(counts, hosts),
+			Organization: organization, ID: name + "@" + organization, Policies: policies(counts),
 			Range: ReportRange{start, start.AddDate(0, 0, 1).Add(-time.Second)},
 		})
 	}
@@ -205,28 +224,28 @@ func (c *Counts) Reports(organization string, hosts map[string]string) []Report 
 	return out
 }
 
-func policies(counts map[countKey]int64, hosts map[string]string) []PolicyReport {
-	byPolicy := map[[2]string]*PolicyReport{}
-	for k, n := range counts {
-		p := byPolicy[[2]string{k.server, k.policy}]
+func policies(counts map[Session]int64) []PolicyReport {
+	byPolicy := map[Session]*PolicyReport{}
+	for s, n := range counts {
+		of := s
+		of.Result = ""
+		p := byPolicy[of]
 		if p == nil {
-			p = &PolicyReport{Policy: ReportPolicy{Type: k.policy, Domain: k.server, Hosts: []string{hosts[k.server]}}}
-			byPolicy[[2]string{k.server, k.policy}] = p
+			p = &PolicyReport{Policy: ReportPolicy{Type: s.Policy, Domain: s.Server, Hosts: []string{s.Host}}, owner: s.Owner}
+			byPolicy[of] = p
 		}
-		if k.result == Success {
+		if s.Result == Success {
 			p.Summary.Successful += n
 			continue
 		}
 		p.Summary.Failed += n
-		p.Failures = append(p.Failures, ReportFailure{Result: k.result, Host: hosts[k.server], Failed: n})
+		p.Failures = append(p.Failures, ReportFailure{Result: s.Result, Host: s.Host, Failed: n})
 	}
 	out := []PolicyReport{}
-	for _, p := range byPolicy {
+	for _, of := range slices.SortedFunc(maps.Keys(byPolicy), compare) {
+		p := byPolicy[of]
 		slices.SortFunc(p.Failures, func(a, b ReportFailure) int { return cmp.Compare(a.Result, b.Result) })
 		out = append(out, *p)
 	}
-	slices.SortFunc(out, func(a, b PolicyReport) int {
-		return cmp.Or(cmp.Compare(a.Policy.Domain, b.Policy.Domain), cmp.Compare(a.Policy.Type, b.Policy.Type))
-	})
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -221,13 +222,18 @@ func TestSTSTesting(t *testing.T) {
 func TestCounts(t *testing.T) {
 	var c tlspolicy.Counts
 	now := time.Date(2026, 3, 3, 1, 0, 0, 0, time.UTC)
-	c.Add(now.AddDate(0, 0, -2), "backends.old.smtp", "", tlspolicy.Success)
-	c.Add(now.AddDate(0, 0, -1), "backends.old.smtp", "", tlspolicy.NoSTARTTLS)
-	for range 3 {
-		c.Add(now, "backends.new.smtp", tlspolicy.RuleSTS, tlspolicy.Success)
+	old, fresh := tlspolicy.Session{Server: "backends.old.smtp", Host: "old.internal"}, tlspolicy.Session{Server: "backends.new.smtp", Host: "new.internal", Policy: tlspolicy.RuleSTS}
+	add := func(when time.Time, s tlspolicy.Session, result string) {
+		s.Result = result
+		c.Add(when, s)
 	}
-	c.Add(now, "backends.new.smtp", tlspolicy.RuleSTS, tlspolicy.Expired)
-	got := c.Reports("mx.example.org", map[string]string{"backends.new.smtp": "new.internal", "backends.old.smtp": "old.internal"})
+	add(now.AddDate(0, 0, -2), old, tlspolicy.Success)
+	add(now.AddDate(0, 0, -1), old, tlspolicy.NoSTARTTLS)
+	for range 3 {
+		add(now, fresh, tlspolicy.Success)
+	}
+	add(now, fresh, tlspolicy.Expired)
+	got := c.Reports("mx.example.org")
 	if len(got) != 2 || got[0].ID != "2026-03-03@mx.example.org" || !got[0].Range.End.Equal(time.Date(2026, 3, 3, 23, 59, 59, 0, time.UTC)) {
 		t.Fatalf("%+v", got)
 	}
@@ -237,5 +243,25 @@ func TestCounts(t *testing.T) {
 	}
 	if y := got[1].Policies; len(y) != 1 || y[0].Policy.Type != "no-policy-found" || y[0].Summary.Failed != 1 {
 		t.Errorf("%+v", y)
+	}
+}
+
+// TestCountsOfWhom: what came of TLS with a server is told to whose it was then, also when its key in the configuration
+// stands for somebody else's since, and after a restart.
+func TestCountsOfWhom(t *testing.T) {
+	var before, c tlspolicy.Counts
+	now := time.Date(2026, 3, 3, 1, 0, 0, 0, time.UTC)
+	for host, owner := range map[string]string{"mx.one.example": "one.example", "mx.two.example": "two.example", "inner.example.org": ""} {
+		before.Add(now, tlspolicy.Session{Server: "backends.old.smtp", Host: host, Owner: owner, Result: tlspolicy.Expired})
+	}
+	c.Restore(before.All())
+	r := c.Reports("mx.example.org")[0]
+	if owners := r.Owners(); !slices.Equal(owners, []string{"one.example", "two.example"}) || len(r.Policies) != 3 {
+		t.Fatalf("%q of %+v", owners, r)
+	}
+	one := r.For("one.example", "id", nil)
+	if len(one.Policies) != 1 || one.Policies[0].Policy.Domain != "one.example" || !slices.Equal(one.Policies[0].Policy.Hosts, []string{"mx.one.example"}) ||
+		one.Policies[0].Summary.Failed != 1 || one.Policies[0].Failures[0].Host != "mx.one.example" || r.Policies[0].Policy.Domain != "backends.old.smtp" {
+		t.Errorf("%+v of %+v", one, r)
 	}
 }

@@ -53,15 +53,13 @@ var testDay = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
 
 func testReport() tlspolicy.Report {
 	var c tlspolicy.Counts
-	c.Add(testDay.Add(time.Hour), "backends.old.smtp", "sts", tlspolicy.Success)
-	c.Add(testDay.Add(2*time.Hour), "backends.old.smtp", "sts", tlspolicy.Expired)
-	c.Add(testDay.Add(2*time.Hour), "backends.new.smtp", "", tlspolicy.Success)
-	r, ok := c.Reports("mx.example.org", map[string]string{"backends.old.smtp": "mx1.example.com"})[0].
-		For("example.com", "2026-11-20_a@mx.example.org", map[string]bool{"backends.old.smtp": true}, []string{"version: STSv1", "mode: testing"})
-	if !ok {
-		panic("no report")
+	ours := tlspolicy.Session{Server: "backends.old.smtp", Host: "mx1.example.com", Owner: "example.com", Policy: "sts"}
+	for _, result := range []string{tlspolicy.Success, tlspolicy.Expired} {
+		ours.Result = result
+		c.Add(testDay.Add(time.Hour), ours)
 	}
-	return r
+	c.Add(testDay.Add(2*time.Hour), tlspolicy.Session{Server: "backends.new.smtp", Result: tlspolicy.Success})
+	return c.Reports("mx.example.org")[0].For("example.com", "2026-11-20_a@mx.example.org", []string{"version: STSv1", "mode: testing"})
 }
 
 // read unpacks a report.
