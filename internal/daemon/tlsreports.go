@@ -200,6 +200,7 @@ func (t *tlsReports) domain(ctx context.Context, day, domain string, r tlspolicy
 			continue
 		}
 		t.state.Sent = append(t.state.Sent, done)
+		t.save(ctx) // a kill must not have it told again
 		t.told(true)
 		t.log.Info("a report about TLS was sent", "domain", domain, "to", target, "report", r.ID)
 	}

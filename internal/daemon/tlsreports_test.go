@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"mime/multipart"
 	"net/smtp"
 	"os"
@@ -22,6 +23,7 @@ import (
 
 	"crossfade/internal/mailtest/realtest"
 	"crossfade/mail"
+	"crossfade/relay/resolver"
 	"crossfade/relay/tlspolicy"
 	"crossfade/relay/tlsreport"
 )
@@ -146,6 +148,59 @@ queue: {min_free: 0}
 	}
 	if asked != 1 {
 		t.Errorf("asked %d times for somebody who wants none", asked)
+	}
+}
+
+// keptRecords is a ledger in memory.
+type keptRecords map[string][]byte
+
+func (k keptRecords) LoadLedger(context.Context, string) (map[string][]byte, error) { return k, nil }
+
+func (k keptRecords) SaveLedger(_ context.Context, _, name string, data []byte) error {
+	k[name] = data
+	return nil
+}
+
+// TestTLSReportsKilled: what was told before a kill is not told again after it, though there was more to tell.
+func TestTLSReportsKilled(t *testing.T) {
+	res, err := resolver.New(resolver.Config{Servers: []string{"127.0.0.1:9"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+	kept, told := keptRecords{}, map[string]int{}
+	begin := func(killed bool) *tlsReports {
+		r := &tlsReports{
+			policies: newTLSPolicies(res, "", nil), organization: "mx.example.org", node: "a", ledger: kept, told: func(bool) {}, log: slog.New(slog.DiscardHandler),
+			now: func() time.Time { return day.AddDate(0, 0, 1).Add(reportsSpread) }, again: map[string]time.Time{},
+		}
+		r.sender, err = tlsreport.New(tlsreport.Config{
+			Contact: mail.Address{Local: "a", Domain: "example.org"},
+			Sign:    func(m []byte) ([]byte, error) { return m, nil },
+			LookupTXT: func(context.Context, string) ([]string, error) {
+				return []string{"v=TLSRPTv1; rua=mailto:one@one.example,mailto:two@two.example"}, nil
+			},
+			Submit: func(_ context.Context, env *mail.Envelope, _ []byte) error {
+				if told[env.Recipients[0].Addr.Local]++; killed && env.Recipients[0].Addr.Local == "two" {
+					return errors.New("killed")
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.policies.sts.Close)
+		return r
+	}
+	first := begin(true)
+	first.policies.counts.Restore([]tlspolicy.Count{{Day: day.Format(time.DateOnly), Session: tlspolicy.Session{Owner: "one.example", Result: "success"}, Sessions: 1}})
+	first.send(t.Context()) // and nothing is saved any more
+	second := begin(false)
+	second.load(t.Context())
+	second.send(t.Context())
+	if told["one"] != 1 || told["two"] != 2 {
+		t.Errorf("told: %v", told)
 	}
 }
 
