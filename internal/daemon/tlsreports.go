@@ -32,7 +32,7 @@ const (
 type tlsReports struct {
 	policies     *tlsPolicies
 	organization string
-	node         string
+	node         string // of several; empty: it is the only one, whatever the machine is called
 	ledger       interface {
 		LoadLedger(ctx context.Context, user string) (map[string][]byte, error)
 		SaveLedger(ctx context.Context, user, name string, data []byte) error
@@ -61,8 +61,12 @@ type sentReport struct {
 }
 
 func (d *Daemon) newTLSReports() (*tlsReports, error) {
+	node := d.cfg.Node
+	if node == "" && shared(d.cfg) {
+		node = d.nodeName()
+	}
 	t := &tlsReports{
-		policies: d.policies, organization: d.cfg.Hostname, node: d.nodeName(), ledger: d.store, log: d.log, now: time.Now,
+		policies: d.policies, organization: d.cfg.Hostname, node: node, ledger: d.store, log: d.log, now: time.Now,
 		told: d.metrics.TLSReported, again: map[string]time.Time{},
 	}
 	if !d.cfg.SMTP.TLSReports.Enabled() {
@@ -162,11 +166,19 @@ func (t *tlsReports) send(ctx context.Context) {
 			if now.Before(t.again[domain]) {
 				continue
 			}
-			if !t.domain(ctx, day, domain, r.For(domain, day+"_"+t.node+"@"+t.organization, t.policies.sts.Lines(domain))) {
+			if !t.domain(ctx, day, domain, r.For(domain, t.id(day), t.policies.sts.Lines(domain))) {
 				t.again[domain] = now.Add(reportsAgain)
 			}
 		}
 	}
+}
+
+// id is the name of this node's reports of a day.
+func (t *tlsReports) id(day string) string {
+	if t.node != "" {
+		day += "_" + t.node
+	}
+	return day + "@" + t.organization
 }
 
 // spread is when after midnight the reports of this node go.

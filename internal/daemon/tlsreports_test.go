@@ -102,7 +102,7 @@ queue: {min_free: 0}
 	}
 	report := attached(t, msg)
 	text, _ := json.Marshal(report)
-	if report.ID == "" || report.Contact != "postmaster@example.org" || len(report.Policies) != 1 || report.Policies[0].Policy.Domain != "good.test" ||
+	if report.ID != today.Format(time.DateOnly)+"@mx.example.org" || report.Contact != "postmaster@example.org" || len(report.Policies) != 1 || report.Policies[0].Policy.Domain != "good.test" ||
 		report.Policies[0].Policy.Type != tlspolicy.NoPolicy || report.Policies[0].Summary.Successful+report.Policies[0].Summary.Failed == 0 ||
 		!report.Range.Start.Equal(today) {
 		t.Errorf("the report is %s", text)
@@ -191,6 +191,9 @@ func TestTLSReportsKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(r.policies.sts.Close)
+		if id := r.id("2026-11-20"); id != "2026-11-20_a@mx.example.org" {
+			t.Errorf("the report is %s", id)
+		}
 		return r
 	}
 	first := begin(true)
