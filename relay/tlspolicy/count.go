@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -161,7 +162,7 @@ type ReportPolicy struct {
 	Type   string   `json:"policy-type" enum:"tlsa,sts,no-policy-found"`
 	Lines  []string `json:"policy-string,omitempty" doc:"Of MTA-STS, in reports that are sent."`
 	Domain string   `json:"policy-domain" doc:"The server as the configuration names it."`
-	Hosts  []string `json:"mx-host"`
+	Hosts  []string `json:"mx-host" doc:"The server's host; of MTA-STS, in reports that are sent, those that the policy allows."`
 }
 
 // ReportSummary counts sessions.
@@ -197,12 +198,25 @@ func (r Report) For(owner, id string, sts []string) Report {
 			continue
 		}
 		p.Policy.Domain = owner
-		if p.Policy.Type == "sts" {
+		if p.Policy.Type == RuleSTS {
 			p.Policy.Lines = sts
+			if mx := named(sts); len(mx) > 0 {
+				p.Policy.Hosts = mx
+			}
 		}
 		r.Policies = append(r.Policies, p)
 	}
 	return r
+}
+
+// named are the hosts that an MTA-STS policy allows, as it writes them: what mx-host is of such a policy (RFC 8460, 4.4).
+func named(policy []string) (mx []string) {
+	for _, line := range policy {
+		if host, ok := strings.CutPrefix(line, "mx: "); ok {
+			mx = append(mx, host)
+		}
+	}
+	return mx
 }
 
 // Reports gives the days that are known, the latest first.

@@ -66,10 +66,16 @@ func TestSTSPolicy(t *testing.T) {
 		}
 	}
 	look("no record", false, 0)
+	if got := s.Lines("example.org"); got != nil {
+		t.Errorf("the lines of no policy are %q", got)
+	}
 	w.id = "1"
 	look("too early to look again", false, 0)
 	w.now = w.now.Add(6 * time.Minute)
 	look("a record", true, 1)
+	if got := s.Lines("example.org"); !slices.Equal(got, []string{"version: STSv1", "mode: enforce", "mx: *.example.org", "max_age: 604800"}) {
+		t.Errorf("its lines are %q", got)
+	}
 	w.now = w.now.Add(6 * time.Minute)
 	look("the same record", true, 1)
 	w.id, w.policy.Mode = "2", "testing"

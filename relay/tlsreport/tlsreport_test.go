@@ -59,7 +59,7 @@ func testReport() tlspolicy.Report {
 		c.Add(testDay.Add(time.Hour), ours)
 	}
 	c.Add(testDay.Add(2*time.Hour), tlspolicy.Session{Server: "backends.new.smtp", Result: tlspolicy.Success})
-	return c.Reports("mx.example.org")[0].For("example.com", "2026-11-20_a@mx.example.org", []string{"version: STSv1", "mode: testing"})
+	return c.Reports("mx.example.org")[0].For("example.com", "2026-11-20_a@mx.example.org", []string{"version: STSv1", "mode: testing", "mx: *.example.com", "mx: mx.example.net", "max_age: 86400"})
 }
 
 // read unpacks a report.
@@ -77,7 +77,7 @@ func read(t *testing.T, packed []byte) (out map[string]any) {
 
 // wantReport is the report as RFC 8460, 4.4 writes it.
 const wantReport = `{"organization-name":"mx.example.org","date-range":{"start-datetime":"2026-11-20T00:00:00Z","end-datetime":"2026-11-20T23:59:59Z"},
-"contact-info":"postmaster@example.org","report-id":"2026-11-20_a@mx.example.org","policies":[{"policy":{"policy-type":"sts","policy-string":["version: STSv1","mode: testing"],"policy-domain":"example.com","mx-host":["mx1.example.com"]},
+"contact-info":"postmaster@example.org","report-id":"2026-11-20_a@mx.example.org","policies":[{"policy":{"policy-type":"sts","policy-string":["version: STSv1","mode: testing","mx: *.example.com","mx: mx.example.net","max_age: 86400"],"policy-domain":"example.com","mx-host":["*.example.com","mx.example.net"]},
 "summary":{"total-successful-session-count":1,"total-failure-session-count":1},"failure-details":[{"result-type":"certificate-expired","receiving-mx-hostname":"mx1.example.com","failed-session-count":1}]}]}`
 
 func sameReport(t *testing.T, packed []byte) {
