@@ -175,11 +175,11 @@ func (a *ACME) Run(ctx context.Context) error {
 	}
 }
 
-// due is when a certificate is asked for next.
+// due is when a certificate is asked for next, or the key of the account, when there is none yet.
 func (a *ACME) due() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.next.IsZero() {
+	if a.next.IsZero() && a.client.Key != nil {
 		a.next = renewAt(a.current.Load(), a.cfg.Names)
 	}
 	return a.next
@@ -217,6 +217,9 @@ var errDue = errors.New("the new certificate is for other names, or has to be re
 func (a *ACME) attempt(ctx context.Context) {
 	if a.client.Key == nil {
 		if err := a.account(); err != nil {
+			if a.cfg.Attempted != nil {
+				a.cfg.Attempted(false)
+			}
 			a.failed(err)
 			return
 		}

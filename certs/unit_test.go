@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"crossfade/internal/mailtest"
@@ -271,6 +272,52 @@ func TestDamagedAccount(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(store.dir, accountFile)); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestDamagedAccountAndAddress: an account key that cannot be read is told and read again also when an address for challenges
+// was taken at first, and each time is counted.
+func TestDamagedAccountAndAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		taken, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		failed := 0
+		cfg := ACMEConfig{
+			Name: "smtp.tls", Directory: "https://ca.example/dir", Names: []string{"mx.example.org"}, Dir: t.TempDir(), HTTP01: taken.Addr().String(),
+			Attempted: func(ok bool) {
+				if !ok {
+					failed++
+				}
+			},
+		}
+		if err := newACMEStore(cfg.Dir, cfg.Directory).write(accountFile, []byte("damaged")); err != nil {
+			t.Fatal(err)
+		}
+		a, err := NewACME(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair := &tls.Certificate{Leaf: &x509.Certificate{DNSNames: cfg.Names, NotBefore: time.Now(), NotAfter: time.Now().AddDate(0, 3, 0)}}
+		a.current.Store(pair)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { a.serveChallenges(ctx) })
+		synctest.Wait()
+		if s := a.Status(); !strings.Contains(s.Problem, "http-01") {
+			t.Errorf("%+v: the address is taken", s)
+		}
+		_ = taken.Close()
+		<-a.bound
+		if due := a.due(); due.After(time.Now()) {
+			t.Errorf("the account key is read again in %s", time.Until(due))
+		}
+		if a.attempt(ctx); failed != 1 || !strings.Contains(a.Status().Problem, "remove the file") {
+			t.Errorf("%+v, %d failures", a.Status(), failed)
+		}
+		cancel()
+		wg.Wait()
+	})
 }
 
 // TestStoreKeepsPairs: a damaged file is no certificate, and another directory URL has nothing to do with the first.
