@@ -119,7 +119,7 @@ func lineEnd(p []byte, i int) bool {
 	return i > 0 && i+2 < len(p) && p[i+1] == '\n' && p[i+2] != '\r'
 }
 
-// content writes what waited, and then p, which has no line end in it.
+// content writes what waited, and then p, which neither begins nor ends with a line end.
 func (b *BodyHash) content(p []byte) {
 	b.ends(b.lines)
 	b.lines = 0

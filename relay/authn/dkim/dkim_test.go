@@ -272,3 +272,25 @@ func TestAny(t *testing.T) {
 		}
 	}
 }
+
+// TestHeaderGrows: the budget knows all that a header holds: what it has outgrown is given back.
+func TestHeaderGrows(t *testing.T) {
+	h := Header{Budget: NewBudget(1 << 20)}
+	defer h.Release()
+	line := []byte("A: " + strings.Repeat("b", 95) + "\r\n")
+	for range 300 {
+		h.Write(line)
+		held := cap(h.buf)
+		if h.pooled != nil && &h.buf[0] != &h.pooled[0] {
+			held += len(h.pooled)
+		}
+		if int64(held) != h.Budget.Used() {
+			t.Fatalf("%d octets are held of %d, and %d counted", held, len(h.buf), h.Budget.Used())
+		}
+	}
+	h.Write([]byte("\r\n"))
+	f, err := h.Fields()
+	if err != nil || f.Count("a") != 300 || f.Named("a")[299].Text() != string(line[2:]) {
+		t.Errorf("%v, %d fields", err, f.Count("a"))
+	}
+}

@@ -108,6 +108,7 @@ func (h *Header) grow(n int) bool {
 		return true
 	}
 	h.buf = append(make([]byte, 0, want), h.buf...)
+	h.unpool() // it is not counted any more
 	return true
 }
 
@@ -117,14 +118,19 @@ var headers = sync.Pool{New: func() any { return new([firstHeld]byte) }}
 // Release gives back what was asked of the budget, and the memory, when nothing of the header, nor of its Fields, is
 // used any more. It may be called more than once.
 func (h *Header) Release() {
-	if h.pooled != nil {
-		headers.Put(h.pooled)
-		h.pooled = nil
-	}
+	h.unpool()
 	if h.Budget != nil {
 		h.Budget.used.Add(-h.held)
 	}
 	h.held, h.buf, h.over = 0, nil, true
+}
+
+// unpool gives back the memory that buf began in, of which nothing is used any more.
+func (h *Header) unpool() {
+	if h.pooled != nil {
+		headers.Put(h.pooled)
+		h.pooled = nil
+	}
 }
 
 // Err tells why not all of the header was taken; nil: it was.
