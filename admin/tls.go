@@ -15,7 +15,7 @@ type TLSAPI interface {
 
 // TLSReports are what the last days brought.
 type TLSReports struct {
-	Reports []tlspolicy.Report `json:"reports" doc:"Today and the day before (UTC), as far as this process knows them, each in the shape of RFC 8460, 4.4."`
+	Reports []tlspolicy.Report `json:"reports" doc:"Today and the day before (UTC), as far as this node knows them, each in the shape of RFC 8460, 4.4."`
 }
 
 func (s *Server) registerTLS() {

@@ -168,7 +168,7 @@ type BackendTLS struct {
 // Routing says how recipients are found.
 type Routing struct {
 	Unknown    string `yaml:"unknown" enum:"verify|reject|old|new" doc:"What to do with an address that is in no table: verify asks both sides, reject refuses it, old and new send it there."`
-	Outbound   string `yaml:"outbound" enum:"old|new" doc:"Which backend relays our own bounces and delay notices to senders outside, where there is no smtp.smart_host. It has to allow that for this host; what it refuses is parked."`
+	Outbound   string `yaml:"outbound" enum:"old|new" doc:"Which backend relays what is our own (bounces, delay notices, reports about TLS) to addresses outside, where there is no smtp.smart_host. It has to allow that for this host; what it refuses is parked."`
 	Subaddress string `yaml:"subaddress" doc:"Character that separates user from tag: user+tag@ belongs to user@. The empty string turns this off."`
 }
 

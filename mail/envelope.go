@@ -113,7 +113,7 @@ type Envelope struct {
 	Trace string `json:"trace,omitempty"`
 	// RequireTLS says that REQUIRETLS was given (RFC 8689).
 	RequireTLS bool `json:"requiretls,omitempty"`
-	// TLSOptional says that the header has TLS-Required: No (RFC 8689, 5): what the
+	// TLSOptional says that the header has TLS-Required: No (RFC 8689, 3): what the
 	// owner of the next server publishes about TLS is not to be in the way.
 	TLSOptional bool `json:"tlsoptional,omitempty"`
 }

@@ -196,7 +196,7 @@ func (s *Sender) post(ctx context.Context, target string, packed []byte) error {
 	return nil
 }
 
-// mail queues it as a message (RFC 8460, 5.3), which says itself that no policy about TLS is to be in its way (RFC 8689, 5):
+// mail queues it as a message (RFC 8460, 5.3), which says itself that no policy about TLS is to be in its way (RFC 8689, 3):
 // it may be what tells of one that no server meets.
 func (s *Sender) mail(ctx context.Context, domain string, to mail.Address, r tlspolicy.Report, packed []byte) error {
 	if s.cfg.Sign == nil {
