@@ -42,6 +42,11 @@ func (k *checker) tlsReports() {
 	local, domain, _ := strings.Cut(t.Contact, "@")
 	if _, err := NormalDomain(domain); err != nil || !plainLocal.MatchString(local) {
 		k.fail("smtp.tls_reports.contact", "%q is no address in ASCII: write one that is read, such as postmaster@example.org", t.Contact)
+		return
+	}
+	signer := strings.ToLower(k.c.SMTP.ARC.Domain)
+	if domain = strings.ToLower(domain); signer != "" && domain != signer && !strings.HasSuffix(domain, "."+signer) && !strings.HasSuffix(signer, "."+domain) {
+		k.fail("smtp.tls_reports.contact", "reports by mail are signed as %s (smtp.arc.domain), and are taken for forged (DMARC) when they come from %s: write an address of that domain", signer, domain)
 	}
 }
 

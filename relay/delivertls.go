@@ -64,7 +64,7 @@ func (r deliverRules) unprotected(v *deliverVerdict, item queue.Item, rcpt mail.
 func (b *Backend) dialFree(ctx context.Context, o smtpclient.Origin) (*backendConn, error) {
 	b.makeRoom()
 	t := b.currentTarget()
-	t.Policy = nil
+	t.Policy, t.TLSResult = nil, nil // nor counted for the owner of a policy that was not asked (RFC 8460, 3)
 	c, err := smtpclient.DialAs(ctx, t, o)
 	if errors.Is(err, smtpclient.ErrOrigin) {
 		b.originRefused(o, err)

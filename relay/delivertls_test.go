@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -153,9 +154,15 @@ func TestDeliverTLSOptional(t *testing.T) {
 		return smtpclient.Rule{Name: "tlsa", Require: true, Alone: true, Verify: func(tls.ConnectionState) error { return errors.New("another key") }}, nil
 	}
 	for _, mode := range []smtpclient.Mode{smtpclient.Opportunistic, smtpclient.Required} {
+		var counted atomic.Int64
 		s := newOutSite(t, func(_ *DelivererConfig, b map[mail.Route]*BackendConfig) {
 			b[mail.Old].Target = outTarget(sink)
 			b[mail.Old].Target.Mode, b[mail.Old].Target.Policy, b[mail.Old].Failures = mode, policy, 100
+			b[mail.Old].Target.TLSResult = func(rule string, _ error) {
+				if counted.Add(1); rule != "tlsa" {
+					t.Errorf("a connection under the policy %q is counted: nobody asked for one", rule)
+				}
+			}
 		})
 		for _, c := range []struct {
 			optional bool
@@ -169,6 +176,9 @@ func TestDeliverTLSOptional(t *testing.T) {
 			if r := s.q.outKinds(t, id)[0]; r.kind != want {
 				t.Errorf("%s, optional %t: %s: %s", mode, c.optional, r.kind, r.last)
 			}
+		}
+		if counted.Load() < 3 {
+			t.Errorf("%d connections were counted", counted.Load())
 		}
 	}
 }

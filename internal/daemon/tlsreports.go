@@ -42,9 +42,10 @@ type tlsReports struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	state tlsState
-	saved []byte // the state as the ledger has it
-	again map[string]time.Time
+	state  tlsState
+	loaded bool   // what was kept is in state
+	saved  []byte // the state as the ledger has it
+	again  map[string]time.Time
 }
 
 // tlsState is what is kept.
@@ -117,26 +118,38 @@ func (t *tlsReports) run(ctx context.Context) error {
 			t.save(last)
 			return nil
 		case <-tick.C:
+			t.load(ctx)
 			t.send(ctx)
 			t.save(ctx)
 		}
 	}
 }
 
-// load takes up what was kept. What cannot be read is missing in the next report, and nothing else.
+// load takes up what was kept, unless that was done. Until it can be read nothing is sent, nor saved over it; what is
+// damaged is missing in the next report, and nothing else.
 func (t *tlsReports) load(ctx context.Context) {
-	records, err := t.ledger.LoadLedger(ctx, tlsRecords)
-	if err == nil && records[tlsCounts+t.node] != nil {
-		err = json.Unmarshal(records[tlsCounts+t.node], &t.state)
+	if t.loaded {
+		return
 	}
+	records, err := t.ledger.LoadLedger(ctx, tlsRecords)
 	if err != nil {
-		t.log.Warn("the counts of TLS from before the start cannot be read and are begun anew", "error", err)
-		t.state = tlsState{}
+		t.log.Warn("the counts of TLS from before the start cannot be read now; that is tried again", "error", err)
+		return
+	}
+	t.loaded = true
+	if kept := records[tlsCounts+t.node]; kept != nil {
+		if err := json.Unmarshal(kept, &t.state); err != nil {
+			t.log.Error("the counts of TLS from before the start are damaged and are begun anew", "error", err)
+			t.state = tlsState{}
+		}
 	}
 	t.policies.counts.Restore(t.state.Counts)
 }
 
 func (t *tlsReports) save(ctx context.Context) {
+	if !t.loaded {
+		return
+	}
 	t.state.Counts = t.policies.counts.All()
 	data, err := json.Marshal(t.state)
 	if err != nil || bytes.Equal(data, t.saved) || t.saved == nil && len(t.state.Counts)+len(t.state.Sent) == 0 {
@@ -155,7 +168,7 @@ func (t *tlsReports) send(ctx context.Context) {
 	midnight := now.Truncate(24 * time.Hour)
 	day := midnight.AddDate(0, 0, -1).Format(time.DateOnly)
 	t.state.Sent = slices.DeleteFunc(t.state.Sent, func(s sentReport) bool { return s.Day != day })
-	if t.sender == nil || now.Before(midnight.Add(t.spread())) {
+	if t.sender == nil || !t.loaded || now.Before(midnight.Add(t.spread())) {
 		return
 	}
 	for _, r := range t.policies.counts.Reports(t.organization) {
@@ -208,7 +221,9 @@ func (t *tlsReports) domain(ctx context.Context, day, domain string, r tlspolicy
 		}
 		if err := t.sender.Send(ctx, domain, target, r); err != nil {
 			t.failed(domain, target, err)
-			all = false
+			if !errors.Is(err, tlsreport.ErrUnsigned) { // which only an operator mends
+				all = false
+			}
 			continue
 		}
 		t.state.Sent = append(t.state.Sent, done)
@@ -224,5 +239,9 @@ func (t *tlsReports) domain(ctx context.Context, day, domain string, r tlspolicy
 
 func (t *tlsReports) failed(domain, target string, err error) {
 	t.told(false)
+	if errors.Is(err, tlsreport.ErrUnsigned) {
+		t.log.Warn("a report about TLS is not sent", "domain", domain, "to", target, "error", err)
+		return
+	}
 	t.log.Warn("a report about TLS was not sent; that is tried again until the day is over", "domain", domain, "to", target, "error", err, "next", t.now().Add(reportsAgain))
 }

@@ -53,7 +53,7 @@ smtp:
   arc: {domain: good.test, selector: sel, key: %s}
   smart_host: {url: "smtp+insecure://%s"}
   trusted: [192.0.2.0/24]
-  tls_reports: {contact: postmaster@example.org}
+  tls_reports: {contact: postmaster@good.test}
 admin: {listen: "127.0.0.1:0", token_file: ./admin.token}
 backends:
   old: {smtp: "smtp://%s", tls: {mta_sts: good.test}}
@@ -75,9 +75,17 @@ queue: {min_free: 0}
 		if err != nil {
 			t.Fatal(err)
 		}
+		r.load(t.Context())
 		return r
 	}
-	today := time.Now().UTC().Truncate(24 * time.Hour)
+	counted := s.d.policies.counts.All()
+	if len(counted) == 0 {
+		t.Fatal("nothing was counted")
+	}
+	today, err := time.Parse(time.DateOnly, counted[0].Day)
+	if err != nil {
+		t.Fatal(err)
+	}
 	at := func(r *tlsReports, when time.Time) {
 		r.now = func() time.Time { return when }
 		r.send(t.Context())
@@ -93,7 +101,6 @@ queue: {min_free: 0}
 	// As after a restart.
 	s.d.policies.counts = tlspolicy.Counts{}
 	r = begin()
-	r.load(t.Context())
 	late := today.AddDate(0, 0, 1).Add(reportsSpread)
 	at(r, late)
 	msg := s.delivered()
@@ -102,7 +109,7 @@ queue: {min_free: 0}
 	}
 	report := attached(t, msg)
 	text, _ := json.Marshal(report)
-	if report.ID != today.Format(time.DateOnly)+"@mx.example.org" || report.Contact != "postmaster@example.org" || len(report.Policies) != 1 || report.Policies[0].Policy.Domain != "good.test" ||
+	if report.ID != today.Format(time.DateOnly)+"@mx.example.org" || report.Contact != "postmaster@good.test" || len(report.Policies) != 1 || report.Policies[0].Policy.Domain != "good.test" ||
 		report.Policies[0].Policy.Type != tlspolicy.NoPolicy || report.Policies[0].Summary.Successful+report.Policies[0].Summary.Failed == 0 ||
 		!report.Range.Start.Equal(today) {
 		t.Errorf("the report is %s", text)
@@ -111,7 +118,6 @@ queue: {min_free: 0}
 	// It is told once, also after another restart.
 	at(r, late.Add(time.Hour))
 	r = begin()
-	r.load(t.Context())
 	at(r, late.Add(2*time.Hour))
 	if got := out.Messages(); len(got) != 0 {
 		t.Errorf("told again: %d messages", len(got))
@@ -123,6 +129,7 @@ queue: {min_free: 0}
 	// What the DNS cannot tell now is tried again in an hour.
 	s.d.policies.counts.Restore([]tlspolicy.Count{{Day: today.Format(time.DateOnly), Session: tlspolicy.Session{Server: "backends.old.smtp", Owner: "good.test", Policy: "sts", Result: "success"}, Sessions: 1}})
 	r = begin()
+	r.state.Sent = nil
 	asked, answer := 0, errors.New("no answer")
 	if r.sender, err = tlsreport.New(tlsreport.Config{
 		Contact: mail.Address{Local: "a", Domain: "example.org"},
@@ -197,6 +204,7 @@ func TestTLSReportsKilled(t *testing.T) {
 		return r
 	}
 	first := begin(true)
+	first.load(t.Context())
 	first.policies.counts.Restore([]tlspolicy.Count{{Day: day.Format(time.DateOnly), Session: tlspolicy.Session{Owner: "one.example", Result: "success"}, Sessions: 1}})
 	first.send(t.Context()) // and nothing is saved any more
 	second := begin(false)
@@ -205,6 +213,48 @@ func TestTLSReportsKilled(t *testing.T) {
 	if told["one"] != 1 || told["two"] != 2 {
 		t.Errorf("told: %v", told)
 	}
+	// A ledger that cannot be read is not written over, and what it may say was told is not told again.
+	before := string(kept["counts/a"])
+	third := begin(false)
+	third.ledger = deafRecords{kept}
+	third.policies.counts.Restore([]tlspolicy.Count{{Day: day.Format(time.DateOnly), Session: tlspolicy.Session{Owner: "one.example", Result: "success"}, Sessions: 1}})
+	third.load(t.Context())
+	third.send(t.Context())
+	third.save(t.Context())
+	if told["one"] != 1 || string(kept["counts/a"]) != before || before == "" {
+		t.Errorf("told: %v; kept %s, before %s", told, kept["counts/a"], before)
+	}
+	// Without a key nothing goes by mail, and that is not tried each hour.
+	unsigned := begin(false)
+	failed, asked := 0, 0
+	unsigned.told = func(bool) { failed++ }
+	if unsigned.sender, err = tlsreport.New(tlsreport.Config{
+		Contact: mail.Address{Local: "a", Domain: "example.org"},
+		LookupTXT: func(context.Context, string) ([]string, error) {
+			asked++
+			return []string{"v=TLSRPTv1; rua=mailto:one@one.example"}, nil
+		},
+		Submit: func(context.Context, *mail.Envelope, []byte) error { return errors.New("unsigned") },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	unsigned.ledger = keptRecords{}
+	unsigned.load(t.Context())
+	unsigned.policies.counts.Restore([]tlspolicy.Count{{Day: day.Format(time.DateOnly), Session: tlspolicy.Session{Owner: "one.example", Result: "success"}, Sessions: 1}})
+	for i := range 3 {
+		unsigned.now = func() time.Time { return day.AddDate(0, 0, 1).Add(reportsSpread + time.Duration(i)*reportsAgain) }
+		unsigned.send(t.Context())
+	}
+	if failed != 1 || asked != 1 {
+		t.Errorf("failed %d times, asked %d times", failed, asked)
+	}
+}
+
+// deafRecords is a ledger that cannot be read now.
+type deafRecords struct{ keptRecords }
+
+func (deafRecords) LoadLedger(context.Context, string) (map[string][]byte, error) {
+	return nil, errors.New("it does not answer")
 }
 
 // attached is the report in a message.
