@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -259,6 +260,11 @@ func (c *company) judge(took time.Duration) {
 		}
 		return last.wrong()
 	}
+	defer func() {
+		if t.Failed() && last != nil {
+			c.explain(last)
+		}
+	}()
 	waitFor(t, 2*time.Minute, "every message to be exactly once in the mailbox that its user reads", look)
 	after := time.Since(settled)
 	sleep(t.Context(), 8*time.Second)
@@ -269,6 +275,33 @@ func (c *company) judge(took time.Duration) {
 	c.audit(ways[outside], maybe)
 	figure(t, "%d people, %d kills -9, %s; messages that lay on old %d, from outside %d (reply lost: %d), straight to old %d, straight to new %d; deleted by their users %d; found %d, missing 0, twice 0, deleted and still there 0 (come back for a reason that docs/faults.md names: %d), %s after the last one was sent",
 		len(c.people), c.relay.kills, took.Round(time.Second), ways[past], ways[outside], maybe, ways[stale], ways[within], deleted, last.messages, last.returned, after.Round(time.Second))
+}
+
+// explain shows what the relay knows of messages that are not as they should be, and what it did with the mailboxes of their
+// users.
+func (c *company) explain(a *tally) {
+	c.t.Helper()
+	text, err := os.ReadFile(c.relay.log)
+	if err != nil {
+		c.t.Log(err)
+	}
+	wrong := slices.Concat(a.missing, a.twice, a.strange, a.undead)
+	for _, what := range wrong[:min(len(wrong), 3)] {
+		id, _, _ := strings.Cut(what, " ")
+		life, err := c.relay.ask("why", "--no-look", id+"@outside.test")
+		e := c.book.entries[id]
+		c.t.Logf("%s: %+v\n%s%v", what, e, life, err)
+		if e == nil {
+			continue
+		}
+		var lines []string
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, e.to.addr) || strings.Contains(line, id) || strings.Contains(line, "crossfade is up") {
+				lines = append(lines, line)
+			}
+		}
+		c.t.Logf("the log of crossfade about it and its user:\n%s", strings.Join(lines[max(0, len(lines)-300):], ""))
+	}
 }
 
 // audit has the product count too: what it knows of is what came to it from outside.
