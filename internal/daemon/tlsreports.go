@@ -58,7 +58,7 @@ type tlsState struct {
 type sentReport struct {
 	Day    string `json:"day"`
 	Domain string `json:"domain"`
-	Target string `json:"target"` // empty: the domain wants none
+	Target string `json:"target"` // empty: there is nothing left to tell the domain
 }
 
 func (d *Daemon) newTLSReports() (*tlsReports, error) {
@@ -84,7 +84,8 @@ func (d *Daemon) newTLSReports() (*tlsReports, error) {
 			return nil, fmt.Errorf("smtp.arc.key: %w", err)
 		}
 		cfg.Sign = func(message []byte) ([]byte, error) {
-			field, err := dkim.Sign(message, a.Domain, a.Selector, key.Signer(), tlsreport.Signed, time.Now())
+			signer := dkim.Signer{Domain: a.Domain, Selector: a.Selector, Key: key.Signer(), Names: tlsreport.Signed} // the key may change
+			field, err := signer.Sign(message, time.Now())
 			return append([]byte(field), message...), err
 		}
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -202,7 +204,7 @@ func (a *tally) wrong() error {
 
 // count looks into the mailbox that each user reads.
 func (c *company) count() (*tally, error) {
-	a, seen := &tally{}, map[string]bool{}
+	a, seen, told := &tally{}, map[string]bool{}, map[*person]int{}
 	for _, p := range c.people {
 		there, err := contents(c.reads(p), p.addr)
 		if err != nil {
@@ -215,7 +217,10 @@ func (c *company) count() (*tally, error) {
 			switch {
 			case e == nil || e.to != p:
 				a.strange = append(a.strange, what)
-			case e.gone && (e.touched || e.way == outside && c.sentAgain(id) || c.stays(p)):
+			case e.gone && (e.touched || e.way == outside && c.sentAgain(id)):
+				a.returned++
+			case e.gone && told[p] < c.stays(p):
+				told[p]++
 				a.returned++
 			case e.gone:
 				a.undead = append(a.undead, what)
@@ -240,19 +245,32 @@ func (c *company) sentAgain(id string) bool {
 	return err == nil && strings.Contains(life, "sent again, so it may arrive twice")
 }
 
-// stays tells whether the relay said of a user that deletions of his were not carried over, because it could not tell which
-// message they were of after a kill.
-func (c *company) stays(p *person) bool {
+// deletionsLeft is how the relay says that deletions were not carried over, because it could not tell which message they
+// were of after a kill.
+var deletionsLeft = regexp.MustCompile(`folder=(\S+) .*class=deletions text="(\d+) messages were deleted on the source and stay`)
+
+// stays is of how many messages of a user the relay said that, in one pass, over all folders.
+func (c *company) stays(p *person) (n int) {
 	text, err := os.ReadFile(c.relay.log)
 	if err != nil {
 		c.t.Error(err)
 	}
+	most := map[string]int{} // by folder
 	for line := range strings.Lines(string(text)) {
-		if strings.Contains(line, "user="+p.addr+" ") && strings.Contains(line, "class=deletions") && strings.Contains(line, "were deleted on the source and stay") {
-			return true
+		m := deletionsLeft.FindStringSubmatch(line)
+		if m == nil || !strings.Contains(line, "user="+p.addr+" ") {
+			continue
 		}
+		left, err := strconv.Atoi(m[2])
+		if err != nil {
+			c.t.Error(err)
+		}
+		most[m[1]] = max(most[m[1]], left)
 	}
-	return false
+	for _, left := range most {
+		n += left
+	}
+	return n
 }
 
 func wayOf(e *entry) way {

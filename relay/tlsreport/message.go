@@ -20,16 +20,26 @@ func messageID(id mail.ID, from mail.Address) string {
 	return "<" + string(id) + "@" + from.Domain + ">"
 }
 
-// write makes the message of a report, with CRLF line ends.
-func write(id mail.ID, from, to mail.Address, domain string, r tlspolicy.Report, packed []byte, now time.Time) []byte {
-	boundary := "=_" + string(id)
+// letter is a report on its way by mail.
+type letter struct {
+	id       mail.ID
+	from, to mail.Address
+	date     time.Time
+	domain   string // that it is about
+	report   tlspolicy.Report
+	packed   []byte // the same as it is sent
+}
+
+// write makes the message, with CRLF line ends.
+func (l *letter) write() []byte {
+	boundary, domain, r, text := "=_"+string(l.id), l.domain, l.report, base64.StdEncoding.EncodeToString(l.packed)
 	var b bytes.Buffer
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\r\n", args...) }
-	line("From: <%s>", from)
-	line("To: <%s>", to)
+	line("From: <%s>", l.from)
+	line("To: <%s>", l.to)
 	line("Subject: Report Domain: %s\r\n Submitter: %s\r\n Report-ID: <%s>", domain, r.Organization, r.ID)
-	line("Date: %s", now.Format(time.RFC1123Z))
-	line("Message-ID: %s", messageID(id, from))
+	line("Date: %s", l.date.Format(time.RFC1123Z))
+	line("Message-ID: %s", messageID(l.id, l.from))
 	line("Auto-Submitted: auto-generated")
 	line("TLS-Required: No")
 	line("TLS-Report-Domain: %s", domain)
@@ -45,8 +55,7 @@ func write(id mail.ID, from, to mail.Address, domain string, r tlspolicy.Report,
 	line("by %s.", r.Organization)
 	line("\r\n--%s", boundary)
 	line("Content-Type: application/tlsrpt+gzip\r\nContent-Transfer-Encoding: base64")
-	line("Content-Disposition: attachment;\r\n filename=\"%s\"\r\n", fileName(id, domain, r))
-	text := base64.StdEncoding.EncodeToString(packed)
+	line("Content-Disposition: attachment;\r\n filename=\"%s\"\r\n", fileName(l.id, domain, r))
 	for len(text) > 0 {
 		n := min(76, len(text))
 		line("%s", text[:n])

@@ -203,7 +203,8 @@ func (s *Sender) mail(ctx context.Context, domain string, to mail.Address, r tls
 		return ErrUnsigned
 	}
 	id := mail.NewID()
-	message, err := s.cfg.Sign(write(id, s.cfg.Contact, to, domain, r, packed, s.cfg.Now()))
+	l := letter{id: id, from: s.cfg.Contact, to: to, date: s.cfg.Now(), domain: domain, report: r, packed: packed}
+	message, err := s.cfg.Sign(l.write())
 	if err != nil {
 		return fmt.Errorf("sign the report %s: %w", r.ID, err)
 	}

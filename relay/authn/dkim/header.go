@@ -391,21 +391,26 @@ func (f *Fields) WriteSigned(w io.Writer, c Canon, names []string) {
 		used = make(map[string]int, len(names))
 	}
 	for i, name := range names {
-		n := 0 // how often it was named before
+		n := used[name] // how often it was named before
 		if used != nil {
-			n = used[name]
-			used[name]++
+			used[name] = n + 1
 		} else {
-			for _, before := range names[:i] {
-				if before == name {
-					n++
-				}
-			}
+			n = count(names[:i], name)
 		}
 		if field := f.lowest(name, n); field != nil {
 			_, _ = w.Write(field.canonical(c))
 		}
 	}
+}
+
+// count tells how often a name is among names.
+func count(names []string, name string) (n int) {
+	for _, one := range names {
+		if one == name {
+			n++
+		}
+	}
+	return n
 }
 
 // Relaxed is the canonical form with CRLF (RFC 6376, 3.4.2).

@@ -28,7 +28,7 @@ func TestSign(t *testing.T) {
 	}
 	msg := "From: <a@one.example>\r\nTo: <b@two.example>\r\nSubject:  folded\r\n\tonce\r\n\r\nA body  \r\n\r\n\r\n"
 	for _, key := range []crypto.Signer{rsaKey, edKey} {
-		field, err := dkim.Sign([]byte(msg), "one.example", "sel", key, []string{"from", "to", "subject", "from", "date"}, time.Unix(1795000000, 0))
+		field, err := (&dkim.Signer{Domain: "one.example", Selector: "sel", Key: key, Names: []string{"from", "to", "subject", "from", "date"}}).Sign([]byte(msg), time.Unix(1795000000, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +56,7 @@ func TestSign(t *testing.T) {
 			}
 		}
 	}
-	if _, err := dkim.Sign([]byte("no header\r\n"), "one.example", "sel", rsaKey, []string{"from"}, time.Now()); err == nil {
+	if _, err := (&dkim.Signer{Domain: "one.example", Selector: "sel", Key: rsaKey, Names: []string{"from"}}).Sign([]byte("no header\r\n"), time.Now()); err == nil {
 		t.Error("what is no message is signed")
 	}
 }
